@@ -1,0 +1,62 @@
+# The habits of the project. `make demo` and `make test` work on a bare machine: Python 3.11+, pip, make.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Kinora needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python pyproject.toml requirements.lock
+	@echo "Installing Kinora from the lock (a few minutes the first time) ..."
+	$(PIP) install --quiet --constraint requirements.lock --editable '.[engine,local]'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP) requirements-dev.txt
+	$(PIP) install --quiet --constraint requirements.lock --requirement requirements-dev.txt
+	@touch $@
+
+.PHONY: install
+install: $(STAMP) ## Create .venv and install Kinora from the lock
+
+.PHONY: demo
+demo: $(STAMP) ## Fine-tune a tiny video model end to end (VIDEOS=folder for your own clips)
+	$(BIN)/kinora demo $(if $(VIDEOS),--videos '$(VIDEOS)')
+
+.PHONY: up
+up: $(STAMP) ## Keep the service running until Ctrl-C
+	$(BIN)/kinora up
+
+.PHONY: test
+test: $(DEV_STAMP) ## Run every test
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(DEV_STAMP) ## Format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: schemas
+schemas: $(DEV_STAMP) ## Write schemas/events/json from the event types
+	$(BIN)/python -m schemas.generate
+
+.PHONY: lock
+lock: $(DEV_STAMP) ## Write requirements.lock from what is installed
+	$(PIP) freeze --exclude-editable | sed -E 's/\+[A-Za-z0-9.]+$$//' | grep -vE '^(-e|kinora)' > requirements.lock
+
+.PHONY: clean
+clean: ## Remove the environment and caches, never data
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

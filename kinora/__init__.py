@@ -1,0 +1,1 @@
+"""The composition root: CLI, settings, embedded servers and supervision. Nothing imports it."""

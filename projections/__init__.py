@@ -1,0 +1,1 @@
+"""The read side: folds of the log into tables that people query."""

@@ -1,0 +1,1 @@
+"""The training engine: knows video, tensors and checkpoints; knows nothing of jobs, messages or storage."""

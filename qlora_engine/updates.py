@@ -1,0 +1,147 @@
+"""What an engine tells its parent, one JSON line each on a private pipe. Free of torch, so agents may import it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from schemas.base import Message
+from schemas.datasets import DatasetFacts, ModelFacts, Problem
+from schemas.events.agent import Capabilities
+from schemas.events.job import Evaluation, ProgressPoint
+from schemas.training import AdapterFacts, EngineSpec
+
+
+class Preparing(Message):
+    kind: Literal["preparing"] = "preparing"
+    phase: Literal["loading_model", "loading_data", "evaluating", "saving"]
+    done: int = 0
+    total: int = 0
+
+
+class TrainingBegan(Message):
+    kind: Literal["training_began"] = "training_began"
+    start_step: int
+    total_steps: int
+    trainable_parameters: int
+    total_parameters: int
+    training_examples: int
+    held_out_examples: int
+    device: str
+
+
+class StepTaken(Message):
+    kind: Literal["step_taken"] = "step_taken"
+    total_steps: int
+    epoch: float
+    point: ProgressPoint
+    eta_seconds: float | None = None
+    peak_memory_bytes: int = 0
+
+
+class EvaluationDone(Message):
+    kind: Literal["evaluation_done"] = "evaluation_done"
+    step: int
+    phase: Literal["before", "during", "after"]
+    evaluation: Evaluation
+
+
+class CheckpointWritten(Message):
+    """`folder` is complete: it was renamed into place with its manifest."""
+
+    kind: Literal["checkpoint_written"] = "checkpoint_written"
+    step: int
+    folder: str
+
+
+class Logged(Message):
+    kind: Literal["logged"] = "logged"
+    level: Literal["info", "warning", "error"]
+    code: str
+    message: str
+
+
+class TrainingDone(Message):
+    """All steps are taken and the adapter is in `adapter_folder`."""
+
+    kind: Literal["training_done"] = "training_done"
+    steps: int
+    loss_first: float
+    loss_last: float
+    seconds: float
+    adapter_folder: str
+    series_file: str
+    facts: AdapterFacts
+
+
+class TrainingStopped(Message):
+    """A stop was honoured at an optimizer step; graceful stops leave checkpoint and adapter."""
+
+    kind: Literal["training_stopped"] = "training_stopped"
+    step: int
+    adapter_folder: str | None
+    series_file: str
+    facts: AdapterFacts | None
+
+
+class DatasetVerdict(Message):
+    kind: Literal["dataset_verdict"] = "dataset_verdict"
+    facts: DatasetFacts | None
+    manifest_file: str | None
+    problems: tuple[Problem, ...] = ()
+
+
+class ModelVerdict(Message):
+    kind: Literal["model_verdict"] = "model_verdict"
+    facts: ModelFacts | None
+    problems: tuple[Problem, ...] = ()
+
+
+class ProbeResult(Message):
+    kind: Literal["probe_result"] = "probe_result"
+    capabilities: Capabilities
+
+
+class EngineFailed(Message):
+    """The last update of a failed run; the exit code is 1."""
+
+    kind: Literal["engine_failed"] = "engine_failed"
+    code: str
+    """``model_load_failed``, ``data_unreadable``, ``oom``, ``non_finite_loss``, ``internal`` …"""
+    message: str
+    retryable: bool
+
+
+Update = Annotated[
+    Preparing
+    | TrainingBegan
+    | StepTaken
+    | EvaluationDone
+    | CheckpointWritten
+    | Logged
+    | TrainingDone
+    | TrainingStopped
+    | DatasetVerdict
+    | ModelVerdict
+    | ProbeResult
+    | EngineFailed,
+    Field(discriminator="kind"),
+]
+UPDATE: TypeAdapter[Update] = TypeAdapter(Update)
+
+
+class Start(Message):
+    """The first line on stdin."""
+
+    kind: Literal["start"] = "start"
+    spec: EngineSpec
+
+
+class Stop(Message):
+    """Honoured at the next optimizer step; graceful saves a checkpoint and the adapter first."""
+
+    kind: Literal["stop"] = "stop"
+    mode: Literal["graceful", "immediate"]
+
+
+ControlLine = Annotated[Start | Stop, Field(discriminator="kind")]
+CONTROL: TypeAdapter[ControlLine] = TypeAdapter(ControlLine)

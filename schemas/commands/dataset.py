@@ -1,0 +1,66 @@
+"""Commands on datasets."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from schemas.commands.base import Command
+from schemas.datasets import DatasetFacts, Problem
+from schemas.ids import AgentId, DatasetId, UserId
+from schemas.objects import StoredObject
+
+
+class RegisterDataset(Command):
+    TYPE: ClassVar[str] = "register_dataset"
+    dataset_id: DatasetId
+    name: str
+    description: str
+    owner_id: UserId
+    listing: StoredObject
+    file_count: int
+    size_bytes: int
+
+
+class StartDatasetUpload(Command):
+    TYPE: ClassVar[str] = "start_dataset_upload"
+    dataset_id: DatasetId
+    upload_id: str
+
+
+class CompleteDatasetUpload(Command):
+    """The store holds every declared file and each hash was verified."""
+
+    TYPE: ClassVar[str] = "complete_dataset_upload"
+    dataset_id: DatasetId
+    upload_id: str
+
+
+class ClaimDatasetValidation(Command):
+    TYPE: ClassVar[str] = "claim_dataset_validation"
+    dataset_id: DatasetId
+    agent_id: AgentId
+    attempt: int
+
+
+class InterruptDatasetValidation(Command):
+    TYPE: ClassVar[str] = "interrupt_dataset_validation"
+    dataset_id: DatasetId
+    attempt: int
+    reason: str
+    detail: str = ""
+
+
+class JudgeDataset(Command):
+    """`facts` and `manifest`, or `problems`."""
+
+    TYPE: ClassVar[str] = "judge_dataset"
+    dataset_id: DatasetId
+    attempt: int
+    facts: DatasetFacts | None = None
+    manifest: StoredObject | None = None
+    problems: tuple[Problem, ...] = Field((), max_length=100)
+
+
+class DeleteDataset(Command):
+    TYPE: ClassVar[str] = "delete_dataset"
+    dataset_id: DatasetId

@@ -1,0 +1,41 @@
+"""Commands on users and organizations."""
+
+from typing import ClassVar
+
+from schemas.commands.base import Command
+from schemas.ids import OrganizationId, UserId, WorkspaceId
+
+
+class RegisterUser(Command):
+    """Sign a person up; the two personal fields are already ciphertext."""
+
+    TYPE: ClassVar[str] = "register_user"
+    user_id: UserId
+    username_ciphertext: str
+    email_ciphertext: str
+
+
+class CreateOrganization(Command):
+    """Begin an organization with one owner and one workspace."""
+
+    TYPE: ClassVar[str] = "create_organization"
+    organization_id: OrganizationId
+    workspace_id: WorkspaceId
+    owner_id: UserId
+    personal: bool
+
+
+class RecordLogin(Command):
+    """A password was proved."""
+
+    TYPE: ClassVar[str] = "record_login"
+    user_id: UserId
+
+
+class RevokeTokenFamily(Command):
+    """A refresh token was used twice, or its owner logged out."""
+
+    TYPE: ClassVar[str] = "revoke_token_family"
+    user_id: UserId
+    family_id: str
+    reason: str

@@ -1,0 +1,6 @@
+"""Every event of the log. Importing this package fills the registry."""
+
+from schemas.events import agent, dataset, identity, job, model
+from schemas.events.registry import REGISTRY, Event, Registry, UnknownEventType
+
+__all__ = ["REGISTRY", "Event", "Registry", "UnknownEventType", "agent", "dataset", "identity", "job", "model"]

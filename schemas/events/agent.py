@@ -1,0 +1,55 @@
+"""Agents: the nodes that train."""
+
+from typing import ClassVar, Literal
+
+from schemas.base import Message
+from schemas.events.registry import REGISTRY, Event
+
+AgentProfile = Literal["cpu", "cuda", "jetson", "simulated-jetson"]
+
+
+class Capabilities(Message):
+    """What a node can do, measured by running a real 4-bit kernel on it."""
+
+    profile: AgentProfile
+    device: str
+    """Human-readable, such as ``AMD EPYC (2 cores)`` or ``NVIDIA H200``."""
+    cpu_cores: int
+    memory_bytes: int
+    gpu_memory_bytes: int = 0
+    four_bit_kernel: bool
+    """The probe quantised, multiplied and took an optimizer step."""
+    versions: dict[str, str]
+    """torch, transformers, peft, bitsandbytes, kinora."""
+
+
+@REGISTRY.register
+class AgentEnrolled(Event):
+    """A node was admitted to an organization and a pool."""
+
+    TYPE: ClassVar[str] = "kinora.agent.enrolled"
+    name: str
+    pool: str
+
+
+@REGISTRY.register
+class AgentProbed(Event):
+    """The node reported what it can do; repeated only when that changes."""
+
+    TYPE: ClassVar[str] = "kinora.agent.probed"
+    capabilities: Capabilities
+
+
+@REGISTRY.register
+class AgentOnline(Event):
+    """The node was heard after silence."""
+
+    TYPE: ClassVar[str] = "kinora.agent.online"
+
+
+@REGISTRY.register
+class AgentLost(Event):
+    """The node was silent for a whole lease, or said goodbye."""
+
+    TYPE: ClassVar[str] = "kinora.agent.lost"
+    reason: Literal["lease_expired", "shut_down"]

@@ -1,0 +1,60 @@
+"""Users and organizations."""
+
+from typing import ClassVar, Literal
+
+from schemas.events.registry import REGISTRY, Event
+from schemas.ids import OrganizationId, UserId, WorkspaceId
+
+Role = Literal["owner", "admin", "member", "viewer"]
+
+
+@REGISTRY.register
+class UserRegistered(Event):
+    """A person signed up. Both personal fields are ciphertext under that person's key."""
+
+    TYPE: ClassVar[str] = "kinora.user.registered"
+    username_ciphertext: str
+    email_ciphertext: str
+
+
+@REGISTRY.register
+class UserLoggedIn(Event):
+    """A person proved their password."""
+
+    TYPE: ClassVar[str] = "kinora.user.logged_in"
+
+
+@REGISTRY.register
+class TokenFamilyRevoked(Event):
+    """A refresh token was used twice, so all its descendants are void."""
+
+    TYPE: ClassVar[str] = "kinora.user.token_family_revoked"
+    family_id: str
+    reason: Literal["reuse_detected", "logout"]
+
+
+@REGISTRY.register
+class OrganizationCreated(Event):
+    """An organization began; a personal one at sign-up."""
+
+    TYPE: ClassVar[str] = "kinora.organization.created"
+    organization_id: OrganizationId
+    personal: bool
+
+
+@REGISTRY.register
+class WorkspaceCreated(Event):
+    """A workspace began inside an organization."""
+
+    TYPE: ClassVar[str] = "kinora.organization.workspace_created"
+    workspace_id: WorkspaceId
+    name: str
+
+
+@REGISTRY.register
+class MemberAdded(Event):
+    """A user became a member."""
+
+    TYPE: ClassVar[str] = "kinora.organization.member_added"
+    user_id: UserId
+    role: Role

@@ -1,0 +1,89 @@
+"""Identifiers: a readable prefix and a UUIDv7 (RFC 9562 §5.7), such as ``job_0192f0c1…``.
+
+The same 32 hexadecimal digits are the aggregate's ``originator_id`` in the log, so a stream is found
+from its id without a look-up. Ids contain only characters that are safe in a NATS subject token,
+a URL path and an object key.
+"""
+
+import re
+import secrets
+import time
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID, uuid5
+
+from pydantic import StringConstraints
+
+
+class Prefix(StrEnum):
+    """The kind of thing an id names."""
+
+    USER = "usr"
+    ORGANIZATION = "org"
+    WORKSPACE = "ws"
+    DATASET = "ds"
+    MODEL = "mdl"
+    AGENT = "agt"
+    JOB = "job"
+    EVENT = "evt"
+    COMMAND = "cmd"
+    REQUEST = "req"
+    UPLOAD = "upl"
+
+
+ID_PATTERN = re.compile(r"^([a-z]{2,4})_([0-9a-f]{32})$")
+
+UserId = Annotated[str, StringConstraints(pattern=r"^usr_[0-9a-f]{32}$")]
+OrganizationId = Annotated[str, StringConstraints(pattern=r"^org_[0-9a-f]{32}$")]
+WorkspaceId = Annotated[str, StringConstraints(pattern=r"^ws_[0-9a-f]{32}$")]
+DatasetId = Annotated[str, StringConstraints(pattern=r"^ds_[0-9a-f]{32}$")]
+ModelId = Annotated[str, StringConstraints(pattern=r"^mdl_[0-9a-f]{32}$")]
+AgentId = Annotated[str, StringConstraints(pattern=r"^agt_[0-9a-f]{32}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
+EventId = Annotated[str, StringConstraints(pattern=r"^evt_[0-9a-f]{32}$")]
+WorkItemId = Annotated[str, StringConstraints(pattern=r"^(job|ds|mdl)_[0-9a-f]{32}$")]
+"""What an agent can be given: a job to train, or a dataset or model to validate."""
+StreamId = Annotated[str, StringConstraints(pattern=r"^(usr|org|ds|mdl|agt|job)_[0-9a-f]{32}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def uuid7() -> UUID:
+    """A time-ordered UUID (RFC 9562 §5.7): 48 bits of Unix milliseconds, 74 random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=value)
+
+
+def new_id(prefix: Prefix) -> str:
+    """A fresh id with this prefix."""
+    return f"{prefix}_{uuid7().hex}"
+
+
+def derived_id(prefix: Prefix, parent: str, name: str) -> str:
+    """The id that `name` under `parent` always has, so that a repeated policy makes the same thing."""
+    return f"{prefix}_{uuid5(id_uuid(parent), name).hex}"
+
+
+def id_uuid(identifier: str) -> UUID:
+    """The UUID inside an id.
+
+    Raises:
+        ValueError: when `identifier` is not a prefix and 32 hexadecimal digits.
+    """
+    match = ID_PATTERN.match(identifier)
+    if match is None:
+        raise ValueError(f"{identifier!r} is not an id; expected a prefix and 32 hexadecimal digits, like job_0192…")
+    return UUID(hex=match.group(2))
+
+
+def id_prefix(identifier: str) -> Prefix:
+    """The kind of thing that `identifier` names.
+
+    Raises:
+        ValueError: when it is not an id or its prefix is unknown.
+    """
+    match = ID_PATTERN.match(identifier)
+    if match is None:
+        raise ValueError(f"{identifier!r} is not an id; expected a prefix and 32 hexadecimal digits, like job_0192…")
+    return Prefix(match.group(1))

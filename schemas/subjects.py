@@ -1,0 +1,72 @@
+"""NATS subjects, streams and durable names: the only place that spells them."""
+
+from typing import Literal
+
+EVENTS_STREAM = "EVENTS"
+WORK_STREAM = "WORK"
+REPORTS_STREAM = "REPORTS"
+
+EVENTS_SUBJECTS = "kinora.v1.>"
+WORK_SUBJECTS = "kinora.work.>"
+REPORTS_SUBJECTS = "kinora.report.>"
+
+INBOX_DURABLE = "inbox"
+"""The one consumer of REPORTS."""
+
+Lane = Literal["train", "validate"]
+PriorityLevel = Literal["high", "normal", "low"]
+LANES: tuple[Lane, ...] = ("train", "validate")
+PRIORITIES: tuple[PriorityLevel, ...] = ("high", "normal", "low")
+DEFAULT_POOL = "default"
+
+POSITION_HEADER = "Kinora-Position"
+PREVIOUS_POSITION_HEADER = "Kinora-Previous-Position"
+LOG_ID_HEADER = "Kinora-Log-Id"
+EPOCH_HEADER = "Kinora-Epoch"
+
+
+def event_subject(organization_id: str | None, workspace_id: str | None, event_type: str) -> str:
+    """``kinora.v1.<organization>.<workspace>.<aggregate>.<event>``; ``_`` where there is none."""
+    aggregate, event = event_type.removeprefix("kinora.").split(".", 1)
+    return f"kinora.v1.{organization_id or '_'}.{workspace_id or '_'}.{aggregate}.{event}"
+
+
+def work_subject(organization_id: str, pool: str, lane: str, priority: str, item_id: str) -> str:
+    """The one message of one queued item."""
+    return f"kinora.work.{organization_id}.{pool}.{lane}.{priority}.{item_id}"
+
+
+def work_durable(organization_id: str, pool: str, lane: str, priority: str) -> str:
+    """The durable pull consumer that a pool's agents share."""
+    return f"work-{organization_id}-{pool}-{lane}-{priority}"
+
+
+def claim_subject(organization_id: str, agent_id: str) -> str:
+    return f"kinora.claim.{organization_id}.{agent_id}"
+
+
+def heartbeat_subject(organization_id: str, agent_id: str) -> str:
+    return f"kinora.heartbeat.{organization_id}.{agent_id}"
+
+
+def presign_subject(organization_id: str, agent_id: str) -> str:
+    """Requests for presigned URLs of one attempt's inputs and outputs."""
+    return f"kinora.presign.{organization_id}.{agent_id}"
+
+
+def hello_subject(organization_id: str, agent_id: str) -> str:
+    """An agent's capabilities, once at its start and after each reconnect."""
+    return f"kinora.hello.{organization_id}.{agent_id}"
+
+
+def report_subject(organization_id: str, agent_id: str, item_id: str) -> str:
+    return f"kinora.report.{organization_id}.{agent_id}.{item_id}"
+
+
+def control_subject(organization_id: str, agent_id: str) -> str:
+    """Control plane → agent: a changed desired state, ahead of the next heartbeat."""
+    return f"kinora.control.{organization_id}.{agent_id}"
+
+
+def telemetry_subject(organization_id: str, job_id: str) -> str:
+    return f"kinora.telemetry.{organization_id}.{job_id}"

@@ -1,0 +1,111 @@
+"""What a training is: the hyperparameters people choose and the spec that an engine runs."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.base import Message
+from schemas.ids import JobId, Sha256
+
+Modality = Literal["vision", "connector", "text"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+class Hyperparameters(Message):
+    """Everything a person may choose for a job; the defaults train a small video model sensibly."""
+
+    rank: int = Field(8, ge=1, le=512, description="LoRA rank r.")
+    alpha: float = Field(16.0, gt=0, le=4096, description="LoRA alpha; the update is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA A matrix.")
+    target_modalities: tuple[Modality, ...] = Field(
+        ("vision", "connector", "text"), min_length=1, description="Parts of the model that get adapters."
+    )
+    learning_rate: float = Field(2e-4, gt=0, le=1)
+    schedule: Schedule = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps spent warming up.")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimizer step.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Examples per forward pass; the batch size when absent. The gradient is exact."
+    )
+    epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the training split; ignored with max_steps.")
+    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Optimizer steps, instead of epochs.")
+    frames: int = Field(4, ge=1, le=512, description="Frames taken from each clip, evenly spaced in time.")
+    held_out_fraction: float = Field(0.2, ge=0, le=0.9, description="Share of the clips kept for evaluation.")
+    checkpoint_every_steps: int = Field(50, ge=1)
+    max_new_tokens: int = Field(32, ge=1, le=4096, description="Limit of a generated answer in evaluation.")
+    gradient_checkpointing: bool = False
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size};"
+                " lower it or leave it out"
+            )
+        if len(set(self.target_modalities)) != len(self.target_modalities):
+            raise ValueError(f"target_modalities {self.target_modalities} names a modality twice")
+        return self
+
+
+class ResumePoint(Message):
+    """The checkpoint that a new attempt goes on from."""
+
+    step: int = Field(ge=0)
+    folder: str
+    """Local folder holding the checkpoint's files, as the engine wrote them."""
+
+
+class TrainingSpec(Message):
+    """One attempt as the engine runs it; every path is local to the node and already verified."""
+
+    kind: Literal["train"] = "train"
+    job_id: JobId
+    attempt: int = Field(ge=1)
+    hyperparameters: Hyperparameters
+    model_folder: str
+    """A Hugging Face checkpoint folder: config.json, *.safetensors, tokenizer files."""
+    dataset_folder: str
+    """Clips at the paths that `manifest_file` names."""
+    manifest_file: str
+    """A `schemas.datasets.Manifest` as JSON."""
+    output_folder: str
+    """Where checkpoints (`checkpoint-{step}/`), `adapter/` and `series.jsonl` are written."""
+    resume: ResumePoint | None = None
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; all cores when absent."""
+
+
+class DatasetValidationSpec(Message):
+    """A dataset to decode and judge."""
+
+    kind: Literal["validate_dataset"] = "validate_dataset"
+    dataset_folder: str
+    """Everything that was uploaded, at its uploaded paths, captions file included."""
+    output_folder: str
+    """Where `manifest.json` (`schemas.datasets.Manifest`) is written."""
+    seconds_per_file: float = Field(60.0, gt=0)
+    """A clip that takes longer to decode is refused."""
+
+
+class ModelValidationSpec(Message):
+    """A base model to load in 4 bits and judge."""
+
+    kind: Literal["validate_model"] = "validate_model"
+    model_folder: str
+
+
+EngineSpec = Annotated[TrainingSpec | DatasetValidationSpec | ModelValidationSpec, Field(discriminator="kind")]
+
+
+class AdapterFacts(Message):
+    """What a finished adapter is."""
+
+    family: str
+    base_model_sha256: Sha256
+    rank: int
+    alpha: float
+    trainable_parameters: int
+    steps: int

@@ -1,0 +1,1 @@
+"""One process per node: claims work, runs an engine, reports. NATS and HTTPS only."""

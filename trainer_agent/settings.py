@@ -1,0 +1,27 @@
+"""What an agent needs to run; no database and no S3 keys among it."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from schemas.base import Message
+from schemas.events.agent import AgentProfile
+from schemas.ids import AgentId, OrganizationId
+from schemas.settings import NatsSettings
+
+
+class AgentSettings(Message):
+    """One node."""
+
+    agent_id: AgentId
+    organization_id: OrganizationId
+    pool: str
+    name: str
+    nats: NatsSettings
+    work_folder: Path
+    """Staged inputs and outputs; emptied of finished attempts."""
+    profile: AgentProfile | None = None
+    """Found out by the probe when absent."""
+    engine_threads: int | None = Field(None, ge=1)
+    shutdown_seconds: float = Field(20.0, gt=0)
+    """How long a stop waits for a last checkpoint before the engine is killed."""
