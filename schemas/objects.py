@@ -1,5 +1,7 @@
 """Objects in the store, always named together with what proves their content."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -48,6 +50,12 @@ class Listing(Message):
 def content_key(organization_id: str, sha256: str) -> str:
     """The key of an input: its content's address inside its organization, never across organizations."""
     return f"{organization_id}/objects/sha256/{sha256}"
+
+
+def content_sha256(files: Iterable[FileEntry | StoredObject]) -> str:
+    """The hash of a whole folder: SHA-256 over its sorted ``path:sha256`` lines, each ended by a newline."""
+    lines = sorted(f"{file.path}:{file.sha256}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def checkpoint_prefix(organization_id: str, job_id: str, attempt: int, step: int) -> str:

@@ -50,6 +50,16 @@ class Hyperparameters(Message):
         return self
 
 
+def held_out_count(clips: int, fraction: float) -> int:
+    """How many of `clips` are kept for evaluation: the one rule that the plan and the engine share.
+
+    Fewer than five clips are all trained on, because one of them would be too much to lose.
+    """
+    if fraction == 0 or clips < 5:
+        return 0
+    return min(clips - 1, max(1, round(clips * fraction)))
+
+
 class ResumePoint(Message):
     """The checkpoint that a new attempt goes on from."""
 

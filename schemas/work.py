@@ -196,8 +196,8 @@ class Released(Message):
 
 class Started(Message):
     kind: Literal["started"] = "started"
-    start_step: int
-    total_steps: int
+    start_step: int = Field(ge=0)
+    total_steps: int = Field(ge=1)
     trainable_parameters: int
     total_parameters: int
     training_examples: int
@@ -207,15 +207,15 @@ class Started(Message):
 
 class Evaluated(Message):
     kind: Literal["evaluated"] = "evaluated"
-    step: int
+    step: int = Field(ge=0)
     phase: Literal["before", "during", "after"]
     evaluation: Evaluation
 
 
 class Progressed(Message):
     kind: Literal["progressed"] = "progressed"
-    step: int
-    total_steps: int
+    step: int = Field(ge=0)
+    total_steps: int = Field(ge=1)
     epoch: float
     points: tuple[ProgressPoint, ...] = Field(max_length=64)
     eta_seconds: float | None = None
@@ -224,13 +224,13 @@ class Progressed(Message):
 
 class CheckpointStored(Message):
     kind: Literal["checkpoint_stored"] = "checkpoint_stored"
-    step: int
+    step: int = Field(ge=0)
     objects: tuple[StoredObject, ...]
 
 
 class LogStored(Message):
     kind: Literal["log_stored"] = "log_stored"
-    segment: int
+    segment: int = Field(ge=1)
     content: Literal["log", "series"]
     lines: int
     object: StoredObject
@@ -263,7 +263,7 @@ class AdapterUploaded(Message):
 
 class Stopped(Message):
     kind: Literal["stopped"] = "stopped"
-    step: int
+    step: int = Field(ge=0)
 
 
 class Failed(Message):

@@ -1,6 +1,6 @@
 """Commands on datasets."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,14 +39,18 @@ class ClaimDatasetValidation(Command):
     TYPE: ClassVar[str] = "claim_dataset_validation"
     dataset_id: DatasetId
     agent_id: AgentId
-    attempt: int
+    attempt: int = Field(ge=1)
 
 
 class InterruptDatasetValidation(Command):
+    """The attempt ended without a verdict."""
+
     TYPE: ClassVar[str] = "interrupt_dataset_validation"
     dataset_id: DatasetId
-    attempt: int
-    reason: str
+    agent_id: AgentId | None = None
+    """Who said so; None when the control plane itself found the lease expired."""
+    attempt: int = Field(ge=1)
+    reason: Literal["lease_expired", "released", "declined", "failed"]
     detail: str = ""
 
 
@@ -55,7 +59,8 @@ class JudgeDataset(Command):
 
     TYPE: ClassVar[str] = "judge_dataset"
     dataset_id: DatasetId
-    attempt: int
+    agent_id: AgentId
+    attempt: int = Field(ge=1)
     facts: DatasetFacts | None = None
     manifest: StoredObject | None = None
     problems: tuple[Problem, ...] = Field((), max_length=100)

@@ -1,6 +1,6 @@
 """Commands on users and organizations."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from schemas.commands.base import Command
 from schemas.ids import OrganizationId, UserId, WorkspaceId
@@ -25,6 +25,17 @@ class CreateOrganization(Command):
     personal: bool
 
 
+class SignUp(Command):
+    """Register a person together with their personal organization and its first workspace, or neither."""
+
+    TYPE: ClassVar[str] = "sign_up"
+    user_id: UserId
+    organization_id: OrganizationId
+    workspace_id: WorkspaceId
+    username_ciphertext: str
+    email_ciphertext: str
+
+
 class RecordLogin(Command):
     """A password was proved."""
 
@@ -38,4 +49,4 @@ class RevokeTokenFamily(Command):
     TYPE: ClassVar[str] = "revoke_token_family"
     user_id: UserId
     family_id: str
-    reason: str
+    reason: Literal["reuse_detected", "logout"]

@@ -2,16 +2,17 @@
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from schemas.commands.base import Command
-from schemas.events.job import PinnedInput, Priority, StopMode
+from schemas.events.job import Priority, StopMode
 from schemas.ids import AgentId, DatasetId, JobId, ModelId, UserId
-from schemas.objects import StoredObject
 from schemas.training import Hyperparameters
 from schemas.work import Report
 
 
 class RequestJob(Command):
-    """Ask for a training. The handler looked dataset and model up and pinned what it found."""
+    """Ask for a training. The handler looks dataset and model up and pins what it finds."""
 
     TYPE: ClassVar[str] = "request_job"
     job_id: JobId
@@ -19,14 +20,12 @@ class RequestJob(Command):
     owner_id: UserId
     dataset_id: DatasetId
     model_id: ModelId
-    dataset: PinnedInput
-    model: PinnedInput
-    manifest: StoredObject
     hyperparameters: Hyperparameters
     pool: str
     priority: Priority
     labels: dict[str, str]
-    max_attempts: int = 5
+    max_attempts: int = Field(5, ge=1, le=100)
+    """How many attempts may fail or lose their agent; the last of them fails the job."""
 
 
 class ValidateJob(Command):
@@ -41,14 +40,14 @@ class AdmitJob(Command):
 
     TYPE: ClassVar[str] = "admit_job"
     job_id: JobId
-    total_steps: int
-    training_examples: int
-    held_out_examples: int
-    epochs: float
+    total_steps: int = Field(ge=1)
+    training_examples: int = Field(ge=1)
+    held_out_examples: int = Field(ge=0)
+    epochs: float = Field(gt=0)
 
 
 class RefuseJob(Command):
-    """The check failed."""
+    """The check failed, or the queued job can never run, for instance because no agent is able to."""
 
     TYPE: ClassVar[str] = "refuse_job"
     job_id: JobId
@@ -62,11 +61,11 @@ class ClaimJob(Command):
     TYPE: ClassVar[str] = "claim_job"
     job_id: JobId
     agent_id: AgentId
-    attempt: int
+    attempt: int = Field(ge=1)
 
 
 class ReportAttempt(Command):
-    """What an agent reported of the attempt that it holds."""
+    """What an agent reported of the attempt that it holds, of a job or of a validation."""
 
     TYPE: ClassVar[str] = "report_attempt"
     agent_id: AgentId
@@ -78,7 +77,7 @@ class ExpireLease(Command):
 
     TYPE: ClassVar[str] = "expire_lease"
     job_id: JobId
-    attempt: int
+    attempt: int = Field(ge=1)
 
 
 class StopJob(Command):

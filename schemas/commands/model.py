@@ -1,6 +1,6 @@
 """Commands on models."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -40,14 +40,18 @@ class ClaimModelValidation(Command):
     TYPE: ClassVar[str] = "claim_model_validation"
     model_id: ModelId
     agent_id: AgentId
-    attempt: int
+    attempt: int = Field(ge=1)
 
 
 class InterruptModelValidation(Command):
+    """The attempt ended without a verdict."""
+
     TYPE: ClassVar[str] = "interrupt_model_validation"
     model_id: ModelId
-    attempt: int
-    reason: str
+    agent_id: AgentId | None = None
+    """Who said so; None when the control plane itself found the lease expired."""
+    attempt: int = Field(ge=1)
+    reason: Literal["lease_expired", "released", "declined", "failed"]
     detail: str = ""
 
 
@@ -56,7 +60,8 @@ class JudgeModel(Command):
 
     TYPE: ClassVar[str] = "judge_model"
     model_id: ModelId
-    attempt: int
+    agent_id: AgentId
+    attempt: int = Field(ge=1)
     facts: ModelFacts | None = None
     content_sha256: Sha256 | None = None
     problems: tuple[Problem, ...] = Field((), max_length=100)
