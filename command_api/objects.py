@@ -119,7 +119,7 @@ class ObjectStore:
     async def presign_part(
         self, key: str, upload_id: str, number: int, *, size_bytes: int | None = None
     ) -> str:
-        """A URL that writes one part of a multipart upload; with `size_bytes`, only of exactly that length."""
+        """A URL that writes one part of a multipart upload, of exactly `size_bytes` when given."""
         extra = {} if size_bytes is None else {"ContentLength": size_bytes}
         return await self._presign("upload_part", Key=key, UploadId=upload_id, PartNumber=number, **extra)
 
