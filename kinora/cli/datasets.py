@@ -1,0 +1,99 @@
+"""`kinora datasets`: add a folder of clips, list, show."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinora.cli.output import connect, door, print_facts, print_json, print_table, size, talk
+from kinora.cli.progress import problems_text, transfer_bar, until_ready
+from kinora.sources import dataset_paths
+from kinora.upload import upload_folder
+
+app = typer.Typer(no_args_is_help=True, help="Videos with captions to train on.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.command()
+@door
+def add(
+    folder: Annotated[Path, typer.Argument(help="Folder with clips and captions.jsonl or captions.csv.")],
+    name: Annotated[str, typer.Option(help="Name to show; the folder's by default.")] = "",
+    description: Annotated[str, typer.Option()] = "",
+    wait: Annotated[bool, typer.Option(help="Wait for the validation's verdict.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a folder of clips and have an agent validate it."""
+    paths = dataset_paths(folder)
+    with connect() as client:
+        with transfer_bar() as report:
+            item = upload_folder(
+                client,
+                "datasets",
+                folder,
+                paths,
+                name=name or folder.resolve().name,
+                description=description,
+                report=report,
+            )
+        if wait:
+            item = until_ready(client, "datasets", item)
+    if as_json:
+        print_json(item)
+        return
+    talk.print(f"dataset [bold]{item['name']}[/] is {item['status']}")
+    print(item["id"])
+
+
+@app.command()
+@door
+def ls(as_json: AsJson = False) -> None:
+    """List datasets, newest first."""
+    with connect() as client:
+        rows = list(client.pages("/datasets"))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        rows,
+        {
+            "id": lambda row: row["id"],
+            "name": lambda row: row["name"],
+            "status": lambda row: row["status"],
+            "clips": lambda row: str((row.get("facts") or {}).get("clips", "–")),
+            "size": lambda row: size(row.get("size_bytes")),
+            "created": lambda row: row["created_at"][:19],
+        },
+        "No datasets yet. Add one: kinora datasets add FOLDER",
+    )
+
+
+@app.command()
+@door
+def show(dataset_id: str, as_json: AsJson = False) -> None:
+    """Show one dataset with its validation report."""
+    with connect() as client:
+        item = client.get(f"/datasets/{dataset_id}")
+    if as_json:
+        print_json(item)
+        return
+    facts = item.get("facts") or {}
+    print_facts(
+        {
+            "id": item["id"],
+            "name": item["name"],
+            "description": item.get("description") or None,
+            "status": item["status"],
+            "files": item.get("file_count"),
+            "size": size(item.get("size_bytes")),
+            "clips": facts.get("clips"),
+            "examples": facts.get("examples"),
+            "frames": facts.get("frames"),
+            "seconds": facts.get("duration_seconds"),
+            "content sha256": item.get("content_sha256"),
+        }
+    )
+    for warning in facts.get("warnings") or ():
+        talk.print(f"warning {warning['where']}: {warning['message']}", style="yellow", markup=False)
+    if item.get("problems"):
+        talk.print(problems_text(item), style="red", markup=False)

@@ -1,0 +1,26 @@
+"""`kinora demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinora.cli.output import EXIT_JOB_FAILED, door, out
+
+
+@door
+def demo(
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder with your own clips and captions.jsonl or captions.csv.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where results and the demo's data folder go.")] = Path(
+        "demo-output"
+    ),
+) -> None:
+    """Fine-tune a tiny video model end to end and show what happened."""
+    # matplotlib takes a second to import, which no other command should pay.
+    from kinora.demo.story import run_demo
+
+    result = run_demo(output, videos, out)
+    if result.status != "succeeded":
+        raise typer.Exit(EXIT_JOB_FAILED)

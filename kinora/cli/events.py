@@ -1,0 +1,45 @@
+"""`kinora events`: follow the organization's log."""
+
+from typing import Annotated
+
+import typer
+
+from kinora.cli.output import connect, door, out, print_lines
+from kinora.feed import follow
+
+app = typer.Typer(no_args_is_help=True, help="The event log.")
+
+
+@app.command()
+@door
+def tail(
+    after: Annotated[int | None, typer.Option(help="Begin behind this position; 0 is the beginning.")] = None,
+    types: Annotated[str, typer.Option(help="Only these types, such as kinora.job.succeeded.")] = "",
+    job: Annotated[str, typer.Option(help="Only this job's events.")] = "",
+    ndjson: Annotated[bool, typer.Option("--ndjson", help="Print whole events as NDJSON.")] = False,
+    until_head: Annotated[bool, typer.Option(help="End when all history is printed.")] = False,
+) -> None:
+    """Print events as they are committed; Ctrl-C ends it."""
+    event_filter: dict[str, object] = {}
+    if types:
+        event_filter["types"] = [name.strip() for name in types.split(",")]
+    if job:
+        event_filter["job_id"] = job
+    start: object = "latest" if after is None else after
+    with connect() as client:
+        for frame in follow(client, start=start or "earliest", event_filter=event_filter):  # type: ignore[arg-type]
+            if frame["type"] == "caught_up" and until_head:
+                return
+            if frame["type"] != "event":
+                continue
+            event = frame["event"]
+            if ndjson:
+                print_lines([event])
+                continue
+            time = event["metadata"]["recorded_at"][11:19]
+            out.print(
+                f"{frame['position']:>8}  {time}  {event['type']:<36} {event['stream_id'][:16]}…"
+                f"  {event['metadata']['actor'][:20]}",
+                highlight=False,
+                markup=False,
+            )

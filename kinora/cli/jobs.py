@@ -1,0 +1,267 @@
+"""`kinora jobs`: submit, list, show, watch, logs, stop, fetch the adapter."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.live import Live
+
+from kinora.artifacts import download_adapter
+from kinora.cli.datasets import AsJson
+from kinora.cli.output import (
+    EXIT_JOB_FAILED,
+    connect,
+    door,
+    out,
+    print_facts,
+    print_json,
+    print_lines,
+    print_table,
+    talk,
+)
+from kinora.client import Client
+from kinora.feed import follow
+from kinora.watch import JobProgress, duration, percent, picture
+from schemas.errors import FieldError, KinoraError
+from schemas.training import Hyperparameters
+
+app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
+
+
+class BadParameter(KinoraError):
+    """A hyperparameter cannot be read or is out of range."""
+
+    code = "bad_parameter"
+
+
+def hyperparameters(given: dict[str, Any], pairs: list[str]) -> Hyperparameters:
+    """The flags that were given, and `name=value` pairs for all others.
+
+    Raises:
+        BadParameter: naming each field, its value and what is allowed.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise BadParameter(f"{pair!r} is not name=value; write for instance -p weight_decay=0.01")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    try:
+        return Hyperparameters.model_validate(values)
+    except ValidationError as error:
+        details = tuple(
+            FieldError(
+                pointer="/" + "/".join(str(part) for part in problem["loc"]),
+                code=problem["type"],
+                message=f"{problem['msg']} (given: {problem['input']!r})",
+            )
+            for problem in error.errors()
+        )
+        raise BadParameter("these hyperparameters cannot be used:", errors=details) from error
+
+
+@app.command()
+@door
+def submit(
+    dataset: Annotated[str, typer.Option(help="Dataset id.")],
+    model: Annotated[str, typer.Option(help="Base model id.")],
+    name: Annotated[str, typer.Option()] = "",
+    rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    epochs: Annotated[float | None, typer.Option()] = None,
+    max_steps: Annotated[int | None, typer.Option()] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="Any hyperparameter, as name=value.")
+    ] = None,
+    priority: Annotated[str, typer.Option(help="high, normal or low.")] = "normal",
+    pool: Annotated[str, typer.Option(help="Agents that may take it.")] = "default",
+    watch: Annotated[bool, typer.Option(help="Follow it until it ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for a fine-tuning."""
+    flags = {
+        "rank": rank,
+        "alpha": alpha,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "frames": frames,
+        "seed": seed,
+    }
+    settings = hyperparameters(flags, parameter or [])
+    body = {
+        "name": name,
+        "dataset_id": dataset,
+        "model_id": model,
+        "hyperparameters": settings.model_dump(mode="json", exclude_unset=True),
+        "pool": pool,
+        "priority": priority,
+    }
+    with connect() as client:
+        job = client.post("/jobs", body)
+        if as_json:
+            print_json(job)
+        else:
+            talk.print(f"job [bold]{job['name']}[/] is {job['status']}")
+            print(job["id"])
+        if watch:
+            _leave(_watch_live(client, job["id"]))
+
+
+@app.command()
+@door
+def ls(
+    status: Annotated[str | None, typer.Option(help="Only these, such as queued,running.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with connect() as client:
+        rows = list(client.pages("/jobs", status=status))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        rows,
+        {
+            "id": lambda row: row["id"],
+            "name": lambda row: row["name"],
+            "status": lambda row: row["status"],
+            "step": lambda row: f"{row['step']}/{row['total_steps'] or '–'}",
+            "loss": lambda row: "–" if row.get("loss") is None else f"{row['loss']:.4f}",
+            "created": lambda row: row["created_at"][:19],
+        },
+        "No jobs yet. Ask for one: kinora jobs submit --dataset ID --model ID",
+    )
+
+
+@app.command()
+@door
+def show(job_id: str, as_json: AsJson = False) -> None:
+    """Show one job."""
+    with connect() as client:
+        job = client.get(f"/jobs/{job_id}")
+    if as_json:
+        print_json(job)
+        return
+    before, after = job.get("evaluation_before") or {}, job.get("evaluation_after") or {}
+    print_facts(
+        {
+            name: job.get(name)
+            for name in ("id", "name", "status", "attempt", "agent_id", "dataset_id", "model_id")
+        }
+        | {
+            "step": f"{job['step']}/{job['total_steps'] or '–'}",
+            "loss": job.get("loss"),
+            "ETA": duration(job.get("eta_seconds")) if job["status"] == "running" else None,
+            "exact match": f"{percent(before.get('exact_match'))} before, {percent(after.get('exact_match'))} after",
+            "output model": job.get("output_model_id"),
+            "created": job["created_at"],
+            "finished": job.get("finished_at"),
+        }
+        | {
+            f"  {name}": json.dumps(value) if not isinstance(value, str) else value
+            for name, value in job["hyperparameters"].items()
+        }
+    )
+    if job.get("error"):
+        talk.print(f"{job['error']['code']}: {job['error']['message']}", style="bold red", markup=False)
+
+
+def _watch_live(client: Client, job_id: str) -> JobProgress:
+    """Draw the job until it ends; a lost connection is made again by position."""
+    title = f"{client.get(f'/jobs/{job_id}')['name']}  {job_id}"
+    progress = JobProgress()
+    with Live(picture(progress, title), console=talk, refresh_per_second=8, transient=False) as live:
+        frames = follow(client, start="earliest", event_filter={"job_id": job_id, "telemetry": True})
+        for frame in frames:
+            progress = progress.after_frame(frame)
+            live.update(picture(progress, title))
+            if progress.finished:
+                return progress
+    raise AssertionError("the feed never ends by itself")
+
+
+def _leave(progress: JobProgress) -> None:
+    if progress.phase == "failed":
+        raise typer.Exit(EXIT_JOB_FAILED)
+
+
+@app.command()
+@door
+def watch(
+    job_id: str,
+    ndjson: Annotated[bool, typer.Option("--ndjson", help="Print its events as NDJSON instead.")] = False,
+) -> None:
+    """Follow a job until it ends; survives disconnects."""
+    with connect() as client:
+        if not ndjson:
+            _leave(_watch_live(client, job_id))
+            return
+        client.get(f"/jobs/{job_id}")  # An unknown id is an error now instead of silence for ever.
+        progress = JobProgress()
+        for frame in follow(client, start="earliest", event_filter={"job_id": job_id}):
+            if frame["type"] == "event":
+                print_lines([frame["event"]])
+            progress = progress.after_frame(frame)
+            if progress.finished:
+                _leave(progress)
+                return
+
+
+@app.command()
+@door
+def logs(job_id: str, as_json: AsJson = False) -> None:
+    """Print a job's log."""
+    with connect() as client:
+        lines = list(client.pages(f"/jobs/{job_id}/logs"))
+    if as_json:
+        print_lines(lines)
+        return
+    if not lines:
+        talk.print("Nothing is stored yet; segments arrive while it trains.", style="dim")
+    for line in lines:
+        level = line.get("level", "info")
+        style = {"warning": "yellow", "error": "red"}.get(level, "")
+        out.print(
+            f"{str(line.get('time', ''))[:19]} {level:<7} {line.get('message', '')}",
+            style=style,
+            markup=False,
+            highlight=False,
+        )
+
+
+@app.command()
+@door
+def stop(
+    job_id: str,
+    mode: Annotated[
+        str, typer.Option(help="graceful keeps a checkpoint and the adapter; immediate does not.")
+    ] = "graceful",
+    reason: Annotated[str, typer.Option()] = "",
+) -> None:
+    """Ask a job to end."""
+    with connect() as client:
+        job = client.post(f"/jobs/{job_id}/stop", {"mode": mode, "reason": reason})
+    talk.print(f"job {job_id} is {job['status']}")
+
+
+@app.command()
+@door
+def adapter(
+    job_id: str,
+    folder: Annotated[Path, typer.Argument(help="Where to put it.")],
+) -> None:
+    """Download a job's adapter, every file verified by its SHA-256."""
+    with connect() as client:
+        download_adapter(client, job_id, folder)
+    print(folder.resolve())

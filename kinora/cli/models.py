@@ -1,0 +1,106 @@
+"""`kinora models`: add a Hugging Face checkpoint folder, list, show, make a tiny one."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinora.cli.datasets import AsJson
+from kinora.cli.output import connect, door, print_facts, print_json, print_table, size, talk
+from kinora.cli.progress import problems_text, transfer_bar, until_ready
+from kinora.sources import model_paths
+from kinora.upload import upload_folder
+
+app = typer.Typer(no_args_is_help=True, help="Base models, and the adapters that jobs made.")
+
+
+@app.command()
+@door
+def add(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face checkpoint folder (safetensors).")],
+    name: Annotated[str, typer.Option(help="Name to show; the folder's by default.")] = "",
+    description: Annotated[str, typer.Option()] = "",
+    wait: Annotated[bool, typer.Option(help="Wait for the validation's verdict.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a base model and have an agent load it in 4 bits."""
+    paths = model_paths(folder)
+    with connect() as client:
+        with transfer_bar() as report:
+            item = upload_folder(
+                client,
+                "models",
+                folder,
+                paths,
+                name=name or folder.resolve().name,
+                description=description,
+                report=report,
+            )
+        if wait:
+            item = until_ready(client, "models", item)
+    if as_json:
+        print_json(item)
+        return
+    talk.print(f"model [bold]{item['name']}[/] is {item['status']}")
+    print(item["id"])
+
+
+@app.command()
+@door
+def ls(as_json: AsJson = False) -> None:
+    """List base models and adapters, newest first."""
+    with connect() as client:
+        rows = list(client.pages("/models"))
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        rows,
+        {
+            "id": lambda row: row["id"],
+            "name": lambda row: row["name"],
+            "kind": lambda row: row["kind"],
+            "status": lambda row: row["status"],
+            "family": lambda row: str((row.get("facts") or {}).get("family", "–")),
+            "size": lambda row: size(row.get("size_bytes")),
+            "created": lambda row: row["created_at"][:19],
+        },
+        "No models yet. Add one: kinora models add FOLDER, or kinora models make-tiny FOLDER first",
+    )
+
+
+@app.command()
+@door
+def show(model_id: str, as_json: AsJson = False) -> None:
+    """Show one model."""
+    with connect() as client:
+        item = client.get(f"/models/{model_id}")
+    if as_json:
+        print_json(item)
+        return
+    facts = item.get("facts") or {}
+    print_facts(
+        {name: item.get(name) for name in ("id", "name", "kind", "status", "job_id", "base_model_id")}
+        | {"size": size(item.get("size_bytes")), "content sha256": item.get("content_sha256")}
+        | {name.replace("_", " "): value for name, value in facts.items()}
+    )
+    if item.get("problems"):
+        talk.print(problems_text(item), style="red", markup=False)
+
+
+@app.command()
+@door
+def make_tiny(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a tiny SmolVLM from scratch, pre-trained on captioned stills (about 12 s on 2 cores)."""
+    # The engine runs in a process of its own, so that the CLI stays free of torch.
+    done = subprocess.run(
+        [sys.executable, "-m", "qlora_engine.tiny", str(folder), "--seed", str(seed)], check=False
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    print(folder.resolve())

@@ -1,0 +1,167 @@
+"""The REST client of the CLI and the demo: logs in, sends idempotency keys, turns problems into errors."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import SecretStr, ValidationError
+
+from schemas.base import Message
+from schemas.errors import FieldError, KinoraError
+from schemas.ids import Prefix, new_id
+
+Json = dict[str, Any]
+
+
+class Unreachable(KinoraError):
+    """Nothing answers at the service's address."""
+
+    code = "unreachable"
+    retryable = True
+
+
+class NoCredentials(KinoraError):
+    """The CLI does not know whom to log in as."""
+
+    code = "no_credentials"
+
+
+class ApiError(KinoraError):
+    """The service refused; carries its problem document (RFC 9457)."""
+
+    def __init__(self, status: int, problem: Json) -> None:
+        errors = tuple(
+            FieldError(pointer=e.get("pointer", ""), code=e.get("code", ""), message=e.get("message", ""))
+            for e in problem.get("errors") or ()
+        )
+        message = problem.get("detail") or problem.get("title") or f"the service answered {status}"
+        super().__init__(message, code=problem.get("code") or f"http_{status}", errors=errors)
+        self.status = status
+        self.problem = problem
+
+
+class Credentials(Message):
+    """Where the service is and whom to be there; kept in a 0600 file."""
+
+    url: str
+    username: str
+    password: SecretStr
+    organization_id: str | None = None
+
+    @classmethod
+    def find(cls, home: Path) -> "Credentials":
+        """From KINORA_URL, KINORA_USERNAME and KINORA_PASSWORD, else from the data folder's credentials file.
+
+        Raises:
+            NoCredentials: when neither is there.
+        """
+        names = ("KINORA_URL", "KINORA_USERNAME", "KINORA_PASSWORD")
+        values = [os.environ.get(name) for name in names]
+        if all(values):
+            return cls(url=str(values[0]), username=str(values[1]), password=SecretStr(str(values[2])))
+        file = home / "credentials.json"
+        try:
+            return cls.model_validate_json(file.read_text())
+        except FileNotFoundError:
+            raise NoCredentials(
+                f"no credentials file at {file}; start the service with `kinora up`,"
+                f" point KINORA_HOME at its data folder, or set {', '.join(names)}"
+            ) from None
+        except (ValidationError, OSError) as error:
+            raise NoCredentials(f"the credentials file {file} cannot be read: {error}") from error
+
+
+class Client:
+    """One person's session with the service. Not for use from several threads."""
+
+    def __init__(self, credentials: Credentials, *, timeout: float = 60.0) -> None:
+        self.credentials = credentials
+        self._http = httpx.Client(base_url=credentials.url, timeout=timeout, trust_env=False)
+        self._token: str | None = None
+        self._token_ends = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    @property
+    def websocket_url(self) -> str:
+        """Address of the live feed."""
+        return self.credentials.url.replace("http", "ws", 1).rstrip("/") + "/api/v1/events/ws"
+
+    def token(self) -> str:
+        """A valid access token; logs in when there is none or it is about to end."""
+        if self._token is None or time.monotonic() > self._token_ends - 30:
+            answer = self._send(
+                "POST",
+                "/api/v1/auth/login",
+                json={
+                    "username": self.credentials.username,
+                    "password": self.credentials.password.get_secret_value(),
+                },
+            )
+            self._token = str(answer["access_token"])
+            self._token_ends = time.monotonic() + float(answer.get("expires_in", 600))
+        return self._token
+
+    def get(self, path: str, **params: Any) -> Json:
+        """GET a resource under /api/v1."""
+        return self._authorized("GET", path, params={k: v for k, v in params.items() if v is not None})
+
+    def post(self, path: str, body: Message | Json | None = None, *, key: str | None = None) -> Json:
+        """POST a command; the same `key` makes a repeat harmless."""
+        content = body.model_dump(mode="json") if isinstance(body, Message) else body
+        return self._authorized(
+            "POST", path, json=content, headers={"Idempotency-Key": key or new_id(Prefix.COMMAND)}
+        )
+
+    def delete(self, path: str) -> None:
+        """DELETE a resource."""
+        self._authorized("DELETE", path)
+
+    def pages(self, path: str, **params: Any) -> Iterator[Json]:
+        """Every item of a list, page by page."""
+        cursor: str | None = None
+        while True:
+            page = self.get(path, cursor=cursor, **params)
+            yield from page["data"]
+            if not page.get("has_more"):
+                return
+            cursor = page["next_cursor"]
+
+    def _authorized(self, method: str, path: str, **request: Any) -> Json:
+        headers = dict(request.pop("headers", {})) | {"Authorization": f"Bearer {self.token()}"}
+        return self._send(method, f"/api/v1{path}", headers=headers, **request)
+
+    def _send(self, method: str, path: str, **request: Any) -> Json:
+        # Safe to repeat: reads have no effect, and every POST carries its idempotency key.
+        for attempt in range(4):
+            try:
+                response = self._http.request(method, path, **request)
+                break
+            except httpx.TransportError as error:
+                if attempt == 3:
+                    raise Unreachable(
+                        f"{self.credentials.url} does not answer ({error}); is the service running? Try `kinora up`"
+                    ) from error
+                time.sleep(0.3 * 2**attempt)
+        if response.is_success:
+            return dict(response.json()) if response.content else {}
+        raise ApiError(response.status_code, _problem(response))
+
+
+def _problem(response: httpx.Response) -> Json:
+    try:
+        body = response.json()
+    except json.JSONDecodeError:
+        return {"detail": f"the service answered {response.status_code} without an explanation"}
+    return body if isinstance(body, dict) else {"detail": str(body)}

@@ -1,0 +1,108 @@
+"""Follows the service's live feed: reconnects by position, so every event arrives once and in order."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.sync.client import connect
+
+from kinora.client import ApiError, Client, Json, Unreachable
+from schemas.errors import KinoraError
+
+Start = int | Literal["earliest", "latest"]
+
+
+class FeedRefused(KinoraError):
+    """The feed answered with an error frame."""
+
+    code = "feed_refused"
+
+
+class LogChanged(KinoraError):
+    """The service's log is another one now (restored or replaced); positions mean nothing there."""
+
+    code = "log_changed"
+
+
+def follow(
+    client: Client,
+    *,
+    start: Start,
+    event_filter: Json | None = None,
+    patience_seconds: float = 60.0,
+    quiet: bool = False,
+) -> Iterator[Json]:
+    """Yield feed frames of type ``event``, ``telemetry`` and ``caught_up``, for ever.
+
+    A lost connection is made again from the last position seen. With `quiet`, ``heartbeat`` frames are
+    yielded too, so that a caller can redraw while nothing happens.
+
+    Raises:
+        Unreachable: when no connection could be had for `patience_seconds`.
+        LogChanged: when the server asks for a reset.
+    """
+    position: Start = start
+    log_id: str | None = None
+    failing_since: float | None = None
+    attempt = 0
+    while True:
+        try:
+            for frame in _frames(client, position, log_id, event_filter or {}):
+                failing_since, attempt = None, 0
+                match frame["type"]:
+                    case "hello":
+                        log_id = log_id or frame.get("log_id")
+                        if position == "latest":
+                            position = int(frame["head"])
+                    case "event":
+                        position = int(frame["position"])
+                        yield frame
+                    case "caught_up":
+                        position = int(frame["position"])
+                        yield frame
+                    case "telemetry":
+                        yield frame
+                    case "heartbeat":
+                        if quiet:
+                            yield frame
+                    case "reset":
+                        raise LogChanged(f"the service's log is another one now: {frame.get('reason', '')}")
+                    case "error":
+                        raise FeedRefused(str(frame.get("message") or frame.get("detail") or frame))
+        except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError, Unreachable) as error:
+            if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403, 404):
+                problem = {"detail": f"the feed refused the connection ({error.response.status_code})"}
+                raise ApiError(error.response.status_code, problem) from error
+            now = time.monotonic()
+            failing_since = failing_since or now
+            if now - failing_since > patience_seconds:
+                raise Unreachable(f"the feed at {client.websocket_url} does not answer: {error}") from error
+            attempt += 1
+            time.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
+
+
+def _frames(client: Client, position: Start, log_id: str | None, event_filter: Json) -> Iterator[Json]:
+    with connect(
+        client.websocket_url,
+        subprotocols=["kinora.events.v1"],  # type: ignore[list-item]
+        additional_headers={"Authorization": f"Bearer {client.token()}"},
+        proxy=None,
+        max_size=16 * 2**20,
+        open_timeout=10,
+    ) as socket:
+        begin: Any = position if isinstance(position, str) else {"position": position}
+        subscribe: Json = {
+            "type": "subscribe",
+            "sub": "cli",
+            "filter": event_filter,
+            "from": begin,
+            "mode": "lossless",
+        }
+        if log_id is not None:
+            subscribe["log_id"] = log_id
+        socket.send(json.dumps(subscribe))
+        while True:
+            yield json.loads(socket.recv(timeout=60))

@@ -1,0 +1,64 @@
+"""Which files of a local folder make up a dataset or a model, judged before anything is sent."""
+
+from pathlib import Path
+
+from qlora_engine.captions import CAPTION_FILES, read_captions
+
+from schemas.errors import FieldError, KinoraError
+
+_MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+
+
+class BadSource(KinoraError):
+    """The folder is not what was asked for."""
+
+    code = "bad_source"
+
+
+def dataset_paths(folder: Path) -> list[str]:
+    """The captions file and every clip that it names.
+
+    Raises:
+        BadSource: without a captions file, or when rows are wrong or name missing clips.
+    """
+    if not folder.is_dir():
+        raise BadSource(f"{folder} is not a folder; give the folder that holds the clips and captions.jsonl")
+    captions = next((name for name in CAPTION_FILES if (folder / name).is_file()), None)
+    if captions is None:
+        raise BadSource(
+            f"{folder} has no {' or '.join(CAPTION_FILES)}; write one line per clip, such as"
+            ' {"video": "clip.mp4", "prompt": "What happens?", "response": "a dog jumps"}'
+        )
+    examples, problems = read_captions(folder)
+    errors = [FieldError(pointer=p.where, code=p.code, message=p.message) for p in problems]
+    errors += [
+        FieldError(
+            pointer=f"{captions}:{example.row}",
+            code="missing_clip",
+            message=f"clip {example.clip!r} is not in {folder}; add the file or remove the row",
+        )
+        for example in examples
+        if not (folder / example.clip).is_file()
+    ]
+    if errors:
+        more = f" (the first 20 of {len(errors)})" if len(errors) > 20 else ""
+        raise BadSource(f"{folder / captions} cannot be used{more}:", errors=tuple(errors[:20]))
+    return [captions, *sorted({example.clip for example in examples})]
+
+
+def model_paths(folder: Path) -> list[str]:
+    """The files of a Hugging Face checkpoint: configuration, tokenizer, safetensors weights; nothing that runs code.
+
+    Raises:
+        BadSource: when configuration or safetensors weights are missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise BadSource(f"{folder} has no config.json; give a Hugging Face checkpoint folder")
+    paths = [file.name for file in folder.iterdir() if file.is_file() and file.suffix in _MODEL_SUFFIXES]
+    if not any(path.endswith(".safetensors") for path in paths):
+        pickled = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        reason = f" ({pickled[0]} is a pickle and can run code)" if pickled else ""
+        raise BadSource(
+            f"{folder} has no *.safetensors weights{reason}; save the model with save_pretrained(safe_serialization=True)"
+        )
+    return sorted(paths)
