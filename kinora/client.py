@@ -151,7 +151,7 @@ class Client:
             except httpx.TransportError as error:
                 if attempt == 3:
                     raise Unreachable(
-                        f"{self.credentials.url} does not answer ({error}); is the service running? Try `kinora up`"
+                        f"{self.credentials.url} does not answer ({error}); start it with `kinora up`"
                     ) from error
                 time.sleep(0.3 * 2**attempt)
         if response.is_success:

@@ -47,7 +47,7 @@ def dataset_paths(folder: Path) -> list[str]:
 
 
 def model_paths(folder: Path) -> list[str]:
-    """The files of a Hugging Face checkpoint: configuration, tokenizer, safetensors weights; nothing that runs code.
+    """The files of a Hugging Face checkpoint: configuration, tokenizer and weights; nothing that runs code.
 
     Raises:
         BadSource: when configuration or safetensors weights are missing.
@@ -59,6 +59,6 @@ def model_paths(folder: Path) -> list[str]:
         pickled = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         reason = f" ({pickled[0]} is a pickle and can run code)" if pickled else ""
         raise BadSource(
-            f"{folder} has no *.safetensors weights{reason}; save the model with save_pretrained(safe_serialization=True)"
+            f"{folder} has no *.safetensors weights{reason}; save it again with save_pretrained()"
         )
     return sorted(paths)

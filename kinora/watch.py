@@ -74,7 +74,8 @@ def _after(progress: JobProgress, event: Event) -> JobProgress:
         case job.JobQueued():
             note = "waiting for an agent"
             if event.attempt > 1:
-                note = f"attempt {event.attempt} waits ({event.reason.replace('_', ' ')}), from step {event.resume_step}"
+                reason = event.reason.replace("_", " ")
+                note = f"attempt {event.attempt} waits ({reason}), from step {event.resume_step}"
             return replace(progress, phase="queued", attempt=event.attempt, note=note)
         case job.JobAssigned():
             return replace(progress, phase="assigned", note="an agent took it")

@@ -163,7 +163,9 @@ def show(job_id: str, as_json: AsJson = False) -> None:
             "step": f"{job['step']}/{job['total_steps'] or '–'}",
             "loss": job.get("loss"),
             "ETA": duration(job.get("eta_seconds")) if job["status"] == "running" else None,
-            "exact match": f"{percent(before.get('exact_match'))} before, {percent(after.get('exact_match'))} after",
+            "exact match": " → ".join(
+                percent(evaluation.get("exact_match")) for evaluation in (before, after)
+            ),
             "output model": job.get("output_model_id"),
             "created": job["created_at"],
             "finished": job.get("finished_at"),

@@ -194,7 +194,8 @@ def _collect(client: Client, job_id: str, progress: JobProgress, output: Path, b
     if view["status"] == "succeeded":
         download_adapter(client, job_id, adapter)
         metrics = client.get(f"/jobs/{job_id}/metrics", min_position=progress.position)
-        title = f"{view['name']}: held-out exact match {percent(_match(progress.before))} → {percent(_match(progress.after))}"
+        change = f"{percent(_match(progress.before))} → {percent(_match(progress.after))}"
+        title = f"{view['name']}: held-out exact match {change}"
         save_loss_curve(metrics, title, output / "loss.png")
     return Result(
         job_id=job_id,

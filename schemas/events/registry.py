@@ -11,7 +11,7 @@ Upcaster = Callable[[Payload], Payload]
 
 
 class Event(Message):
-    """A fact, in the past tense. Published versions never change: a change is a new version and an upcaster."""
+    """A fact, in the past tense. A published version never changes: a change is a new one and an upcaster."""
 
     TYPE: ClassVar[str]
     VERSION: ClassVar[int] = 1
