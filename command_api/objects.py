@@ -84,6 +84,11 @@ class ObjectStore:
     ) -> None:
         await self._exit.aclose()
 
+    @property
+    def presign_seconds(self) -> int:
+        """How long a presigned URL works."""
+        return self._settings.presign_seconds
+
     async def ensure_bucket(self) -> None:
         """Make the bucket unless it is there."""
         try:
