@@ -1,0 +1,1 @@
+"""The event log on PostgreSQL: the only truth; everything else is derived from it."""

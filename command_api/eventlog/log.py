@@ -1,0 +1,207 @@
+"""The log as the rest of the control plane sees it: append, read, and look a command up."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from eventsourcing.persistence import EventStore, IntegrityError, InterfaceError, OperationalError
+from eventsourcing.postgres import PostgresDatastore
+from psycopg import Cursor
+from psycopg import errors as pg
+from psycopg.rows import DictRow
+
+from command_api.eventlog import reader
+from command_api.eventlog.errors import CommandRepeated, LogMismatch, LogUnavailable, VersionConflict
+from command_api.eventlog.mapper import EnvelopeMapper, LoggedEvent
+from command_api.eventlog.reader import RawEvent, StoredCommand
+from command_api.eventlog.recorder import CommandRow, Entry, LogRecorder, SideRow
+from command_api.eventlog.tables import LOCK_ID, NAME_LOG
+from schemas.envelope import Recorded
+from schemas.ids import uuid7
+from schemas.settings import PostgresSettings
+
+POOL_SIZE = 2
+MAX_OVERFLOW = 6
+CONNECT_TIMEOUT_SECONDS = 3
+LOCK_TIMEOUT_SECONDS = 10
+IDLE_IN_TRANSACTION_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Append:
+    """What one command wants stored; several of them may share a transaction."""
+
+    events: tuple[LoggedEvent, ...]
+    command: CommandRow | None = None
+    rows: tuple[SideRow, ...] = ()
+
+
+class EventLog:
+    """The append-only log; synchronous and safe to share between threads."""
+
+    def __init__(self, datastore: PostgresDatastore, recorder: LogRecorder, log_id: str) -> None:
+        self.log_id = log_id
+        self._datastore = datastore
+        self._recorder = recorder
+        self._store: EventStore[UUID] = EventStore(EnvelopeMapper(), recorder)
+
+    @classmethod
+    def open(cls, settings: PostgresSettings, *, create_tables: bool = True) -> Self:
+        """Connect, and make the tables and the log's id where they are missing.
+
+        Raises:
+            LogUnavailable: when the database does not answer.
+            LogMismatch: when `create_tables` is False and there is no log.
+        """
+        datastore = PostgresDatastore(
+            dbname=settings.dbname,
+            host=settings.host,
+            port=settings.port,
+            user=settings.user,
+            password=settings.password.get_secret_value(),
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_SECONDS,
+            pool_size=POOL_SIZE,
+            max_overflow=MAX_OVERFLOW,
+            lock_timeout=LOCK_TIMEOUT_SECONDS,
+            pre_ping=True,
+        )
+        try:
+            recorder = LogRecorder(datastore)
+            if create_tables:
+                recorder.create_table()
+            return cls(datastore, recorder, _log_id(datastore, name_it=create_tables))
+        except (InterfaceError, OperationalError) as error:
+            datastore.close()
+            raise LogUnavailable(
+                f"PostgreSQL at {settings.host}:{settings.port} does not answer as {settings.user}: {error}"
+            ) from error
+        except BaseException:
+            datastore.close()
+            raise
+
+    def close(self) -> None:
+        self._datastore.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    def append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:
+        """Store everything in one transaction; returns the positions of each append's events.
+
+        Raises:
+            VersionConflict: a stream moved on since it was read.
+            CommandRepeated: one of the commands is in the command table already.
+            EventNotCanonical: an event cannot be stored exactly, or is too large.
+            LogUnavailable: no answer after several tries.
+            Refused: a side row refused.
+        """
+        events = [event for append in appends for event in append.events]
+        entries = [Entry(len(append.events), append.command, append.rows) for append in appends]
+        try:
+            recordings = self._store.put(events, entries=entries)
+            positions = [recording.notification.id for recording in recordings]
+        except IntegrityError as error:
+            positions = self._positions_if_stored(events)
+            if not positions:
+                raise _conflict(error) from error
+        except (InterfaceError, OperationalError) as error:
+            raise LogUnavailable(f"the event log cannot be written: {error}") from error
+        shares: list[tuple[int, ...]] = []
+        for append in appends:
+            shares.append(tuple(positions[: len(append.events)]))
+            positions = positions[len(append.events) :]
+        return shares
+
+    def _positions_if_stored(self, events: Sequence[LoggedEvent]) -> list[int]:
+        """Tells a real conflict from our own commit whose reply was lost: that one clashes with itself."""
+        event_ids = [event.metadata.event_id for event in events]
+        with self._cursor() as cursor:
+            found = reader.positions_of(cursor, event_ids)
+        return [found[event_id] for event_id in event_ids] if len(found) == len(event_ids) else []
+
+    @contextmanager
+    def _cursor(self) -> Iterator[Cursor[DictRow]]:
+        try:
+            with self._datastore.cursor() as cursor:
+                yield cursor
+        except (InterfaceError, OperationalError) as error:
+            raise LogUnavailable(f"the event log cannot be read: {error}") from error
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def head(self) -> int:
+        """Position of the last event; 0 when there is none."""
+        with self._cursor() as cursor:
+            return reader.head(cursor)
+
+    def read_stream(self, stream_id: str, after_version: int = 0) -> list[Recorded]:
+        """The stream's events after a version, in order; none for a stream that does not exist."""
+        with self._cursor() as cursor:
+            return [raw.recorded() for raw in reader.stream(cursor, stream_id, after_version)]
+
+    def read_all(
+        self,
+        after: int,
+        limit: int,
+        types: Sequence[str] | None = None,
+        organization_id: str | None = None,
+        stream_id: str | None = None,
+    ) -> list[RawEvent]:
+        """At most `limit` events with a position greater than `after`, in order."""
+        with self._cursor() as cursor:
+            return reader.page(
+                cursor, after, limit, types=types, organization_id=organization_id, stream_id=stream_id
+            )
+
+    def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredCommand]:
+        """Those of the (principal, key) pairs that were carried out."""
+        if not keys:
+            return {}
+        with self._cursor() as cursor:
+            return reader.commands(cursor, keys)
+
+    def find_command(self, principal: str, key: str) -> StoredCommand | None:
+        return self.find_commands([(principal, key)]).get((principal, key))
+
+    def events_of(self, command: StoredCommand) -> tuple[Recorded, ...]:
+        """The events that a command made, in order."""
+        if command.event_count == 0:
+            return ()
+        raws = self.read_all(command.first_position - 1, command.event_count)
+        return tuple(raw.recorded() for raw in raws)
+
+
+def _log_id(datastore: PostgresDatastore, *, name_it: bool) -> str:
+    with datastore.transaction(commit=True) as cursor:
+        if name_it:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
+            cursor.execute(NAME_LOG, (f"log_{uuid7().hex}",))
+        cursor.execute("SELECT to_regclass('kinora_log') IS NOT NULL AS present")
+        row = cursor.fetchone()
+        if row is not None and row["present"]:
+            row = cursor.execute("SELECT log_id FROM kinora_log").fetchone()
+            if row is not None:
+                return str(row["log_id"])
+    raise LogMismatch("the database holds no Kinora log; open it once with create_tables=True")
+
+
+def _conflict(error: IntegrityError) -> Exception:
+    """The library wraps psycopg's error, which alone knows which constraint was hit."""
+    cause = error.__cause__
+    constraint = cause.diag.constraint_name if isinstance(cause, pg.Error) else None
+    if constraint == "kinora_events_pkey":
+        return VersionConflict("a stream moved on since it was read; load it and decide again")
+    if constraint in ("kinora_commands_pkey", "kinora_events_event_id_idx"):
+        return CommandRepeated("this command was carried out before; look its outcome up")
+    return error

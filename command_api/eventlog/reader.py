@@ -1,0 +1,132 @@
+"""The log's queries; each takes a cursor and returns plain rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import Cursor
+from psycopg.rows import DictRow
+
+from schemas.envelope import Recorded
+from schemas.ids import id_uuid
+
+
+@dataclass(frozen=True, slots=True)
+class RawEvent:
+    """A row of the log; `state` is decoded only when somebody asks."""
+
+    position: int
+    stream_id: str
+    version: int
+    type: str
+    event_id: str
+    organization_id: str | None
+    workspace_id: str | None
+    state: bytes
+
+    def recorded(self) -> Recorded:
+        return Recorded.from_state(self.position, self.state)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCommand:
+    """A command that was carried out, and where its events are."""
+
+    principal: str
+    key: str
+    request_hmac: bytes
+    stream_id: str | None
+    first_position: int
+    position: int
+    event_count: int
+
+
+HEAD = "SELECT coalesce(max(notification_id), 0) AS head FROM kinora_events"
+
+# originator_id leads the primary key; stream_id keeps streams apart whose ids share their digits.
+STREAM = """
+    SELECT notification_id, stream_id, originator_version, topic, event_id,
+           organization_id, workspace_id, state
+    FROM kinora_events
+    WHERE originator_id = %s AND originator_version > %s AND stream_id = %s
+    ORDER BY originator_version
+"""
+
+PAGE = """
+    SELECT notification_id, stream_id, originator_version, topic, event_id,
+           organization_id, workspace_id, state
+    FROM kinora_events
+    WHERE notification_id > %(after)s {filters}
+    ORDER BY notification_id
+    LIMIT %(limit)s
+"""
+
+COMMANDS = """
+    SELECT principal, key, request_hmac, stream_id, first_position, position, event_count
+    FROM kinora_commands
+    JOIN unnest(%s::text[], %s::text[]) AS wanted (principal, key) USING (principal, key)
+"""
+
+POSITIONS = "SELECT event_id, notification_id FROM kinora_events WHERE event_id = ANY(%s)"
+
+
+def head(cursor: Cursor[DictRow]) -> int:
+    row = cursor.execute(HEAD).fetchone()
+    return int(row["head"]) if row else 0
+
+
+def stream(cursor: Cursor[DictRow], stream_id: str, after_version: int) -> list[RawEvent]:
+    cursor.execute(STREAM, (id_uuid(stream_id), after_version, stream_id), prepare=True)
+    return [_raw(row) for row in cursor.fetchall()]
+
+
+def page(
+    cursor: Cursor[DictRow],
+    after: int,
+    limit: int,
+    *,
+    types: Sequence[str] | None = None,
+    organization_id: str | None = None,
+    stream_id: str | None = None,
+) -> list[RawEvent]:
+    filters = ""
+    params: dict[str, object] = {"after": after, "limit": limit}
+    if types is not None:
+        filters += " AND topic = ANY(%(types)s)"
+        params["types"] = list(types)
+    if organization_id is not None:
+        filters += " AND organization_id = %(organization_id)s"
+        params["organization_id"] = organization_id
+    if stream_id is not None:
+        filters += " AND originator_id = %(originator_id)s AND stream_id = %(stream_id)s"
+        params |= {"originator_id": id_uuid(stream_id), "stream_id": stream_id}
+    cursor.execute(PAGE.format(filters=filters), params, prepare=True)
+    return [_raw(row) for row in cursor.fetchall()]
+
+
+def commands(
+    cursor: Cursor[DictRow], keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], StoredCommand]:
+    cursor.execute(COMMANDS, ([principal for principal, _ in keys], [key for _, key in keys]), prepare=True)
+    found = [
+        StoredCommand(**{**row, "request_hmac": bytes(row["request_hmac"])}) for row in cursor.fetchall()
+    ]
+    return {(command.principal, command.key): command for command in found}
+
+
+def positions_of(cursor: Cursor[DictRow], event_ids: Sequence[str]) -> dict[str, int]:
+    """The positions of those event ids that the log holds."""
+    cursor.execute(POSITIONS, (list(event_ids),))
+    return {row["event_id"]: int(row["notification_id"]) for row in cursor.fetchall()}
+
+
+def _raw(row: DictRow) -> RawEvent:
+    return RawEvent(
+        position=row["notification_id"],
+        stream_id=row["stream_id"],
+        version=row["originator_version"],
+        type=row["topic"],
+        event_id=row["event_id"],
+        organization_id=row["organization_id"],
+        workspace_id=row["workspace_id"],
+        state=bytes(row["state"]),
+    )

@@ -1,0 +1,171 @@
+"""Writes events, command rows and side rows in one transaction, in one global order.
+
+The order of positions is the order of commits, because every append holds the table lock from before its
+positions are drawn until it commits. A reader that follows positions can therefore never be overtaken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from eventsourcing.persistence import InterfaceError, OperationalError, StoredEvent
+from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
+from eventsourcing.utils import retry
+from psycopg import Cursor
+from psycopg.rows import DictRow
+from psycopg.sql import SQL, Composed
+
+from command_api.eventlog.mapper import StoredLoggedEvent
+from command_api.eventlog.tables import CREATE_TABLES, EVENTS, LOCK_ID
+
+
+class SideRow(Protocol):
+    """Rows that stand or fall with a command's events, such as credentials.
+
+    `write` may run more than once (after a lost connection), and may raise a `Refused` to refuse the
+    command: then nothing of the transaction remains.
+    """
+
+    def write(self, cursor: Cursor[DictRow]) -> None: ...
+
+
+@dataclass(frozen=True)
+class CommandRow:
+    """The row that makes one command idempotent for good."""
+
+    principal: str
+    key: str
+    request_hmac: bytes
+    stream_id: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command's share of a transaction: how many of its events, and what goes with them."""
+
+    event_count: int
+    command: CommandRow | None = None
+    rows: tuple[SideRow, ...] = field(default=())
+
+
+INSERT_EVENTS = """
+    INSERT INTO kinora_events (
+        originator_id, originator_version, topic, state, event_id, stream_id,
+        organization_id, workspace_id, actor, correlation_id, causation_id, recorded_at
+    )
+    SELECT originator_id, originator_version, topic, state, event_id, stream_id,
+           organization_id, workspace_id, actor, correlation_id, causation_id, recorded_at
+    FROM unnest(
+        %s::uuid[], %s::bigint[], %s::text[], %s::bytea[], %s::text[], %s::text[],
+        %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[]
+    ) WITH ORDINALITY AS new (
+        originator_id, originator_version, topic, state, event_id, stream_id,
+        organization_id, workspace_id, actor, correlation_id, causation_id, recorded_at, place
+    )
+    ORDER BY place
+    RETURNING notification_id
+"""
+
+INSERT_COMMANDS = """
+    INSERT INTO kinora_commands (
+        principal, key, request_hmac, stream_id, first_position, position, event_count
+    )
+    SELECT * FROM unnest(
+        %s::text[], %s::text[], %s::bytea[], %s::text[], %s::bigint[], %s::bigint[], %s::integer[]
+    )
+"""
+
+HEAD = "SELECT coalesce(max(notification_id), 0) AS head FROM kinora_events"
+
+
+class LogRecorder(PostgresApplicationRecorder):
+    """The library's recorder with columns beside `state` and rows beside the events.
+
+    `insert_events` is written anew rather than hooked: the library's own catches what is raised while ids
+    are fetched and then still leaves its transaction by the committing door, so a side row that refuses in
+    Python would be refused with its events stored.
+    """
+
+    def __init__(self, datastore: PostgresDatastore, *, events_table_name: str = EVENTS) -> None:
+        if datastore.enable_db_functions:
+            raise ValueError("POSTGRES_ENABLE_DB_FUNCTIONS loses events for a tailing reader; leave it unset")
+        if events_table_name != EVENTS:
+            raise ValueError(f"events table is {events_table_name!r}; the log's is always {EVENTS!r}")
+        super().__init__(datastore, events_table_name=events_table_name)
+        # Ours instead of the library's; its insert function, which skips the lock, is not even created.
+        self.sql_create_statements: list[Composed] = [Composed([SQL(text)]) for text in CREATE_TABLES]
+
+    def _create_table(self, curs: Cursor[DictRow]) -> None:
+        curs.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
+        super()._create_table(curs)
+
+    @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
+    def insert_events(
+        self, stored_events: Sequence[StoredEvent], *, entries: Sequence[Entry] = (), **kwargs: Any
+    ) -> Sequence[int]:
+        """Store events, then each entry's command row, then its side rows: all or nothing.
+
+        After a lost COMMIT reply the retry raises `IntegrityError` although everything is stored:
+        callers look their event ids up before they believe it.
+        """
+        with self.datastore.get_connection() as conn, conn.transaction(), conn.cursor() as curs:
+            positions: Sequence[int] = ()
+            if stored_events:
+                with conn.pipeline():
+                    self._insert_stored_events(curs, stored_events, **kwargs)
+                positions = self._fetch_ids_after_insert_events(curs, stored_events, **kwargs) or ()
+            self._insert_command_rows(curs, positions, entries)
+            for entry in entries:
+                for row in entry.rows:
+                    row.write(curs)
+        return positions
+
+    def _insert_stored_events(
+        self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **_: Any
+    ) -> None:
+        self._lock_table(curs)
+        self._notify_channel(curs)
+        logged = [self.with_columns(event) for event in stored_events]
+        metadata = [event.metadata for event in logged]
+        curs.execute(
+            INSERT_EVENTS,
+            (
+                [event.originator_id for event in logged],
+                [event.originator_version for event in logged],
+                [event.topic for event in logged],
+                [event.state for event in logged],
+                [one.event_id for one in metadata],
+                [event.stream_id for event in logged],
+                [one.organization_id for one in metadata],
+                [one.workspace_id for one in metadata],
+                [one.actor for one in metadata],
+                [one.correlation_id for one in metadata],
+                [one.causation_id for one in metadata],
+                [one.recorded_at for one in metadata],
+            ),
+        )
+
+    def with_columns(self, stored_event: StoredEvent) -> StoredLoggedEvent:
+        """The row with its columns; only our mapper makes such rows."""
+        if not isinstance(stored_event, StoredLoggedEvent):
+            raise TypeError(f"{type(stored_event).__name__} has no metadata; write through EventLog.append")
+        return stored_event
+
+    def _insert_command_rows(
+        self, curs: Cursor[DictRow], positions: Sequence[int], entries: Sequence[Entry]
+    ) -> None:
+        head = 0
+        if any(entry.command is not None and entry.event_count == 0 for entry in entries):
+            row = curs.execute(HEAD).fetchone()
+            head = row["head"] if row else 0
+        records: list[tuple[str, str, bytes, str | None, int, int, int]] = []
+        start = 0
+        for entry in entries:
+            own = positions[start : start + entry.event_count]
+            start += entry.event_count
+            if entry.command is not None:
+                first, last = (own[0], own[-1]) if own else (head, head)
+                c = entry.command
+                records.append((c.principal, c.key, c.request_hmac, c.stream_id, first, last, len(own)))
+        if records:
+            curs.execute(INSERT_COMMANDS, [list(column) for column in zip(*records, strict=True)])
