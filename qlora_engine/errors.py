@@ -1,0 +1,96 @@
+"""Why training or validation cannot go on; each error crosses the process border as an `EngineFailed`.
+
+EngineError
+├── ModelRefused            the base model cannot be used, whatever we try
+├── DatasetError
+│   ├── CaptionsError       the captions file as a whole cannot be read
+│   └── ClipError           one clip cannot be used
+│       ├── ClipUndecodable
+│       ├── ClipWithoutVideo
+│       └── FramesExceedClip
+├── SequenceTooLong         an example does not fit into the model's context
+├── ControlTokenInCaption   a caption holds a token that steers the model
+├── NonFiniteLoss           the numbers blew up before an optimizer step
+├── OutOfMemory             the device is too small for this batch
+└── CheckpointUnusable      a checkpoint is damaged or belongs to another training
+"""
+
+from schemas.errors import KinoraError
+
+
+class EngineError(KinoraError):
+    """The root of what the engine raises on purpose."""
+
+    code = "engine_error"
+
+
+class ModelRefused(EngineError):
+    """The base model cannot be used; `code` says why."""
+
+    code = "model_load_failed"
+
+
+class DatasetError(EngineError):
+    """The dataset cannot be used as it is."""
+
+    code = "data_unreadable"
+
+
+class CaptionsError(DatasetError):
+    """The captions file as a whole cannot be read."""
+
+    code = "captions_unreadable"
+
+
+class ClipError(DatasetError):
+    """One clip cannot be used."""
+
+    code = "clip_unreadable"
+
+
+class ClipUndecodable(ClipError):
+    """The file is empty, truncated, damaged or no video container."""
+
+    code = "undecodable_clip"
+
+
+class ClipWithoutVideo(ClipError):
+    """The file holds no video stream, such as an audio recording."""
+
+    code = "no_video_stream"
+
+
+class FramesExceedClip(ClipError):
+    """More frames are asked for than the clip has."""
+
+    code = "frames_exceed_clip"
+
+
+class SequenceTooLong(EngineError):
+    """An example does not fit into the model's context."""
+
+    code = "sequence_too_long"
+
+
+class ControlTokenInCaption(EngineError):
+    """A caption holds a token that steers the model, such as the image placeholder."""
+
+    code = "control_token_in_caption"
+
+
+class NonFiniteLoss(EngineError):
+    """Loss or gradient is not a number; the optimizer step was not taken."""
+
+    code = "non_finite_loss"
+
+
+class OutOfMemory(EngineError):
+    """The device is too small for this batch."""
+
+    code = "oom"
+
+
+class CheckpointUnusable(EngineError):
+    """A checkpoint is damaged or belongs to another training."""
+
+    code = "checkpoint_unusable"

@@ -1,0 +1,23 @@
+"""Finds the family of a checkpoint by the ``model_type`` of its config."""
+
+from qlora_engine.errors import ModelRefused
+from qlora_engine.families.base import Family
+from qlora_engine.families.smolvlm import SmolVLM
+
+FAMILIES: tuple[Family, ...] = (SmolVLM(),)
+
+
+def family_for(model_type: str | None) -> Family:
+    """The family that loads this ``model_type``.
+
+    Raises:
+        ModelRefused: no family does (code ``unknown_family``).
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
+    raise ModelRefused(
+        f"config.json has model_type {model_type!r}, which no family here loads; use a checkpoint of: {known}",
+        code="unknown_family",
+    )
