@@ -1,10 +1,10 @@
 """Why a command may not happen; doors translate the class and its stable code.
 
-    Refused
-    ├── NotFound    the thing does not exist, or not for this caller
-    ├── Conflict    the thing is not in a phase that allows it; `code` names the broken rule
-    ├── Invalid     the command can never be right as it is
-    └── Forbidden   the caller may not do it
+Refused
+├── NotFound    the thing does not exist, or not for this caller
+├── Conflict    the thing is not in a phase that allows it; `code` names the broken rule
+├── Invalid     the command can never be right as it is
+└── Forbidden   the caller may not do it
 """
 
 from schemas.errors import FieldError, KinoraError

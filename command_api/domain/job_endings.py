@@ -1,0 +1,93 @@
+"""How an attempt without success ends: a stop is carried out, another attempt follows, or the job fails."""
+
+from typing import Literal
+
+from command_api.domain.job_phases import Held, History, stop_intent
+from schemas.events import Event
+from schemas.events.job import (
+    AgentDeclined,
+    AttemptFailed,
+    AttemptReleased,
+    JobFailed,
+    JobQueued,
+    JobStopped,
+    LeaseExpired,
+)
+
+DECLINED_BACKOFF_SECONDS = 5.0
+LONGEST_BACKOFF_SECONDS = 60.0
+
+
+def lease_expired(state: Held) -> list[Event]:
+    """Nothing was heard of the agent for a whole lease."""
+    event = LeaseExpired(attempt=state.history.attempt, agent_id=state.agent_id)
+    if stopped := _carry_out_stop(state):
+        return [event, stopped]
+    if _last_chance(state.history):
+        return [event, _exhausted(state.history, "the agent was lost (node_lost)")]
+    return [event, _requeue(state.history, "lease_expired")]
+
+
+def released(state: Held, reason: str) -> list[Event]:
+    """The agent gave the attempt back in order."""
+    event = AttemptReleased(attempt=state.history.attempt, reason=reason)
+    return [event, _carry_out_stop(state) or _requeue(state.history, "released")]
+
+
+def declined(state: Held, reason: str) -> list[Event]:
+    """The agent cannot take the attempt."""
+    event = AgentDeclined(attempt=state.history.attempt, reason=reason)
+    requeued = _requeue(state.history, "declined", DECLINED_BACKOFF_SECONDS)
+    return [event, _carry_out_stop(state) or requeued]
+
+
+def failed(state: Held, code: str, message: str, *, retryable: bool) -> list[Event]:
+    """The engine or the agent failed."""
+    event = AttemptFailed(attempt=state.history.attempt, code=code, message=message)
+    if stopped := _carry_out_stop(state):
+        return [event, stopped]
+    if not retryable:
+        return [JobFailed(attempt=state.history.attempt, code=code, message=message, retryable=False)]
+    if _last_chance(state.history):
+        return [event, _exhausted(state.history, f"{code}: {message}")]
+    return [event, _requeue(state.history, "retry", backoff_seconds(state.history.failures + 1))]
+
+
+def backoff_seconds(failures: int) -> float:
+    """The pause before the next attempt, doubling with each counted failure."""
+    return min(LONGEST_BACKOFF_SECONDS, 2.0 ** min(failures, 10))
+
+
+def _carry_out_stop(state: Held) -> JobStopped | None:
+    """A job that was asked to stop never gets another attempt, however the present one ended."""
+    intent = stop_intent(state)
+    if intent is None:
+        return None
+    return JobStopped(attempt=state.history.attempt, step=state.history.step, reason=intent.reason)
+
+
+def _last_chance(history: History) -> bool:
+    return history.failures + 1 >= history.request.max_attempts
+
+
+def _requeue(
+    history: History,
+    reason: Literal["declined", "lease_expired", "released", "retry"],
+    not_before_seconds: float = 0.0,
+) -> JobQueued:
+    return JobQueued(
+        attempt=history.attempt + 1,
+        reason=reason,
+        not_before_seconds=not_before_seconds,
+        resume_step=history.resume_step,
+    )
+
+
+def _exhausted(history: History, last: str) -> JobFailed:
+    count = history.request.max_attempts
+    return JobFailed(
+        attempt=history.attempt,
+        code="attempts_exhausted",
+        message=f"{count} of {count} attempts failed; the last one: {last}",
+        retryable=True,
+    )

@@ -1,0 +1,109 @@
+"""Whether a training may be requested at all: the one decision that folds three aggregates."""
+
+from typing import assert_never
+
+from command_api.domain import dataset, job, model
+from command_api.domain.errors import Conflict, Invalid, NotFound
+from command_api.domain.job_phases import Absent
+from schemas.commands.job import RequestJob
+from schemas.events import Event
+from schemas.events.job import JobRequested, PinnedInput
+
+
+def decide_request(
+    state: job.State, dataset_state: dataset.State, model_state: model.State, command: RequestJob
+) -> list[Event]:
+    """Pin dataset and base model by content as they are now, unless one of them cannot be trained on.
+
+    The states must belong to the caller's organization. A repeat makes no event, also when the inputs were
+    deleted since.
+    """
+    if not isinstance(state, Absent):
+        if _as_asked(state.history.request, command):
+            return []
+        raise Conflict(f"job {command.job_id} exists already; use a new id", code="job_exists")
+    ready_dataset = _ready_dataset(dataset_state, command.dataset_id)
+    ready_model = _ready_model(model_state, command.model_id)
+    _check_frames(ready_dataset, command)
+    return [
+        JobRequested(
+            name=command.name,
+            owner_id=command.owner_id,
+            dataset_id=command.dataset_id,
+            model_id=command.model_id,
+            dataset=PinnedInput(
+                listing=ready_dataset.registered.listing,
+                content_sha256=ready_dataset.validated.content_sha256,
+            ),
+            model=PinnedInput(
+                listing=ready_model.registered.listing, content_sha256=ready_model.validated.content_sha256
+            ),
+            manifest=ready_dataset.validated.manifest,
+            hyperparameters=command.hyperparameters,
+            pool=command.pool,
+            priority=command.priority,
+            labels=command.labels,
+            max_attempts=command.max_attempts,
+        )
+    ]
+
+
+def _ready_dataset(state: dataset.State, dataset_id: str) -> dataset.Ready:
+    match state:
+        case dataset.Ready():
+            return state
+        case dataset.Absent():
+            raise NotFound(f"dataset {dataset_id} does not exist")
+        case dataset.Deleted():
+            raise Conflict(f"dataset {dataset_id} was deleted; choose another", code="dataset_deleted")
+        case dataset.Rejected():
+            raise Conflict(
+                f"dataset {dataset_id} was rejected; see its problems and register corrected files",
+                code="dataset_rejected",
+            )
+        case dataset.Uploading() | dataset.Uploaded() | dataset.Validating():
+            raise Conflict(
+                f"dataset {dataset_id} is {state.phase}; wait until it is ready", code="dataset_not_ready"
+            )
+        case _:
+            assert_never(state)
+
+
+def _ready_model(state: model.State, model_id: str) -> model.Ready:
+    match state:
+        case model.Ready():
+            return state
+        case model.Absent():
+            raise NotFound(f"model {model_id} does not exist")
+        case model.Deleted():
+            raise Conflict(f"model {model_id} was deleted; choose another", code="model_deleted")
+        case model.Rejected():
+            raise Conflict(
+                f"model {model_id} was rejected; see its problems and register a supported one",
+                code="model_rejected",
+            )
+        case model.Adapter():
+            raise Conflict(f"model {model_id} is an adapter; choose a base model", code="not_a_base_model")
+        case model.Uploading() | model.Uploaded() | model.Validating():
+            raise Conflict(
+                f"model {model_id} is {state.phase}; wait until it is ready", code="model_not_ready"
+            )
+        case _:
+            assert_never(state)
+
+
+def _check_frames(ready: dataset.Ready, command: RequestJob) -> None:
+    smallest = ready.validated.facts.smallest_clip_frames
+    frames = command.hyperparameters.frames
+    if frames > smallest:
+        raise Invalid.field(
+            "/hyperparameters/frames",
+            "frames_exceed_clip",
+            f"frames is {frames}, but the shortest clip of dataset {command.dataset_id} has {smallest};"
+            f" ask for {smallest} or fewer, or leave that clip out",
+        )
+
+
+def _as_asked(request: JobRequested, command: RequestJob) -> bool:
+    asked = command.model_dump(exclude={"job_id"})
+    return request.model_dump(include=set(asked)) == asked
