@@ -1,37 +1,87 @@
-"""The command bus: one writer thread per process that loads, decides and appends."""
+"""The command bus: what routes, inbox and policies await while the writer thread decides and appends."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
-from command_api.handlers.base import Context, Handler, Loaded
+from command_api.domain.aggregates import AGGREGATES
+from command_api.eventlog.log import EventLog
+from command_api.eventlog.recorder import SideRow
+from command_api.handlers.base import Context, Loaded
+from command_api.handlers.decision import Clock, Handlers, Request, utc_now
+from command_api.handlers.writer import Answer, LoadUnit, Outcome, Unit, Writer
 from schemas.commands import Command
-from schemas.envelope import Recorded
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a command that was not refused."""
-
-    position: int
-    """Position of its last event; the log's head when it made none."""
-    events: tuple[Recorded, ...]
-    replayed: bool
-    """True when the command had been carried out before and this is that first outcome."""
 
 
 class CommandBus:
-    """Signatures first; the body follows."""
+    """Carries commands out, one decision after the other.
 
-    def __init__(self, log: object, handlers: Mapping[type[Command], Handler]) -> None:
-        raise NotImplementedError
+    Load → decide → append; when the stream moved on meanwhile, load and decide again, three times.
+    """
 
-    async def execute(self, command: Command, context: Context, rows: Sequence[object] = ()) -> Outcome:
-        raise NotImplementedError
+    def __init__(
+        self,
+        log: EventLog,
+        handlers: Handlers,
+        *,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._writer = Writer(log, handlers, AGGREGATES, clock)
+
+    async def __aenter__(self) -> Self:
+        self._writer.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._writer.stop)
+
+    async def execute(self, command: Command, context: Context, rows: Sequence[SideRow] = ()) -> Outcome:
+        """Carry one command out; `rows` are written in the same transaction, or not at all.
+
+        Raises:
+            Refused: the command was decided against, also because its key belongs to another request.
+            VersionConflict: others kept changing the stream; ask again.
+            EventNotCanonical: an event cannot be stored, for instance because it is too large.
+            LogUnavailable: the database does not answer; the command may or may not have been carried out.
+        """
+        return await self.execute_together((command,), context, rows)
+
+    async def execute_together(
+        self, commands: Sequence[Command], context: Context, rows: Sequence[SideRow] = ()
+    ) -> Outcome:
+        """Carry several commands out in order as one request: all of them or none."""
+        (answer,) = await self._hand_in((Request(tuple(commands), context, tuple(rows)),))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def execute_batch(
-        self, requests: Sequence[tuple[Command, Context, Sequence[object]]]
-    ) -> list[Outcome | Exception]:
-        raise NotImplementedError
+        self, requests: Sequence[tuple[Command, Context, Sequence[SideRow]]]
+    ) -> list[Answer]:
+        """Decide requests in order, later ones on top of earlier ones, and commit once.
+
+        Each gets its own answer; a refusal of one does not touch the others, except that those behind it
+        were decided without it. When the commit fails, each gets a transaction of its own.
+
+        Raises:
+            LogUnavailable: the database does not answer; repeat the whole batch.
+        """
+        units = tuple(Request((command,), context, tuple(rows)) for command, context, rows in requests)
+        return await self._hand_in(units) if units else []
 
     async def load(self, stream_id: str) -> Loaded:
-        raise NotImplementedError
+        """Fold a stream as it is after everything that was handed in before. Checks no organization."""
+        unit = LoadUnit(stream_id)
+        self._writer.submit(unit)
+        return await asyncio.wrap_future(unit.future)
+
+    async def _hand_in(self, requests: tuple[Request, ...]) -> list[Answer]:
+        unit = Unit(requests)
+        self._writer.submit(unit)
+        return await asyncio.wrap_future(unit.future)
+
+
+__all__ = ["Answer", "CommandBus", "Outcome"]

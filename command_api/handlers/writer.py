@@ -1,0 +1,347 @@
+"""The process's one writer thread: it joins waiting commands into few transactions, in arrival order.
+
+Per transaction the log takes a lock and PostgreSQL flushes to disk, so sharing one is what gives throughput.
+No transaction holds two units that touch the same stream, and when one cannot be committed, each of its
+units gets one of its own.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from command_api.domain.aggregates import Aggregate
+from command_api.domain.errors import Conflict
+from command_api.eventlog.errors import CommandRepeated, LogUnavailable, VersionConflict
+from command_api.eventlog.log import Append, EventLog
+from command_api.eventlog.reader import StoredCommand
+from command_api.handlers.base import Idempotency, Loaded
+from command_api.handlers.decision import Clock, Handlers, Request, decide
+from command_api.handlers.streams import FoldCache, MustWait, PendingStreams
+from schemas.envelope import Recorded
+from schemas.ids import Prefix
+
+MAX_COMMANDS = 256
+LINGER_SECONDS = 0.002
+RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a command that was not refused."""
+
+    position: int
+    """Position of its last event; the log's head when it made none."""
+    events: tuple[Recorded, ...]
+    replayed: bool
+    """True when the command had been carried out before and this is that first outcome."""
+
+
+Answer = Outcome | Exception
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Requests that were handed in together: decided in order, and committed together if at all possible."""
+
+    requests: tuple[Request, ...]
+    future: "Future[list[Answer]]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class LoadUnit:
+    """A stream that somebody wants to see as it is after everything handed in before."""
+
+    stream_id: str
+    future: "Future[Loaded]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The same command stands earlier in the same unit; its outcome is that one's."""
+
+    index: int
+
+
+Verdict = Append | Repeat | Answer
+"""A request before its commit: an `Append` stands for an outcome that is still to be had."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A unit that was decided and not yet committed."""
+
+    verdicts: list[Verdict]
+    pending: PendingStreams
+
+    @property
+    def appends(self) -> list[Append]:
+        """What has to be written; a decision for nothing at all has nothing to write."""
+        return [one for one in self.verdicts if isinstance(one, Append) and _has_rows(one)]
+
+
+class Writer:
+    """Owns the thread. Everything but `submit`, `start` and `stop` runs on it."""
+
+    def __init__(
+        self, log: EventLog, handlers: Handlers, aggregates: Mapping[Prefix, Aggregate], clock: Clock
+    ) -> None:
+        self._log = log
+        self._handlers = handlers
+        self._clock = clock
+        self._cache = FoldCache(log, aggregates)
+        self._queue: queue.SimpleQueue[Unit | LoadUnit | None] = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._open = False
+        self._last_gathered = 1
+        self._thread = threading.Thread(target=self._run, name="kinora-writer", daemon=True)
+
+    def start(self) -> None:
+        self._open = True
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish everything handed in so far, then end the thread."""
+        with self._guard:
+            self._open = False
+            self._queue.put(None)
+        self._thread.join()
+
+    def submit(self, unit: Unit | LoadUnit) -> None:
+        with self._guard:
+            if not self._open:
+                raise RuntimeError("the command bus is closed")
+            self._queue.put(unit)
+
+    # ---- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            units, stopping = self._gather()
+            self._work_off(deque(unit for unit in units if unit.future.set_running_or_notify_cancel()))
+            if stopping:
+                return
+
+    def _gather(self) -> tuple[list[Unit | LoadUnit], bool]:
+        """Take what waits. Only where there was company before is more waited for, so one caller never is."""
+        units: list[Unit | LoadUnit] = []
+        count = 0
+        deadline: float | None = None
+        while count < MAX_COMMANDS:
+            try:
+                if deadline is None:
+                    unit = self._queue.get()
+                    deadline = time.monotonic() + LINGER_SECONDS
+                elif count < self._last_gathered and (left := deadline - time.monotonic()) > 0:
+                    unit = self._queue.get(timeout=left)
+                else:
+                    unit = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if unit is None:
+                return units, True
+            units.append(unit)
+            count += len(unit.requests) if isinstance(unit, Unit) else 1
+        self._last_gathered = count
+        return units, False
+
+    def _work_off(self, waiting: deque[Unit | LoadUnit]) -> None:
+        while waiting:
+            first = waiting[0]
+            if isinstance(first, LoadUnit):
+                waiting.popleft()
+                self._load(first)
+            else:
+                self._commit_some(waiting)
+
+    def _load(self, unit: LoadUnit) -> None:
+        try:
+            unit.future.set_result(self._cache.load(unit.stream_id))
+        except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
+            unit.future.set_exception(error)
+
+    def _commit_some(self, waiting: deque[Unit | LoadUnit]) -> None:
+        """Decide units in order until one must wait, and commit those together."""
+        units: list[Unit] = []
+        for unit in waiting:
+            if not isinstance(unit, Unit):
+                break
+            units.append(unit)
+        try:
+            batch = self._decide_some(units)
+        except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
+            # All of them, because those behind would each wait for the same dead database.
+            _fail(units, error)
+            done = len(units)
+        else:
+            self._commit_together(batch)
+            done = len(batch)
+        for _ in range(done):
+            waiting.popleft()
+
+    def _commit_together(self, batch: Sequence[tuple[Unit, Decided]]) -> None:
+        units = [unit for unit, _ in batch]
+        try:
+            answers = self._commit([decided for _, decided in batch])
+        except LogUnavailable as error:
+            _fail(units, error)
+        except Exception:  # noqa: BLE001 - whatever it was, giving each unit its own transaction finds it
+            self._commit_each(units)
+        else:
+            for unit, own in zip(units, answers, strict=True):
+                unit.future.set_result(own)
+
+    def _decide_some(self, units: Sequence[Unit]) -> list[tuple[Unit, Decided]]:
+        known = self._carried_out([request for unit in units for request in unit.requests])
+        batch: list[tuple[Unit, Decided]] = []
+        barred: set[str] = set()
+        keys: set[Key] = set()
+        for unit in units:
+            own_keys = {_key(one) for request in unit.requests if (one := request.context.idempotency)}
+            if keys & own_keys:
+                break
+            try:
+                decided = self._decide(unit.requests, known, frozenset(barred))
+            except MustWait:
+                break
+            batch.append((unit, decided))
+            barred |= decided.pending.written
+            keys |= own_keys
+        return batch
+
+    def _commit_each(self, units: Sequence[Unit]) -> None:
+        for index, unit in enumerate(units):
+            try:
+                unit.future.set_result(self._alone(unit.requests))
+            except LogUnavailable as error:
+                _fail(units[index:], error)
+                return
+            except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
+                unit.future.set_exception(error)
+
+    def _alone(self, requests: tuple[Request, ...]) -> list[Answer]:
+        """Decide and commit one unit by itself; when even that fails, each of its requests by itself."""
+        problem: Exception
+        for _ in range(1 + RETRIES):
+            try:
+                decided = self._decide(requests, self._carried_out(requests), frozenset())
+                return self._commit([decided])[0]
+            except (VersionConflict, CommandRepeated) as error:
+                problem = error
+            except LogUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - a refusal by a row, or a bug; either way only of one request
+                problem = error
+                break
+        if len(requests) == 1:
+            return [problem]
+        return [answer for request in requests for answer in self._alone((request,))]
+
+    # ---- deciding -------------------------------------------------------------------------------
+
+    def _carried_out(self, requests: Iterable[Request]) -> dict[Key, StoredCommand]:
+        keys = [_key(one) for request in requests if (one := request.context.idempotency)]
+        return self._log.find_commands(keys)
+
+    def _decide(
+        self, requests: Sequence[Request], known: Mapping[Key, StoredCommand], barred: frozenset[str]
+    ) -> Decided:
+        pending = PendingStreams(self._cache, barred)
+        verdicts: list[Verdict] = []
+        here: dict[Key, int] = {}
+        for index, request in enumerate(requests):
+            fork = pending.fork()
+            try:
+                verdict = self._verdict(request, known, here, verdicts, fork)
+            except (MustWait, LogUnavailable):
+                raise
+            except Exception as error:  # noqa: BLE001 - refused, or a bug: the answer of this request alone
+                verdict = error
+            else:
+                pending = fork
+                if isinstance(verdict, Append) and (one := request.context.idempotency):
+                    here[_key(one)] = index
+            verdicts.append(verdict)
+        return Decided(verdicts, pending)
+
+    def _verdict(
+        self,
+        request: Request,
+        known: Mapping[Key, StoredCommand],
+        here: Mapping[Key, int],
+        verdicts: Sequence[Verdict],
+        pending: PendingStreams,
+    ) -> Verdict:
+        one = request.context.idempotency
+        if one is not None and (stored := known.get(_key(one))):
+            _same_request(one, stored.request_hmac)
+            return Outcome(stored.position, self._log.events_of(stored), replayed=True)
+        if one is not None and (index := here.get(_key(one))) is not None:
+            earlier = verdicts[index]
+            if isinstance(earlier, Append) and earlier.command is not None:
+                _same_request(one, earlier.command.request_hmac)
+            return Repeat(index)
+        return decide(request, self._handlers, pending, self._clock)
+
+    # ---- committing -----------------------------------------------------------------------------
+
+    def _commit(self, batch: Sequence[Decided]) -> list[list[Answer]]:
+        appends = [append for decided in batch for append in decided.appends]
+        positions = iter(self._log.append(appends) if appends else ())
+        for decided in batch:
+            decided.pending.committed()
+        nothing_new = any(isinstance(v, Append) and not v.events for d in batch for v in d.verdicts)
+        head = self._log.head() if nothing_new else 0
+        return [self._outcomes(decided.verdicts, positions, head) for decided in batch]
+
+    def _outcomes(
+        self, verdicts: Sequence[Verdict], positions: Iterator[tuple[int, ...]], head: int
+    ) -> list[Answer]:
+        answers: list[Answer] = []
+        for verdict in verdicts:
+            match verdict:
+                case Append():
+                    share = next(positions) if _has_rows(verdict) else ()
+                    events = tuple(
+                        Recorded(
+                            position=position,
+                            stream_id=logged.stream_id,
+                            version=logged.version,
+                            metadata=logged.metadata,
+                            event=logged.event,
+                        )
+                        for position, logged in zip(share, verdict.events, strict=True)
+                    )
+                    answers.append(Outcome(share[-1] if share else head, events, replayed=False))
+                case Repeat(index):
+                    first = answers[index]
+                    answers.append(replace(first, replayed=True) if isinstance(first, Outcome) else first)
+                case _:
+                    answers.append(verdict)
+        return answers
+
+
+def _fail(units: Iterable[Unit], error: Exception) -> None:
+    for unit in units:
+        unit.future.set_exception(error)
+
+
+def _has_rows(append: Append) -> bool:
+    return bool(append.events or append.command or append.rows)
+
+
+def _key(idempotency: Idempotency) -> Key:
+    return idempotency.principal, idempotency.key
+
+
+def _same_request(idempotency: Idempotency, first_hmac: bytes) -> None:
+    if idempotency.request_hmac != first_hmac:
+        raise Conflict(
+            f"Idempotency-Key {idempotency.key!r} was used for another request;"
+            " use a new key for a new request",
+            code="idempotency_key_reused",
+        )
