@@ -1,0 +1,60 @@
+"""Jobs: the request folds dataset and model, a claim folds the agent; the rest a job decides alone."""
+
+from collections.abc import Mapping
+
+from command_api.domain import job
+from command_api.domain.errors import Conflict, NotFound
+from command_api.domain.job_phases import Absent
+from command_api.domain.job_request import decide_request
+from command_api.handlers.agent import enrolled_agent
+from command_api.handlers.base import (
+    Changes,
+    Context,
+    Handler,
+    Loaded,
+    StreamEvents,
+    Streams,
+    single_aggregate,
+)
+from schemas.commands import Command
+from schemas.commands.job import AdmitJob, ClaimJob, ExpireLease, RefuseJob, RequestJob, StopJob, ValidateJob
+
+_alone = single_aggregate(job.decide, lambda command: command.job_id)
+
+
+def request_job(command: RequestJob, context: Context, streams: Streams) -> Changes:
+    requested = streams.load(command.job_id)
+    dataset = _of_same_organization(streams.load(command.dataset_id), command.dataset_id, context)
+    model = _of_same_organization(streams.load(command.model_id), command.model_id, context)
+    events = decide_request(requested.state, dataset.state, model.state, command)
+    return [StreamEvents(command.job_id, requested.version, events)]
+
+
+def claim_job(command: ClaimJob, context: Context, streams: Streams) -> Changes:
+    agent = enrolled_agent(streams, command.agent_id)
+    state: job.State = streams.load(command.job_id).state
+    if not isinstance(state, Absent) and state.history.request.pool != agent.pool:
+        raise Conflict(
+            f"job {command.job_id} waits in pool {state.history.request.pool}, agent {command.agent_id} is in"
+            f" {agent.pool}; claim only what that pool's queue offers",
+            code="other_pool",
+        )
+    return _alone(command, context, streams)
+
+
+def _of_same_organization(loaded: Loaded, item_id: str, context: Context) -> Loaded:
+    """Also for the control plane itself, which sees every organization's streams."""
+    if loaded.version and loaded.organization_id != context.organization_id:
+        raise NotFound(f"{item_id} does not exist; check the id and the organization")
+    return loaded
+
+
+HANDLERS: Mapping[type[Command], Handler] = {
+    RequestJob: request_job,
+    ClaimJob: claim_job,
+    ValidateJob: _alone,
+    AdmitJob: _alone,
+    RefuseJob: _alone,
+    ExpireLease: _alone,
+    StopJob: _alone,
+}
