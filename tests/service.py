@@ -1,0 +1,154 @@
+"""A real `kinora up` as a child process, for acceptance and fault tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from kinora.client import Client, Credentials, Json
+from schemas.errors import KinoraError
+
+KINORA = str(Path(sys.executable).with_name("kinora"))
+
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T | None], *, seconds: float, what: str) -> T:
+    """The first truthy result of `condition`; polls because the condition lives in other processes."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.05)
+
+
+class Service:
+    """A `kinora up` on a data folder of its own; it can be stopped and started again."""
+
+    def __init__(self, home: Path, log: Path) -> None:
+        self.home = home
+        self.log = log
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"KINORA_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200"}
+
+    def start(self) -> None:
+        """Start it and wait until its agent is online."""
+        with self.log.open("a") as output:
+            self.process = subprocess.Popen(
+                [KINORA, "up"],
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        wait_until(self._ready, seconds=90, what="`kinora up` to be ready")
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        if not (self.home / "credentials.json").exists():
+            return False
+        try:
+            with self.client() as client:
+                return any(agent["online"] for agent in client.pages("/agents"))
+        except KinoraError:
+            return False
+
+    def stop(self) -> int:
+        """Ctrl-C, as a person would; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=60)
+
+    def cli(
+        self, *arguments: str, check: bool = True, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the real CLI against this service."""
+        done = subprocess.run(
+            [KINORA, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check:
+            said = f"{done.stdout}\n{done.stderr}"
+            assert done.returncode == 0, f"kinora {' '.join(arguments)}: {done.returncode}\n{said}"
+        return done
+
+    def client(self) -> Client:
+        """A session of the service's owner."""
+        return Client(Credentials.find(self.home))
+
+    def role(self, name: str) -> psutil.Process:
+        """The process of a role of ours."""
+        return self._child(lambda command: command[1:4] == ["-m", "kinora", name], name)
+
+    def server(self, program: str) -> psutil.Process:
+        """The process of an embedded server, by its program's name."""
+        return self._child(lambda command: Path(command[0]).name == program, program)
+
+    def _child(self, fits: Callable[[list[str]], bool], name: str) -> psutil.Process:
+        assert self.process is not None
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                command = child.cmdline()
+            except psutil.Error:
+                continue
+            if command and fits(command):
+                return child
+        raise LookupError(f"no {name} is running")
+
+    def engines(self) -> list[psutil.Process]:
+        """Engine processes of this service's agent, orphans included."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            command = process.info["cmdline"] or []
+            if command[1:3] == ["-m", "qlora_engine"] and "--probe" not in command:
+                environment = process.environ()
+                if environment.get("KINORA_HOME") == str(self.home):
+                    found.append(process)
+        return found
+
+
+@contextmanager
+def running_service(folder: Path) -> Iterator[Service]:
+    """A started `kinora up` below `folder`, stopped in the end."""
+    service = Service(folder / "home", folder / "up.log")
+    try:
+        service.start()
+        yield service
+    finally:
+        if service.process is not None and service.process.poll() is None:
+            service.stop()
+
+
+def job_events(client: Client, job_id: str) -> list[Json]:
+    """A job's whole history, oldest first."""
+    return list(client.pages(f"/jobs/{job_id}/events"))
+
+
+def types(events: list[Json]) -> list[str]:
+    """Event types without their common prefix."""
+    return [event["type"].removeprefix("kinora.job.") for event in events]
+
+
+def read_report(folder: Path) -> Json:
+    report: Json = json.loads((folder / "report.json").read_text())
+    return report
