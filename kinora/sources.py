@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qlora_engine.captions import CAPTION_FILES, read_captions
+from qlora_engine.captions import read_captions
 
 from schemas.errors import FieldError, KinoraError
 
@@ -19,31 +19,26 @@ def dataset_paths(folder: Path) -> list[str]:
     """The captions file and every clip that it names.
 
     Raises:
-        BadSource: without a captions file, or when rows are wrong or name missing clips.
+        BadSource: when rows are wrong or name missing clips.
+        CaptionsError: when the captions file is missing or cannot be read.
     """
     if not folder.is_dir():
         raise BadSource(f"{folder} is not a folder; give the folder that holds the clips and captions.jsonl")
-    captions = next((name for name in CAPTION_FILES if (folder / name).is_file()), None)
-    if captions is None:
-        raise BadSource(
-            f"{folder} has no {' or '.join(CAPTION_FILES)}; write one line per clip, such as"
-            ' {"video": "clip.mp4", "prompt": "What happens?", "response": "a dog jumps"}'
-        )
-    examples, problems = read_captions(folder)
-    errors = [FieldError(pointer=p.where, code=p.code, message=p.message) for p in problems]
+    captions = read_captions(folder)
+    errors = [FieldError(pointer=p.where, code=p.code, message=p.message) for p in captions.problems]
     errors += [
         FieldError(
-            pointer=f"{captions}:{example.row}",
+            pointer=f"{captions.file}:{example.row}",
             code="missing_clip",
             message=f"clip {example.clip!r} is not in {folder}; add the file or remove the row",
         )
-        for example in examples
+        for example in captions.examples
         if not (folder / example.clip).is_file()
     ]
     if errors:
         more = f" (the first 20 of {len(errors)})" if len(errors) > 20 else ""
-        raise BadSource(f"{folder / captions} cannot be used{more}:", errors=tuple(errors[:20]))
-    return [captions, *sorted({example.clip for example in examples})]
+        raise BadSource(f"{folder / captions.file} cannot be used{more}:", errors=tuple(errors[:20]))
+    return [captions.file, *sorted({example.clip for example in captions.examples})]
 
 
 def model_paths(folder: Path) -> list[str]:

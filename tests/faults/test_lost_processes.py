@@ -21,8 +21,12 @@ def submit(client: Client, registered: Registered, *, steps: int = 120) -> str:
         "dataset_id": registered.dataset_id,
         "model_id": registered.model_id,
         "hyperparameters": {
-            **{"max_steps": steps, "batch_size": 16, "learning_rate": 2e-3, "checkpoint_every_steps": 10},
-            **{"held_out_fraction": 0.2, "max_new_tokens": 8},
+            "max_steps": steps,
+            "batch_size": 16,
+            "learning_rate": 2e-3,
+            "checkpoint_every_steps": 10,
+            "held_out_fraction": 0.2,
+            "max_new_tokens": 8,
         },
     }
     return str(client.post("/jobs", body)["id"])
