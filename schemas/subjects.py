@@ -5,10 +5,12 @@ from typing import Literal
 EVENTS_STREAM = "EVENTS"
 WORK_STREAM = "WORK"
 REPORTS_STREAM = "REPORTS"
+DEAD_LETTERS_STREAM = "DEAD_LETTERS"
 
 EVENTS_SUBJECTS = "kinora.v1.>"
 WORK_SUBJECTS = "kinora.work.>"
 REPORTS_SUBJECTS = "kinora.report.>"
+DEAD_LETTERS_SUBJECTS = "kinora.dead_letters.>"
 
 INBOX_DURABLE = "inbox"
 """The one consumer of REPORTS."""
@@ -59,8 +61,18 @@ def hello_subject(organization_id: str, agent_id: str) -> str:
     return f"kinora.hello.{organization_id}.{agent_id}"
 
 
+def agent_inbox(agent_id: str) -> str:
+    """Prefix of an agent's private inbox: its answers and work arrive nowhere else."""
+    return f"_INBOX_{agent_id}"
+
+
 def report_subject(organization_id: str, agent_id: str, item_id: str) -> str:
     return f"kinora.report.{organization_id}.{agent_id}.{item_id}"
+
+
+def dead_letter_subject(stream: str) -> str:
+    """Where a message goes that nobody can read; `stream` is where it came from."""
+    return f"kinora.dead_letters.{stream}"
 
 
 def control_subject(organization_id: str, agent_id: str) -> str:

@@ -25,3 +25,5 @@ class AgentSettings(Message):
     engine_threads: int | None = Field(None, ge=1)
     shutdown_seconds: float = Field(20.0, gt=0)
     """How long a stop waits for a last checkpoint before the engine is killed."""
+    cache_bytes: int = Field(20 * 10**9, ge=0)
+    """Room for staged inputs that stay between attempts; the least recently used leave first."""

@@ -1,0 +1,145 @@
+"""An attempt's outputs, brought to the store: hashed, put by presigned URLs, named as they were stored."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import httpx
+import structlog
+
+from schemas.objects import FileEntry, StoredObject
+from schemas.work import CheckpointStored, UploadRequest, UploadTarget, Warned
+from trainer_agent.errors import ArtifactNotStored, TransferFailed
+from trainer_agent.hashing import Digest, digest
+from trainer_agent.presign import BATCH, Presigner
+from trainer_agent.reporter import Reporter
+from trainer_agent.transfer import persist, upload
+
+log = structlog.get_logger()
+
+Purpose = Literal["checkpoint", "adapter", "log", "validation"]
+
+_UPLOADS_AT_ONCE = 4
+_PATIENCE_SECONDS = 3600.0
+"""A finished training is worth waiting for a store that is down."""
+
+
+class Artifacts:
+    """Stores files under one attempt's own prefixes."""
+
+    def __init__(self, client: httpx.AsyncClient, presigner: Presigner) -> None:
+        self._client = client
+        self._presigner = presigner
+        self._places = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+
+    async def store_folder(self, folder: Path, purpose: Purpose, step: int = 0) -> tuple[StoredObject, ...]:
+        """Every file in `folder`, by its path inside it; whole or not at all.
+
+        Raises:
+            ArtifactNotStored: a file could not be stored.
+        """
+        return await self.store(await asyncio.to_thread(_regular_files, folder), folder, purpose, step)
+
+    async def store(
+        self, files: Sequence[Path], folder: Path, purpose: Purpose, step: int = 0
+    ) -> tuple[StoredObject, ...]:
+        """`files`, by their paths inside `folder`.
+
+        Raises:
+            ArtifactNotStored: a file could not be stored.
+        """
+        try:
+            contents = [await asyncio.to_thread(digest, file) for file in files]
+            requests = [
+                _request(file.relative_to(folder), content, purpose, step)
+                for file, content in zip(files, contents, strict=True)
+            ]
+            stored: list[StoredObject] = []
+            for start in range(0, len(files), BATCH):
+                batch = slice(start, start + BATCH)
+                stored += await self._store_batch(files[batch], contents[batch], requests[batch])
+        except TransferFailed as error:
+            raise ArtifactNotStored(error.message, retryable=error.retryable) from error
+        except OSError as error:
+            raise ArtifactNotStored(f"{purpose} cannot be read: {error}") from error
+        return tuple(stored)
+
+    async def _store_batch(
+        self, files: Sequence[Path], contents: Sequence[Digest], requests: Sequence[UploadRequest]
+    ) -> list[StoredObject]:
+        targets = await persist(lambda: self._presigner.uploads(requests), patience_seconds=_PATIENCE_SECONDS)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._store_one(*one))
+                    for one in zip(files, contents, requests, targets, strict=True)
+                ]
+        except* (TransferFailed, OSError) as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _store_one(
+        self, file: Path, content: Digest, request: UploadRequest, target: UploadTarget
+    ) -> StoredObject:
+        targets = [target]
+
+        async def attempt() -> StoredObject:
+            current = targets.pop() if targets else (await self._presigner.uploads([request]))[0]
+            await upload(self._client, current.url, file, content)
+            return current.object
+
+        async with self._places:
+            return await persist(attempt, patience_seconds=_PATIENCE_SECONDS)
+
+
+class CheckpointUploads:
+    """Stores checkpoints one after the other beside the training, and reports each when it is whole."""
+
+    def __init__(self, artifacts: Artifacts, reporter: Reporter) -> None:
+        self._artifacts = artifacts
+        self._reporter = reporter
+        self._waiting: asyncio.Queue[tuple[int, Path]] = asyncio.Queue()
+
+    def add(self, step: int, folder: Path) -> None:
+        self._waiting.put_nowait((step, folder))
+
+    async def stored(self) -> None:
+        """Wait until every checkpoint added so far is stored, or given up with a warning."""
+        await self._waiting.join()
+
+    async def run(self) -> None:
+        """Work through the queue, for ever."""
+        while True:
+            step, folder = await self._waiting.get()
+            try:
+                objects = await self._artifacts.store_folder(folder, "checkpoint", step)
+            except ArtifactNotStored as error:
+                # The training is worth more than one checkpoint; the next one may get through.
+                log.warning("checkpoint_not_stored", step=step, error=error.message)
+                await self._reporter.report(
+                    Warned(
+                        code="checkpoint_not_stored",
+                        message=f"checkpoint {step}: {error.message}",
+                    )
+                )
+            else:
+                await self._reporter.report(CheckpointStored(step=step, objects=objects))
+            finally:
+                self._waiting.task_done()
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    # No links: what an engine leaves behind must not lead out of its folder.
+    return sorted(
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if (Path(parent) / name).is_file() and not (Path(parent) / name).is_symlink()
+    )
+
+
+def _request(path: Path, content: Digest, purpose: Purpose, step: int) -> UploadRequest:
+    entry = FileEntry(path=path.as_posix(), size_bytes=content.size_bytes, sha256=content.sha256)
+    return UploadRequest(purpose=purpose, step=step, file=entry)

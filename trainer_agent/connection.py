@@ -1,0 +1,186 @@
+"""The agent's one connection to NATS: it outlives every outage, and nothing is queued behind its back.
+
+nats-py closes a client for good on some server errors, such as an expired authentication; then a new
+client takes its place and the subscriptions move over. While there is no server, requests fail at
+once with `NoAnswer` instead of being buffered: a heartbeat or a work request that arrives a minute late
+would be wrong. What must not be lost is kept and sent again by its owner (`reporter`).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from pydantic import ValidationError
+
+from schemas.base import Message
+from schemas.settings import NatsSettings
+from trainer_agent.errors import NoAnswer
+from trainer_agent.waiting import end
+
+log = structlog.get_logger()
+
+Reply = TypeVar("Reply", bound=Message)
+Handler = Callable[[Msg], Awaitable[None]]
+
+UNREACHABLE = (NatsError, OSError, asyncio.TimeoutError)
+_LOG_EVERY_SECONDS = 30.0
+
+
+class Connection:
+    """An async context manager; entering it does not wait for a server."""
+
+    def __init__(self, settings: NatsSettings, *, name: str, inbox_prefix: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._inbox_prefix = inbox_prefix
+        self._client: Client | None = None
+        self._handlers: dict[str, Handler] = {}
+        self._session = 0
+        self._changed = asyncio.Condition()
+        self._keeper: asyncio.Task[None] | None = None
+        self._quiet_until = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._keeper is not None:
+            await end(self._keeper)
+
+    @property
+    def client(self) -> Client | None:
+        """The connected client, or None during an outage."""
+        return self._client if self._client is not None and self._client.is_connected else None
+
+    async def session_after(self, session: int) -> int:
+        """Wait for a connection newer than `session`; each connect and reconnect counts one up from 0."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._session > session)
+            return self._session
+
+    def subscribe(self, subject: str, handler: Handler) -> None:
+        """Receive `subject` on every client to come; say so before entering the context."""
+        self._handlers[subject] = handler
+
+    async def request(
+        self, subject: str, message: Message, reply: type[Reply], *, timeout: float = 5.0
+    ) -> Reply:
+        """Ask, once.
+
+        Raises:
+            NoAnswer: nobody answered in time, or the answer cannot be read.
+        """
+        client = self._connected(subject)
+        try:
+            answer = await client.request(subject, message.model_dump_json().encode(), timeout=timeout)
+        except UNREACHABLE as error:
+            raise NoAnswer(f"no answer on {subject}: {error or type(error).__name__}") from error
+        try:
+            return reply.model_validate_json(answer.data)
+        except ValidationError as error:
+            raise NoAnswer(f"the answer on {subject} is no {reply.__name__}: {error}") from error
+
+    async def publish(self, subject: str, message: Message) -> None:
+        """Best effort: dropped while there is no server."""
+        if (client := self.client) is not None:
+            try:
+                await client.publish(subject, message.model_dump_json().encode())
+            except UNREACHABLE as error:
+                log.debug("publish_dropped", subject=subject, error=str(error))
+
+    async def publish_stored(self, subject: str, message: Message, *, stream: str, message_id: str) -> None:
+        """Publish to JetStream and wait until it is stored.
+
+        Raises:
+            NoAnswer: it is unknown whether it was stored; publish it again under the same id.
+        """
+        headers = {"Nats-Msg-Id": message_id, "content-type": "application/json"}
+        client = self._connected(subject)
+        try:
+            await client.jetstream().publish(
+                subject, message.model_dump_json().encode(), timeout=5.0, stream=stream, headers=headers
+            )
+        except UNREACHABLE as error:
+            raise NoAnswer(f"{stream} did not take {message_id}: {error or type(error).__name__}") from error
+
+    async def pull(self, stream: str, durable: str) -> JetStreamContext.PullSubscription:
+        """A subscription to a consumer that the control plane made; it lives as long as the client."""
+        client = self._connected(durable)
+        try:
+            return await client.jetstream().pull_subscribe_bind(durable=durable, stream=stream)
+        except UNREACHABLE as error:
+            raise NoAnswer(f"cannot bind {durable}: {error or type(error).__name__}") from error
+
+    def _connected(self, purpose: str) -> Client:
+        if (client := self.client) is None:
+            raise NoAnswer(f"not connected to NATS at {self._settings.url}; {purpose} has to wait")
+        return client
+
+    async def _keep(self) -> None:
+        while True:
+            client = Client()
+            closed = asyncio.Event()
+            try:
+                await self._open(client, closed)
+                for subject, handler in self._handlers.items():
+                    await client.subscribe(subject, cb=handler)
+                self._client = client
+                await self._count_session()
+                await closed.wait()
+                log.warning("nats_closed", error=str(client.last_error))
+            except UNREACHABLE as error:
+                log.warning("nats_unusable", error=str(error))
+            finally:
+                self._client = None
+                await client.close()
+            await asyncio.sleep(1.0)  # a server that closes every connection must not be hammered
+
+    async def _open(self, client: Client, closed: asyncio.Event) -> None:
+        """Return when connected, however long that takes."""
+
+        async def on_error(error: Exception) -> None:
+            self._log_outage(error)
+
+        async def on_reconnect() -> None:
+            log.info("nats_reconnected", url=self._settings.url)
+            await self._count_session()
+
+        async def on_close() -> None:
+            closed.set()
+
+        await client.connect(
+            self._settings.url,
+            name=self._name,
+            user=self._settings.user,
+            password=self._settings.password.get_secret_value(),
+            inbox_prefix=self._inbox_prefix,
+            error_cb=on_error,
+            reconnected_cb=on_reconnect,
+            closed_cb=on_close,
+            max_reconnect_attempts=-1,  # the default closes the client after two minutes
+            reconnect_time_wait=1,
+            connect_timeout=5,
+            ping_interval=10,  # the default notices a half-open connection after four minutes
+            max_outstanding_pings=2,
+            pending_size=0,  # never buffer while disconnected
+        )
+
+    async def _count_session(self) -> None:
+        async with self._changed:
+            self._session += 1
+            self._changed.notify_all()
+
+    def _log_outage(self, error: Exception) -> None:
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + _LOG_EVERY_SECONDS
+            log.warning("nats_unreachable", url=self._settings.url, error=str(error) or type(error).__name__)
