@@ -1,0 +1,225 @@
+"""Rows that are one JSON document per aggregate, folded a page at a time: one read and one write per page."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Generic, LiteralString, TypeVar
+
+from psycopg import AsyncConnection, AsyncCursor, sql
+from psycopg.rows import scalar_row
+from pydantic import BaseModel, ConfigDict
+
+from projections.errors import MissingRow
+from projections.view import Census, active_schema
+from schemas.envelope import Recorded
+
+Cursor = tuple[datetime, str]
+"""Where a page ended: (created_at, id) of its last row."""
+
+
+class ViewModel(BaseModel):
+    """What queries answer: frozen, and lenient towards fields of other versions while a rebuild runs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
+
+
+class Document(ViewModel):
+    """The part that every aggregate's document has."""
+
+    id: str
+    organization_id: str
+    workspace_id: str | None
+    status: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    """Of the stream: the ETag."""
+    last_position: int
+    """Of the last event that touched the document."""
+
+
+D = TypeVar("D", bound=Document)
+M = TypeVar("M", bound=BaseModel)
+
+DOCUMENT_TABLE: LiteralString = """
+CREATE TABLE {table} (
+    id text PRIMARY KEY,
+    organization_id text NOT NULL,
+    status text NOT NULL,
+    created_at timestamptz NOT NULL,
+    document jsonb NOT NULL
+)
+"""
+
+
+def document_ddl(table: LiteralString) -> tuple[LiteralString, ...]:
+    """The table of a `DocumentView` and the index that its pages follow."""
+    return (
+        DOCUMENT_TABLE.replace("{table}", table),
+        f"CREATE INDEX {table}_newest ON {table} (organization_id, created_at DESC, id DESC)",
+    )
+
+
+def evolve(before: D, recorded: Recorded, **changes: Any) -> D:
+    """`before` with `changes` and the marks of this event."""
+    marks = {
+        "updated_at": recorded.metadata.recorded_at,
+        "version": recorded.version,
+        "last_position": recorded.position,
+    }
+    return before.model_copy(update=marks | changes)
+
+
+def beginning(recorded: Recorded) -> dict[str, Any]:
+    """The marks of a document's first event.
+
+    Raises:
+        MissingRow: when the event belongs to no organization.
+    """
+    metadata = recorded.metadata
+    if metadata.organization_id is None:
+        raise MissingRow(f"event {metadata.event_id} of {recorded.stream_id} names no organization")
+    return {
+        "id": recorded.stream_id,
+        "organization_id": metadata.organization_id,
+        "workspace_id": metadata.workspace_id,
+        "created_at": metadata.recorded_at,
+        "updated_at": metadata.recorded_at,
+        "version": recorded.version,
+        "last_position": recorded.position,
+    }
+
+
+def begun(before: D | None, recorded: Recorded) -> D:
+    """The document that an event changes.
+
+    Raises:
+        MissingRow: when no earlier event made it.
+    """
+    if before is None:
+        raise MissingRow(
+            f"{type(recorded.event).TYPE} v{recorded.version} of {recorded.stream_id} changes a document"
+            " that no earlier event made"
+        )
+    return before
+
+
+def storable(document: BaseModel) -> str:
+    """JSON that jsonb takes: PostgreSQL has no NUL character, so U+FFFD stands for it."""
+    text = document.model_dump_json()
+    return json.dumps(without_nul(json.loads(text))) if "\\u0000" in text else text
+
+
+def without_nul(value: Any) -> Any:
+    """The same JSON value with U+FFFD for every NUL character."""
+    match value:
+        case str():
+            return value.replace("\x00", "\ufffd")
+        case list():
+            return [without_nul(each) for each in value]
+        case dict():
+            return {without_nul(key): without_nul(each) for key, each in value.items()}
+        case _:
+            return value
+
+
+class DocumentView(ABC, Generic[D]):
+    """A view whose table has one document per stream."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    ddl: ClassVar[Sequence[LiteralString]]
+    types: ClassVar[tuple[str, ...]]
+    census: ClassVar[Census]
+    table: ClassVar[LiteralString]
+    model: ClassVar[type[Document]]
+
+    @abstractmethod
+    def fold(self, before: D | None, recorded: Recorded) -> D:
+        """The document after an event; pure."""
+
+    async def apply(self, cursor: AsyncCursor[Any], events: Sequence[Recorded]) -> None:
+        """Load the documents that the events touch, fold, and write each once."""
+        loaded = await self._load(cursor, sorted({event.stream_id for event in events}))
+        for event in events:
+            loaded[event.stream_id] = self.fold(loaded.get(event.stream_id), event)
+        await self._save(cursor, list(loaded.values()))
+
+    async def _load(self, cursor: AsyncCursor[Any], ids: list[str]) -> dict[str, D]:
+        query = sql.SQL("SELECT id, document FROM {} WHERE id = ANY(%s)").format(sql.Identifier(self.table))
+        await cursor.execute(query, [ids])
+        rows = await cursor.fetchall()
+        return {identifier: self.model.model_validate(document) for identifier, document in rows}  # type: ignore[misc]
+
+    async def _save(self, cursor: AsyncCursor[Any], documents: list[D]) -> None:
+        query = sql.SQL(
+            """
+            INSERT INTO {table} (id, organization_id, status, created_at, document)
+            SELECT id, organization_id, status, created_at, document::jsonb
+              FROM unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[])
+                   AS fresh (id, organization_id, status, created_at, document)
+            ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document
+            """
+        ).format(table=sql.Identifier(self.table))
+        columns = [
+            [document.id for document in documents],
+            [document.organization_id for document in documents],
+            [document.status for document in documents],
+            [document.created_at for document in documents],
+            [storable(document) for document in documents],
+        ]
+        await cursor.execute(query, columns)
+
+
+class DocumentQueries(Generic[M]):
+    """The reads that every document view offers; `hidden` statuses are as good as absent."""
+
+    def __init__(self, view: str, table: str, model: type[M], *, hidden: Sequence[str] = ()) -> None:
+        self._table = sql.Identifier(active_schema(view), table)
+        self._model = model
+        self._hidden = list(hidden)
+
+    async def get(self, connection: AsyncConnection[Any], organization_id: str, identifier: str) -> M | None:
+        """The document, or None when the organization has none of that id."""
+        query = sql.SQL(
+            "SELECT document FROM {} WHERE id = %s AND organization_id = %s AND NOT status = ANY(%s)"
+        ).format(self._table)
+        async with connection.cursor(row_factory=scalar_row) as cursor:
+            await cursor.execute(query, [identifier, organization_id, self._hidden])
+            document = await cursor.fetchone()
+        return None if document is None else self._model.model_validate(document)
+
+    async def page(
+        self,
+        connection: AsyncConnection[Any],
+        organization_id: str,
+        *,
+        limit: int,
+        after: Cursor | None = None,
+        statuses: Sequence[str] | None = None,
+    ) -> list[M]:
+        """Newest first; `after` is (created_at, id) of the last row of the page before."""
+        query = sql.SQL(
+            """
+            SELECT document FROM {}
+             WHERE organization_id = %(organization_id)s
+               AND NOT status = ANY(%(hidden)s)
+               AND (%(statuses)s::text[] IS NULL OR status = ANY(%(statuses)s))
+               AND (%(after_time)s::timestamptz IS NULL
+                    OR (created_at, id) < (%(after_time)s::timestamptz, %(after_id)s::text))
+             ORDER BY created_at DESC, id DESC
+             LIMIT %(limit)s
+            """
+        ).format(self._table)
+        values = {
+            "organization_id": organization_id,
+            "hidden": self._hidden,
+            "statuses": None if statuses is None else list(statuses),
+            "after_time": after[0] if after else None,
+            "after_id": after[1] if after else None,
+            "limit": limit,
+        }
+        async with connection.cursor(row_factory=scalar_row) as cursor:
+            await cursor.execute(query, values)
+            return [self._model.model_validate(document) for document in await cursor.fetchall()]

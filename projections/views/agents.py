@@ -1,0 +1,187 @@
+"""Agents: which nodes there are, what they can do, whether they are heard, and what they work on."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Literal, LiteralString
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import class_row
+
+from projections.documents import (
+    Cursor,
+    Document,
+    DocumentQueries,
+    DocumentView,
+    ViewModel,
+    beginning,
+    begun,
+    document_ddl,
+    evolve,
+)
+from schemas.envelope import Recorded
+from schemas.events import agent as events
+from schemas.events import dataset, job, model
+from schemas.ids import Prefix, id_prefix
+
+
+class HeldItem(ViewModel):
+    """A job, dataset or model that an agent works on."""
+
+    item_id: str
+    attempt: int
+    since: datetime
+
+
+class AgentDocument(Document):
+    """What an agent's own stream tells."""
+
+    status: Literal["online", "offline"]
+    name: str
+    pool: str
+    capabilities: events.Capabilities | None = None
+    """None until the node was probed."""
+    lost_reason: Literal["lease_expired", "shut_down"] | None = None
+    changed_at: datetime
+    """When it was last enrolled, heard again or lost."""
+
+
+class AgentView(AgentDocument):
+    """An agent as people see it."""
+
+    current: HeldItem | None = None
+
+    @property
+    def online(self) -> bool:
+        return self.status == "online"
+
+
+_TAKEN = (job.JobAssigned, dataset.DatasetValidationStarted, model.ModelValidationStarted)
+# Whatever ends an attempt lets the item go; JobQueued alone would do for most, but not for all.
+_LET_GO = (
+    job.AgentDeclined,
+    job.AttemptReleased,
+    job.LeaseExpired,
+    job.AttemptFailed,
+    job.JobQueued,
+    job.JobSucceeded,
+    job.JobFailed,
+    job.JobStopped,
+    dataset.DatasetValidationInterrupted,
+    dataset.DatasetValidated,
+    dataset.DatasetRejected,
+    dataset.DatasetDeleted,
+    model.ModelValidationInterrupted,
+    model.ModelValidated,
+    model.ModelRejected,
+    model.ModelDeleted,
+)
+
+
+class Agents(DocumentView[AgentDocument]):
+    name = "agents"
+    version = 1
+    table: ClassVar[LiteralString] = "agents"
+    model = AgentDocument
+    ddl = (
+        *document_ddl("agents"),
+        # Keyed by item: these rows follow the item's stream, the agents' rows follow the agent's.
+        """
+        CREATE TABLE held_items (
+            item_id text PRIMARY KEY,
+            agent_id text NOT NULL,
+            attempt integer NOT NULL,
+            since timestamptz NOT NULL,
+            position bigint NOT NULL
+        )
+        """,
+        "CREATE INDEX held_items_agent ON held_items (agent_id, position DESC)",
+    )
+    types = (
+        events.AgentEnrolled.TYPE,
+        events.AgentProbed.TYPE,
+        events.AgentOnline.TYPE,
+        events.AgentLost.TYPE,
+        *(event.TYPE for event in _TAKEN),
+        *(event.TYPE for event in _LET_GO),
+    )
+    census = (("agents", (events.AgentEnrolled.TYPE,)),)
+
+    def fold(self, before: AgentDocument | None, recorded: Recorded) -> AgentDocument:
+        event, at = recorded.event, recorded.metadata.recorded_at
+        if isinstance(event, events.AgentEnrolled):
+            return AgentDocument(
+                **beginning(recorded), status="offline", name=event.name, pool=event.pool, changed_at=at
+            )
+        agent = begun(before, recorded)
+        match event:
+            case events.AgentProbed(capabilities=capabilities):
+                return evolve(agent, recorded, capabilities=capabilities)
+            case events.AgentOnline():
+                return evolve(agent, recorded, status="online", lost_reason=None, changed_at=at)
+            case events.AgentLost(reason=reason):
+                return evolve(agent, recorded, status="offline", lost_reason=reason, changed_at=at)
+            case _:
+                return evolve(agent, recorded)
+
+    async def apply(self, cursor: AsyncCursor[Any], events_of_page: Sequence[Recorded]) -> None:
+        own = [each for each in events_of_page if id_prefix(each.stream_id) is Prefix.AGENT]
+        if own:
+            await super().apply(cursor, own)
+        for recorded in events_of_page:
+            if isinstance(recorded.event, _TAKEN):
+                await _take(cursor, recorded, recorded.event.agent_id, recorded.event.attempt)
+            elif isinstance(recorded.event, _LET_GO):
+                await cursor.execute("DELETE FROM held_items WHERE item_id = %s", [recorded.stream_id])
+
+
+async def _take(cursor: AsyncCursor[Any], recorded: Recorded, agent_id: str, attempt: int) -> None:
+    await cursor.execute(
+        """
+        INSERT INTO held_items (item_id, agent_id, attempt, since, position) VALUES (%s, %s, %s, %s, %s)
+        ON CONFLICT (item_id) DO UPDATE
+           SET agent_id = excluded.agent_id, attempt = excluded.attempt,
+               since = excluded.since, position = excluded.position
+        """,
+        [recorded.stream_id, agent_id, attempt, recorded.metadata.recorded_at, recorded.position],
+    )
+
+
+_QUERIES = DocumentQueries("agents", "agents", AgentDocument)
+
+
+async def get(connection: AsyncConnection[Any], organization_id: str, agent_id: str) -> AgentView | None:
+    """The agent, or None when the organization has none of that id."""
+    found = await _QUERIES.get(connection, organization_id, agent_id)
+    return None if found is None else (await _with_items(connection, [found]))[0]
+
+
+async def page(
+    connection: AsyncConnection[Any],
+    organization_id: str,
+    *,
+    limit: int,
+    after: Cursor | None = None,
+    statuses: Sequence[str] | None = None,
+) -> list[AgentView]:
+    """Newest first; `after` is (created_at, id) of the last row of the page before."""
+    found = await _QUERIES.page(connection, organization_id, limit=limit, after=after, statuses=statuses)
+    return await _with_items(connection, found)
+
+
+class _Held(HeldItem):
+    agent_id: str
+
+
+async def _with_items(connection: AsyncConnection[Any], agents: Sequence[AgentDocument]) -> list[AgentView]:
+    async with connection.cursor(row_factory=class_row(_Held)) as cursor:
+        await cursor.execute(
+            """
+            SELECT DISTINCT ON (agent_id) agent_id, item_id, attempt, since
+              FROM view_agents.held_items
+             WHERE agent_id = ANY(%s)
+             ORDER BY agent_id, position DESC
+            """,
+            [[agent.id for agent in agents]],
+        )
+        held = {row.agent_id: HeldItem(**dict(row)) for row in await cursor.fetchall()}
+    return [AgentView(**dict(agent), current=held.get(agent.id)) for agent in agents]

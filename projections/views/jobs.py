@@ -1,0 +1,407 @@
+"""Jobs: where each one stands, in one row, with its checkpoints beside it."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, LiteralString
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from projections.documents import (
+    Cursor,
+    Document,
+    DocumentQueries,
+    DocumentView,
+    ViewModel,
+    beginning,
+    begun,
+    document_ddl,
+    evolve,
+)
+from schemas.envelope import Recorded
+from schemas.events import job as events
+from schemas.job_status import TERMINAL_PHASES, JobPhase, phase_after
+from schemas.objects import StoredObject
+from schemas.training import AdapterFacts, Hyperparameters
+
+KEPT_WARNINGS = 20
+
+
+class JobError(ViewModel):
+    """Why a job failed, or why its last attempt did."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class JobWarning(ViewModel):
+    """Something a person should know."""
+
+    attempt: int
+    code: str
+    message: str
+    raised_at: datetime
+
+
+class Checkpoint(ViewModel):
+    """A checkpoint that is whole in the store."""
+
+    step: int
+    attempt: int
+    objects: tuple[StoredObject, ...]
+    saved_at: datetime
+
+
+class JobView(Document):
+    """A job as lists show it."""
+
+    status: JobPhase
+    name: str
+    owner_id: str
+    dataset_id: str
+    model_id: str
+    output_model_id: str | None = None
+    hyperparameters: Hyperparameters
+    pool: str
+    priority: events.Priority
+    labels: dict[str, str]
+    max_attempts: int
+    attempt: int = 0
+    """The newest attempt; 0 before the first is queued."""
+    resume_step: int = 0
+    """Step that the newest attempt goes on from."""
+    agent_id: str | None = None
+    """Who holds the attempt now."""
+    device: str | None = None
+    step: int = 0
+    total_steps: int | None = None
+    progress: float = 0.0
+    """0 to 1."""
+    epoch: float = 0.0
+    epochs: float | None = None
+    training_examples: int | None = None
+    held_out_examples: int | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    """The latest one while the job runs."""
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    peak_memory_bytes: int = 0
+    training_seconds: float | None = None
+    """Of the attempt that finished."""
+    evaluation_before: events.Evaluation | None = None
+    evaluation_during: events.Evaluation | None = None
+    evaluation_after: events.Evaluation | None = None
+    checkpoint_step: int | None = None
+    """Of the newest checkpoint, which the next attempt would go on from."""
+    adapter: tuple[StoredObject, ...] = ()
+    adapter_facts: AdapterFacts | None = None
+    adapter_partial: bool = False
+    """Kept from a stopped training."""
+    error: JobError | None = None
+    last_attempt_error: JobError | None = None
+    """Why the attempt before this one ended."""
+    warnings: tuple[JobWarning, ...] = ()
+    """The newest of them."""
+    stop_mode: events.StopMode | None = None
+    stop_reason: str | None = None
+    wait_reason: str | None = None
+    """One sentence, while nothing runs."""
+    not_before: datetime | None = None
+    """End of the back-off."""
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    """First step of the first attempt that came so far."""
+    finished_at: datetime | None = None
+
+
+class JobDetail(JobView):
+    """A job with its checkpoints, oldest first."""
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+
+
+class Jobs(DocumentView[JobView]):
+    name = "jobs"
+    version = 1
+    table: ClassVar[LiteralString] = "jobs"
+    model = JobView
+    ddl = (
+        *document_ddl("jobs"),
+        """
+        CREATE TABLE checkpoints (
+            job_id text NOT NULL,
+            step integer NOT NULL,
+            attempt integer NOT NULL,
+            objects jsonb NOT NULL,
+            saved_at timestamptz NOT NULL,
+            PRIMARY KEY (job_id, step)
+        )
+        """,
+    )
+    types = (
+        events.JobRequested.TYPE,
+        events.JobValidationStarted.TYPE,
+        events.JobPlanned.TYPE,
+        events.JobQueued.TYPE,
+        events.JobAssigned.TYPE,
+        events.AgentAccepted.TYPE,
+        events.AgentDeclined.TYPE,
+        events.AttemptReleased.TYPE,
+        events.LeaseExpired.TYPE,
+        events.AttemptFailed.TYPE,
+        events.TrainingStarted.TYPE,
+        events.JobEvaluated.TYPE,
+        events.JobProgressed.TYPE,
+        events.CheckpointSaved.TYPE,
+        events.LogSegmentStored.TYPE,
+        events.WarningRaised.TYPE,
+        events.JobStopRequested.TYPE,
+        events.TrainingFinished.TYPE,
+        events.AdapterStored.TYPE,
+        events.JobSucceeded.TYPE,
+        events.JobFailed.TYPE,
+        events.JobStopped.TYPE,
+    )
+    census = (("jobs", (events.JobRequested.TYPE,)),)
+
+    def fold(self, before: JobView | None, recorded: Recorded) -> JobView:
+        event = recorded.event
+        if isinstance(event, events.JobRequested):
+            return JobView(
+                **beginning(recorded),
+                status="pending",
+                name=event.name,
+                owner_id=event.owner_id,
+                dataset_id=event.dataset_id,
+                model_id=event.model_id,
+                hyperparameters=event.hyperparameters,
+                pool=event.pool,
+                priority=event.priority,
+                labels=event.labels,
+                max_attempts=event.max_attempts,
+                wait_reason="The job waits for its inputs to be checked.",
+            )
+        job = begun(before, recorded)
+        changes = {"status": phase_after(job.status, event)} | changes_by(job, recorded)
+        if changes["status"] in TERMINAL_PHASES and job.finished_at is None:
+            changes |= _ENDED | {"finished_at": recorded.metadata.recorded_at}
+        return evolve(job, recorded, **changes)
+
+    async def apply(self, cursor: AsyncCursor[Any], events_of_page: Sequence[Recorded]) -> None:
+        await super().apply(cursor, events_of_page)
+        saved = [
+            [
+                each.stream_id,
+                each.event.step,
+                each.event.attempt,
+                _objects(each.event),
+                each.metadata.recorded_at,
+            ]
+            for each in events_of_page
+            if isinstance(each.event, events.CheckpointSaved)
+        ]
+        if saved:
+            await cursor.executemany(
+                """
+                INSERT INTO checkpoints (job_id, step, attempt, objects, saved_at) VALUES (%s, %s, %s, %s, %s)
+                ON CONFLICT (job_id, step) DO UPDATE
+                   SET attempt = excluded.attempt, objects = excluded.objects, saved_at = excluded.saved_at
+                """,
+                saved,
+            )
+
+
+_ENDED: dict[str, Any] = {"agent_id": None, "eta_seconds": None, "wait_reason": None, "not_before": None}
+_LET_GO: dict[str, Any] = {"agent_id": None, "eta_seconds": None, "tokens_per_second": None}
+
+
+def _objects(event: events.CheckpointSaved) -> Jsonb:
+    return Jsonb([each.model_dump(mode="json") for each in event.objects])
+
+
+def changes_by(job: JobView, recorded: Recorded) -> dict[str, Any]:
+    """What an event after the first changes beside the status."""
+    match recorded.event:
+        case events.JobPlanned() as event:
+            return {
+                "total_steps": event.total_steps,
+                "epochs": event.epochs,
+                "training_examples": event.training_examples,
+                "held_out_examples": event.held_out_examples,
+            }
+        case events.JobQueued() as event:
+            return _queued(job, recorded, event)
+        case events.JobAssigned(agent_id=agent_id, attempt=attempt):
+            return {"agent_id": agent_id, "attempt": attempt, "wait_reason": None, "not_before": None}
+        case (
+            events.AgentDeclined() | events.AttemptReleased() | events.LeaseExpired() | events.AttemptFailed()
+        ):
+            return _LET_GO | {"last_attempt_error": _attempt_error(recorded.event)}
+        case events.TrainingStarted() as event:
+            return {
+                "step": event.start_step,
+                "total_steps": event.total_steps,
+                "progress": _share(event.start_step, event.total_steps),
+                "trainable_parameters": event.trainable_parameters,
+                "total_parameters": event.total_parameters,
+                "training_examples": event.training_examples,
+                "held_out_examples": event.held_out_examples,
+                "device": event.device,
+                "started_at": job.started_at or recorded.metadata.recorded_at,
+            }
+        case events.JobEvaluated(phase=phase, evaluation=evaluation):
+            return {f"evaluation_{phase}": evaluation}
+        case events.JobProgressed() as event:
+            return _progressed(job, event)
+        case events.CheckpointSaved(step=step):
+            return {"checkpoint_step": step}
+        case events.WarningRaised() as event:
+            warning = JobWarning(
+                attempt=event.attempt,
+                code=event.code,
+                message=event.message,
+                raised_at=recorded.metadata.recorded_at,
+            )
+            return {"warnings": (*job.warnings, warning)[-KEPT_WARNINGS:]}
+        case events.JobStopRequested(mode=mode, reason=reason):
+            return {"stop_mode": mode, "stop_reason": reason}
+        case events.TrainingFinished() as event:
+            return {
+                "step": event.steps,
+                "progress": _share(event.steps, job.total_steps),
+                # A resumed attempt knows only its own first loss.
+                "loss_first": job.loss_first
+                if job.resume_step and job.loss_first is not None
+                else event.loss_first,
+                "loss_last": event.loss_last,
+                "training_seconds": event.seconds,
+                "eta_seconds": None,
+            }
+        case events.AdapterStored() as event:
+            return {"adapter": event.objects, "adapter_facts": event.facts, "adapter_partial": event.partial}
+        case events.JobSucceeded(output_model_id=output_model_id):
+            return {"output_model_id": output_model_id, "progress": 1.0, "error": None}
+        case events.JobFailed() as event:
+            return {"error": JobError(code=event.code, message=event.message, retryable=event.retryable)}
+        case events.JobStopped(step=step, reason=reason):
+            return {"step": step, "progress": _share(step, job.total_steps), "stop_reason": reason}
+        case _:
+            return {}
+
+
+def _queued(job: JobView, recorded: Recorded, event: events.JobQueued) -> dict[str, Any]:
+    at = recorded.metadata.recorded_at
+    not_before = at + timedelta(seconds=event.not_before_seconds) if event.not_before_seconds else None
+    changes: dict[str, Any] = _LET_GO | {
+        "attempt": event.attempt,
+        "queued_at": at,
+        "not_before": not_before,
+        "wait_reason": _wait_sentence(job, event),
+        "resume_step": event.resume_step,
+        "step": event.resume_step,
+        "progress": _share(event.resume_step, job.total_steps),
+    }
+    if event.resume_step == 0:
+        changes |= {"loss_first": None, "loss_last": None, "epoch": 0.0}
+    return changes
+
+
+def _wait_sentence(job: JobView, event: events.JobQueued) -> str:
+    waiting = f"The job waits for an agent of pool {job.pool}"
+    match event.reason:
+        case "requested":
+            return f"{waiting}."
+        case "declined":
+            return f"{waiting}: the last one declined it."
+        case "lease_expired":
+            return f"{waiting}: the last one was lost."
+        case "released":
+            return f"{waiting}: the last one gave it back."
+        case "retry":
+            return f"{waiting}: attempt {event.attempt - 1} failed and is tried again."
+
+
+def _attempt_error(event: object) -> JobError:
+    match event:
+        case events.AttemptFailed(code=code, message=message):
+            return JobError(code=code, message=message, retryable=True)
+        case events.AgentDeclined(reason=reason):
+            return JobError(code="declined", message=reason, retryable=True)
+        case events.AttemptReleased(reason=reason):
+            return JobError(code="released", message=reason, retryable=True)
+        case _:
+            return JobError(
+                code="node_lost", message="Nothing was heard of the agent for a lease.", retryable=True
+            )
+
+
+def _progressed(job: JobView, event: events.JobProgressed) -> dict[str, Any]:
+    changes: dict[str, Any] = {
+        "step": event.step,
+        "total_steps": event.total_steps,
+        "progress": _share(event.step, event.total_steps),
+        "epoch": event.epoch,
+        "eta_seconds": event.eta_seconds,
+        "peak_memory_bytes": max(job.peak_memory_bytes, event.peak_memory_bytes),
+    }
+    if event.points:
+        newest = event.points[-1]
+        changes |= {
+            "loss_first": event.points[0].loss if job.loss_first is None else job.loss_first,
+            "loss_last": newest.loss,
+            "learning_rate": newest.learning_rate,
+            "tokens_per_second": newest.tokens_per_second,
+        }
+    return changes
+
+
+def _share(step: int, total: int | None) -> float:
+    return min(step / total, 1.0) if total else 0.0
+
+
+_QUERIES = DocumentQueries("jobs", "jobs", JobView)
+
+
+async def get(connection: AsyncConnection[Any], organization_id: str, job_id: str) -> JobDetail | None:
+    """The job with its checkpoints, or None when the organization has none of that id."""
+    async with connection.transaction():
+        job = await _QUERIES.get(connection, organization_id, job_id)
+        if job is None:
+            return None
+        found = await checkpoints(connection, organization_id, job_id)
+    return JobDetail(**dict(job), checkpoints=found)
+
+
+async def checkpoints(
+    connection: AsyncConnection[Any], organization_id: str, job_id: str
+) -> tuple[Checkpoint, ...]:
+    """The job's checkpoints, oldest first."""
+    async with connection.cursor(row_factory=class_row(Checkpoint)) as cursor:
+        await cursor.execute(
+            """
+            SELECT c.step, c.attempt, c.objects, c.saved_at
+              FROM view_jobs.checkpoints c JOIN view_jobs.jobs j ON j.id = c.job_id
+             WHERE c.job_id = %s AND j.organization_id = %s
+             ORDER BY c.step
+            """,
+            [job_id, organization_id],
+        )
+        return tuple(await cursor.fetchall())
+
+
+async def page(
+    connection: AsyncConnection[Any],
+    organization_id: str,
+    *,
+    limit: int,
+    after: Cursor | None = None,
+    statuses: Sequence[str] | None = None,
+) -> list[JobView]:
+    """Newest first; `after` is (created_at, id) of the last row of the page before."""
+    return await _QUERIES.page(connection, organization_id, limit=limit, after=after, statuses=statuses)

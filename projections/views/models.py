@@ -1,0 +1,162 @@
+"""Models: bases that people registered, and adapters that jobs produced."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Literal, LiteralString
+
+from psycopg import AsyncConnection
+
+from projections.documents import (
+    Cursor,
+    Document,
+    DocumentQueries,
+    DocumentView,
+    beginning,
+    begun,
+    document_ddl,
+    evolve,
+)
+from schemas.api import Status
+from schemas.datasets import ModelFacts, Problem
+from schemas.envelope import Recorded
+from schemas.events import model as events
+from schemas.objects import StoredObject
+from schemas.training import AdapterFacts
+
+
+class ModelView(Document):
+    """A model as people see it."""
+
+    status: Status
+    kind: Literal["base", "adapter"]
+    name: str
+    description: str = ""
+    owner_id: str
+    file_count: int
+    size_bytes: int
+    listing: StoredObject | None = None
+    """Of a base model."""
+    upload_id: str | None = None
+    attempt: int = 0
+    """Of the validation; 0 before the first."""
+    agent_id: str | None = None
+    """Who validates it now."""
+    facts: ModelFacts | None = None
+    """Of a base model."""
+    family: str | None = None
+    content_sha256: str | None = None
+    problems: tuple[Problem, ...] = ()
+    validated_at: datetime | None = None
+    job_id: str | None = None
+    """Of an adapter: the job that produced it."""
+    base_model_id: str | None = None
+    """Of an adapter: the model that it adapts."""
+    objects: tuple[StoredObject, ...] = ()
+    """Of an adapter: its files."""
+    adapter: AdapterFacts | None = None
+
+
+class Models(DocumentView[ModelView]):
+    name = "models"
+    version = 1
+    table: ClassVar[LiteralString] = "models"
+    model = ModelView
+    ddl = document_ddl("models")
+    types = (
+        events.ModelRegistered.TYPE,
+        events.ModelUploadStarted.TYPE,
+        events.ModelUploaded.TYPE,
+        events.ModelValidationStarted.TYPE,
+        events.ModelValidationInterrupted.TYPE,
+        events.ModelValidated.TYPE,
+        events.ModelRejected.TYPE,
+        events.AdapterRegistered.TYPE,
+        events.ModelDeleted.TYPE,
+    )
+    census = (("models", (events.ModelRegistered.TYPE, events.AdapterRegistered.TYPE)),)
+
+    def fold(self, before: ModelView | None, recorded: Recorded) -> ModelView:
+        match recorded.event:
+            case events.ModelRegistered() as event:
+                return ModelView(
+                    **beginning(recorded),
+                    status="uploading",
+                    kind="base",
+                    name=event.name,
+                    description=event.description,
+                    owner_id=event.owner_id,
+                    file_count=event.file_count,
+                    size_bytes=event.size_bytes,
+                    listing=event.listing,
+                )
+            case events.AdapterRegistered() as event:
+                return _adapter(recorded, event)
+        return evolve(begun(before, recorded), recorded, **_changes(recorded))
+
+
+def _adapter(recorded: Recorded, event: events.AdapterRegistered) -> ModelView:
+    return ModelView(
+        **beginning(recorded),
+        status="ready",
+        kind="adapter",
+        name=event.name,
+        owner_id=event.owner_id,
+        file_count=len(event.objects),
+        size_bytes=sum(each.size_bytes for each in event.objects),
+        family=event.facts.family,
+        content_sha256=event.content_sha256,
+        validated_at=recorded.metadata.recorded_at,
+        job_id=event.job_id,
+        base_model_id=event.base_model_id,
+        objects=event.objects,
+        adapter=event.facts,
+    )
+
+
+def _changes(recorded: Recorded) -> dict[str, Any]:
+    match recorded.event:
+        case events.ModelUploadStarted(upload_id=upload_id):
+            return {"status": "uploading", "upload_id": upload_id}
+        case events.ModelUploaded(upload_id=upload_id):
+            return {"status": "uploaded", "upload_id": upload_id}
+        case events.ModelValidationStarted(agent_id=agent_id, attempt=attempt):
+            return {"status": "validating", "agent_id": agent_id, "attempt": attempt}
+        case events.ModelValidationInterrupted(attempt=attempt):
+            return {"status": "uploaded", "agent_id": None, "attempt": attempt}
+        case events.ModelValidated() as event:
+            return {
+                "status": "ready",
+                "agent_id": None,
+                "attempt": event.attempt,
+                "facts": event.facts,
+                "family": event.facts.family,
+                "content_sha256": event.content_sha256,
+                "problems": (),
+                "validated_at": recorded.metadata.recorded_at,
+            }
+        case events.ModelRejected(attempt=attempt, problems=problems):
+            return {"status": "rejected", "agent_id": None, "attempt": attempt, "problems": problems}
+        case events.ModelDeleted():
+            return {"status": "deleted", "agent_id": None}
+        case _:
+            return {}
+
+
+_QUERIES = DocumentQueries("models", "models", ModelView, hidden=("deleted",))
+
+
+async def get(connection: AsyncConnection[Any], organization_id: str, model_id: str) -> ModelView | None:
+    """The model, or None when the organization has none of that id or deleted it."""
+    return await _QUERIES.get(connection, organization_id, model_id)
+
+
+async def page(
+    connection: AsyncConnection[Any],
+    organization_id: str,
+    *,
+    limit: int,
+    after: Cursor | None = None,
+    statuses: Sequence[str] | None = None,
+) -> list[ModelView]:
+    """Newest first; `after` is (created_at, id) of the last row of the page before."""
+    return await _QUERIES.page(connection, organization_id, limit=limit, after=after, statuses=statuses)
