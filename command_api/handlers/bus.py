@@ -47,13 +47,7 @@ class CommandBus:
             EventNotCanonical: an event cannot be stored, for instance because it is too large.
             LogUnavailable: the database does not answer; the command may or may not have been carried out.
         """
-        return await self.execute_together((command,), context, rows)
-
-    async def execute_together(
-        self, commands: Sequence[Command], context: Context, rows: Sequence[SideRow] = ()
-    ) -> Outcome:
-        """Carry several commands out in order as one request: all of them or none."""
-        (answer,) = await self._hand_in((Request(tuple(commands), context, tuple(rows)),))
+        (answer,) = await self._hand_in((Request(command, context, tuple(rows)),))
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -69,8 +63,8 @@ class CommandBus:
         Raises:
             LogUnavailable: the database does not answer; repeat the whole batch.
         """
-        units = tuple(Request((command,), context, tuple(rows)) for command, context, rows in requests)
-        return await self._hand_in(units) if units else []
+        handed_in = tuple(Request(command, context, tuple(rows)) for command, context, rows in requests)
+        return await self._hand_in(handed_in) if handed_in else []
 
     async def load(self, stream_id: str) -> Loaded:
         """Fold a stream as it is after everything that was handed in before. Checks no organization."""

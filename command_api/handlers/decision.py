@@ -26,15 +26,15 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class Request:
-    """Commands that happen together or not at all, decided in order."""
+    """A command, who asks for it, and the rows that stand or fall with it."""
 
-    commands: tuple[Command, ...]
+    command: Command
     context: Context
     rows: tuple[SideRow, ...] = ()
 
 
 def decide(request: Request, handlers: Handlers, pending: PendingStreams, clock: Clock) -> Append:
-    """Decide the request's commands on top of `pending`, which afterwards includes them.
+    """Decide the request's command on top of `pending`, which afterwards includes it.
 
     Raises:
         Refused: when a handler refuses.
@@ -46,21 +46,22 @@ def decide(request: Request, handlers: Handlers, pending: PendingStreams, clock:
     recorded_at = clock().astimezone(UTC)
     events: list[LoggedEvent] = []
     touched: str | None = None
-    for command in request.commands:
-        for change in _handler(handlers, command)(command, context, visible):
-            touched = touched or change.stream_id
-            loaded = pending.load(change.stream_id)
-            if change.expected_version != loaded.version:
-                raise VersionConflict(
-                    f"{change.stream_id} is at version {loaded.version}, not {change.expected_version};"
-                    " load it and decide again"
-                )
-            place = _place(change.stream_id, loaded, context, events)
-            for version, event in enumerate(change.events, start=loaded.version + 1):
-                event_id = _event_id(context, change.stream_id, len(events))
-                metadata = _metadata(context, event_id, recorded_at, place)
-                events.append(LoggedEvent(change.stream_id, version, metadata, event))
-            pending.write(change.stream_id, change.events, place)
+    for change in _handler(handlers, request.command)(request.command, context, visible):
+        touched = touched or change.stream_id
+        if not change.events:
+            continue
+        loaded = visible.load(change.stream_id)
+        if change.expected_version != loaded.version:
+            raise VersionConflict(
+                f"{change.stream_id} is at version {loaded.version}, not {change.expected_version};"
+                " load it and decide again"
+            )
+        place = _place(change.stream_id, loaded, context, events)
+        for version, event in enumerate(change.events, start=loaded.version + 1):
+            event_id = _event_id(context, change.stream_id, len(events))
+            metadata = _metadata(context, event_id, recorded_at, place)
+            events.append(LoggedEvent(change.stream_id, version, metadata, event))
+        pending.write(change.stream_id, change.events, place)
     return Append(tuple(events), _command_row(context, touched), request.rows)
 
 

@@ -84,8 +84,6 @@ class PendingStreams:
         return self._loaded[stream_id]
 
     def write(self, stream_id: str, events: Sequence[Event], place: tuple[str | None, str | None]) -> None:
-        if not events:
-            return
         organization_id, workspace_id = place
         loaded = self._cache.evolve(stream_id, self.load(stream_id), events)
         self._loaded[stream_id] = replace(loaded, organization_id=organization_id, workspace_id=workspace_id)

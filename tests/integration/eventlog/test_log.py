@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import psycopg
 import pytest
-from tests.integration.eventlog.log_samples import logged, one
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
@@ -25,6 +24,7 @@ from schemas.events.identity import UserLoggedIn, UserRegistered
 from schemas.events.job import WarningRaised
 from schemas.ids import Prefix, new_id
 from schemas.settings import PostgresSettings
+from tests.integration.eventlog.log_samples import logged, one
 
 
 @pytest.fixture
@@ -58,7 +58,11 @@ def test_positions_follow_the_order_of_an_append(log: EventLog) -> None:
     shares = log.append([Append((logged(stream, 1), logged(other, 1))), Append((logged(stream, 2),))])
     assert shares == [(1, 2), (3,)]
     assert log.head() == 3
-    assert [(raw.stream_id, raw.version) for raw in log.read_all(0, 10)] == [(stream, 1), (other, 1), (stream, 2)]
+    assert [(raw.stream_id, raw.version) for raw in log.read_all(0, 10)] == [
+        (stream, 1),
+        (other, 1),
+        (stream, 2),
+    ]
 
 
 def test_an_event_comes_back_as_it_went_in(log: EventLog) -> None:
@@ -125,7 +129,12 @@ def test_a_repeated_command_stores_nothing(log: EventLog) -> None:
     assert log.head() == 2
     stored = log.find_command("usr_1", "key")
     assert stored is not None
-    assert (stored.request_hmac, stored.first_position, stored.position, stored.event_count) == (b"hmac", 1, 2, 2)
+    assert (stored.request_hmac, stored.first_position, stored.position, stored.event_count) == (
+        b"hmac",
+        1,
+        2,
+        2,
+    )
     assert [recorded.position for recorded in log.events_of(stored)] == [1, 2]
     assert log.find_command("usr_2", "key") is None
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from tests.integration.eventlog.cut_connection import CuttingProxy
-from tests.integration.eventlog.log_samples import logged, one
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
@@ -15,6 +13,8 @@ from command_api.eventlog.log import Append, EventLog
 from command_api.eventlog.recorder import CommandRow
 from schemas.ids import Prefix, new_id
 from schemas.settings import PostgresSettings
+from tests.integration.eventlog.cut_connection import CuttingProxy
+from tests.integration.eventlog.log_samples import logged, one
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import threading
 import time
 
 import psycopg
-from tests.integration.eventlog.log_samples import logged, one
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
 from command_api.eventlog.log import Append, EventLog
 from schemas.settings import PostgresSettings
+from tests.integration.eventlog.log_samples import logged, one
 
 WRITERS = 6
 SECONDS = 2.5
