@@ -1,4 +1,4 @@
-"""A tiny SmolVLM, pre-trained here on captioned stills, so that a real training fits on two CPU cores and needs no download.
+"""A tiny SmolVLM, pre-trained here on captioned stills: a real training on two CPU cores, with no download.
 
 It knows colours, shapes and places; it has never seen anything move. Byte-level BPE encodes any text.
 Run: ``python -m qlora_engine.tiny FOLDER [--seed 0]``
@@ -76,14 +76,17 @@ def make_tokenizer() -> Any:
 def _tokenizer_lines() -> Iterator[str]:
     yield "User: You are provided the following series of one two three four five six seven eight frames from a"
     yield " 0:00:02 [H:MM:SS] video.\n\nFrame from 00:01:\n\n"
-    yield f"{STILL_PROMPT} {shapes.PROMPT} Assistant: Describe the video. What is shown? Which way does it go?"
+    for _ in range(2):  # merges want to be seen twice
+        yield f"User: {STILL_PROMPT} {shapes.PROMPT}\nAssistant:"
+        yield " Describe the video. What is shown? Which way does it go?"
     for colour in shapes.COLOURS:
         for shape in shapes.SHAPES:
             for row in PLACES:
                 yield from (f" a {colour} {shape} sits {place}" for place in row)
             yield from (f" a {colour} {shape} moves {direction}" for direction in shapes.DIRECTIONS)
-    yield " the a an of in on at to from and is are not with it its this that one two man woman person dog cat"
-    yield " ball car hand walks runs turns opens closes picks puts slowly quickly around into out over under then"
+    for _ in range(2):
+        yield " the a an of in on at to from and is are not with it its this that man woman person dog cat"
+        yield " ball car hand walks runs turns opens closes picks puts slowly quickly around into out over under"
 
 
 def make_config(tokenizer: Any) -> Any:

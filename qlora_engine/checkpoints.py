@@ -1,0 +1,204 @@
+"""Training state on disk: complete or absent, verified by hash, free of pickles, and enough to go on bit for bit.
+
+A folder ``checkpoint-{step}`` is a PEFT adapter plus ``optimizer.safetensors`` (moments and random states),
+``state.json``, ``series.jsonl`` and ``checkpoint.json`` (the SHA-256 of every other file).
+"""
+
+import json
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from qlora_engine.errors import CheckpointUnusable
+from qlora_engine.export import Exporter
+from qlora_engine.fingerprints import file_sha256
+from qlora_engine.injection import Injected
+
+KEPT = 2
+FORMAT = 1
+MANIFEST_FILE = "checkpoint.json"
+STATE_FILE = "state.json"
+TENSORS_FILE = "optimizer.safetensors"
+SERIES_FILE = "series.jsonl"
+RANDOM = "random/"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands, apart from tensors."""
+
+    step: int
+    cursor: int
+    """Examples taken from the sampler so far."""
+    loss_first: float | None
+    loss_last: float | None
+    seconds: float
+    """Time spent training so far, in all attempts."""
+    config_hash: str
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Writes and reads the checkpoints of one training."""
+
+    folder: Path
+    injected: Injected
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    exporter: Exporter
+    series: Path
+
+    def write(self, state: TrainingState) -> Path:
+        """A complete folder, renamed into place; older ones but the last are removed."""
+        final = self.folder / f"checkpoint-{state.step}"
+        partial = self.folder / f".checkpoint-{state.step}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self.exporter.write(partial, state.step)
+        save_file(self._tensors(), partial / TENSORS_FILE)
+        described = {
+            "format": FORMAT,
+            "training": asdict(state),
+            "scheduler": _plain(self.scheduler.state_dict()),
+            "python_random": random.getstate(),
+        }
+        (partial / STATE_FILE).write_text(json.dumps(described, allow_nan=False) + "\n", "utf-8")
+        shutil.copyfile(self.series, partial / SERIES_FILE)
+        _write_manifest(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(self.folder)
+        self._forget_old()
+        return final
+
+    def restore(self, folder: Path, config_hash: str) -> TrainingState:
+        """Put model, optimizer, schedule and random states back to where `folder` was written.
+
+        Raises:
+            CheckpointUnusable: damaged, incomplete, or of another training.
+        """
+        verify(folder)
+        try:
+            described = json.loads((folder / STATE_FILE).read_text("utf-8"))
+            if described.get("format") != FORMAT:
+                raise CheckpointUnusable(
+                    f"{folder.name} has format {described.get('format')!r}, this engine reads {FORMAT}; start afresh"
+                )
+            state = TrainingState(**described["training"])
+            if state.config_hash != config_hash:
+                raise CheckpointUnusable(
+                    f"{folder.name} was written with other hyperparameters, model or dataset; start a new job",
+                    code="checkpoint_mismatch",
+                )
+            self._restore(folder, described)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointUnusable(
+                f"{folder.name} cannot be read ({error}); resume from an older one"
+            ) from error
+        return state
+
+    def _restore(self, folder: Path, described: dict[str, Any]) -> None:
+        set_peft_model_state_dict(self.injected.model, load_file(folder / "adapter_model.safetensors"))
+        tensors = load_file(folder / TENSORS_FILE)
+        by_name = dict(self.injected.trainable())
+        for name, parameter in by_name.items():
+            prefix = f"{name}/"
+            self.optimizer.state[parameter] = {
+                key.removeprefix(prefix): _placed(key, tensor, parameter)
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
+        self.scheduler.load_state_dict(described["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        shutil.copyfile(folder / SERIES_FILE, self.series)
+        version, internal, gauss = described["python_random"]
+        random.setstate((version, tuple(internal), gauss))
+        _restore_random(tensors)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for name, parameter in self.injected.trainable():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+        return tensors | _random_states()
+
+    def _forget_old(self) -> None:
+        kept = sorted(self.folder.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+        for folder in kept[:-KEPT]:
+            shutil.rmtree(folder)
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with the hash that was written beside it.
+
+    Raises:
+        CheckpointUnusable: a file is missing or differs.
+    """
+    try:
+        hashes = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))["sha256"]
+        wrong = [name for name, sha256 in hashes.items() if file_sha256(folder / name) != sha256]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointUnusable(
+            f"{folder.name} is incomplete ({error}); resume from an older one"
+        ) from error
+    if wrong:
+        raise CheckpointUnusable(f"{folder.name}/{wrong[0]} is damaged; resume from an older checkpoint")
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(file for file in folder.iterdir())
+    hashes = {file.name: file_sha256(file) for file in files}
+    manifest = folder / MANIFEST_FILE
+    manifest.write_text(json.dumps({"sha256": hashes}, indent=2) + "\n", "utf-8")
+    for file in (*files, manifest):
+        _sync(file)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a scheduler's state that are data; its lambdas are made again from the hyperparameters."""
+    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {"lr_lambdas": [None]}
+
+
+def _placed(key: str, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    # AdamW keeps its step counters on the CPU, whatever the device.
+    return tensor if key.endswith("/step") else tensor.to(parameter.device)
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - libraries draw from it
+    states = {
+        f"{RANDOM}torch": torch.get_rng_state(),
+        f"{RANDOM}numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        f"{RANDOM}numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states[f"{RANDOM}cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random(tensors: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(tensors[f"{RANDOM}torch"])
+    position, has_gauss, gauss = tensors[f"{RANDOM}numpy_rest"].tolist()
+    keys = tensors[f"{RANDOM}numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))  # noqa: NPY002
+    if torch.cuda.is_available() and f"{RANDOM}cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"{RANDOM}cuda"])

@@ -1,0 +1,66 @@
+"""Measures a model on held-out clips without leaving a trace in the training's state."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qlora_engine.collate import Collator
+from qlora_engine.forward import Runner
+from qlora_engine.stopping import StopWish
+from schemas.datasets import Example
+from schemas.events.job import Evaluation
+
+FEWEST_FOR_EXACT_MATCH = 8
+"""Below that a share of right answers says nothing."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Held-out loss and exact match."""
+
+    runner: Runner
+    collator: Collator
+    examples: Sequence[Example]
+    batch_size: int
+    max_new_tokens: int
+
+    def measure(self, stop: StopWish, progress: Callable[[int, int], None]) -> Evaluation | None:
+        """One pass over the held-out examples; None when a stop was asked for on the way."""
+        loss, tokens, right = 0.0, 0, 0
+        counted = len(self.examples) >= FEWEST_FOR_EXACT_MATCH
+        with undisturbed(self.runner.model, self.runner.base.device):
+            for start in range(0, len(self.examples), self.batch_size):
+                if stop.mode is not None:
+                    return None
+                part = self.examples[start : start + self.batch_size]
+                batch = self.collator.batch(part)
+                loss += float(self.runner.loss(batch))
+                tokens += batch.supervised
+                right += sum(self._right(part)) if counted else 0
+                progress(start + len(part), len(self.examples))
+        return Evaluation(
+            examples=len(self.examples),
+            loss=loss / tokens if tokens else None,
+            exact_match=right / len(self.examples) if counted else None,
+        )
+
+    def _right(self, examples: Sequence[Example]) -> Iterator[bool]:
+        answers = self.runner.answers(self.collator.questions(examples), self.max_new_tokens)
+        for example, answer in zip(examples, answers, strict=True):
+            yield answer == example.response.strip()
+
+
+@contextmanager
+def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients; random states and modes are afterwards what they were before."""
+    was_training = model.training
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(was_training)

@@ -1,0 +1,219 @@
+"""Loads a base model in 4 bits from a Hugging Face checkpoint folder, and refuses what is unsafe or unknown.
+
+Weights are safetensors only and no code of a checkpoint ever runs. Hub ids are looked up unless
+HF_HUB_OFFLINE is set, which the engine's process does by default.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
+
+from qlora_engine.device import best_device, compute_dtype
+from qlora_engine.errors import ModelRefused
+from qlora_engine.families.base import Family, PixelFormat, Prompts
+from qlora_engine.families.registry import family_for
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A quantised, frozen base model with everything that belongs to it."""
+
+    model: Any
+    tokenizer: Any
+    family: Family
+    prompts: Prompts
+    pixels: PixelFormat
+    folder: Path
+    device: torch.device
+    parameters: int
+    """Counted before quantisation packs two weights into one byte."""
+
+    @property
+    def context_tokens(self) -> int:
+        return self.family.context_tokens(self.model.config)
+
+    def linear_layers(self) -> Iterator[tuple[str, Any]]:
+        """Every quantised layer by name."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, bitsandbytes.nn.Linear4bit):
+                yield name, module
+
+
+def checkpoint_folder(source: str) -> Path:
+    """`source` itself when it is a folder, else the hub's snapshot of that id.
+
+    Raises:
+        ModelRefused: neither exists (code ``model_not_found``).
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(source, allow_patterns=WANTED))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelRefused(
+            f"model {source!r} is neither a folder nor a hub id that can be reached from here ({error}); "
+            "give a checkpoint folder, or unset HF_HUB_OFFLINE to download",
+            code="model_not_found",
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint, after every check that needs no weights.
+
+    Raises:
+        ModelRefused: with a code that names the reason.
+    """
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise ModelRefused(
+            f"{folder.name}/config.json is missing; upload the whole checkpoint folder", code="missing_config"
+        )
+    described = [("config.json", config)]
+    for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
+        found = _read_json(folder / name)
+        if found is not None:
+            described.append((name, found))
+    for name, content in described:
+        if "auto_map" in content:
+            raise ModelRefused(
+                f"{name} has auto_map {content['auto_map']!r}, which asks for code of the checkpoint to run; "
+                "use a checkpoint that transformers loads without remote code",
+                code="remote_code",
+            )
+    family_for(config.get("model_type"))
+    if "quantization_config" in config:
+        raise ModelRefused(
+            "config.json has quantization_config: the checkpoint is already quantised; use the unquantised weights",
+            code="already_quantized",
+        )
+    _check_weights(folder)
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
+    if pickled:
+        raise ModelRefused(
+            f"the weights {', '.join(pickled[:3])} are pickles, which can run code when read; "
+            "convert them to safetensors (save_pretrained of transformers does)",
+            code="pickle_weights",
+        )
+    raise ModelRefused(
+        f"{folder.name} has no *.safetensors file; upload the weights beside config.json",
+        code="missing_weights",
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelRefused(
+            f"{file.name} is not JSON ({error}); upload it again", code="bad_config"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelRefused(f"{file.name} must hold a JSON object; upload it again", code="bad_config")
+    return content
+
+
+def load_model(source: str, device: torch.device | None = None) -> Loaded:
+    """The base model in NF4 with double quantisation, frozen, in evaluation mode.
+
+    Raises:
+        ModelRefused: with a code that names the reason.
+    """
+    device = device or best_device()
+    folder = checkpoint_folder(source)
+    config = read_config(folder)
+    family = family_for(config["model_type"])
+    disable_progress_bar()
+    model = _load_quantized(family, folder, device)
+    tokenizer = _load_tokenizer(folder)
+    parameters = _freeze(model)
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        family=family,
+        prompts=family.prompts(model.config, tokenizer),
+        pixels=family.pixel_format(model.config, folder),
+        folder=folder,
+        device=device,
+        parameters=parameters,
+    )
+
+
+def _load_quantized(family: Family, folder: Path, device: torch.device) -> Any:
+    dtype = compute_dtype(device)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        model, report = family.model_class().from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a hostile or damaged checkpoint provokes in three libraries
+        raise ModelRefused(f"the checkpoint does not load: {type(error).__name__}: {error}") from error
+    missing = sorted(report.get("missing_keys", ()))
+    if missing:
+        raise ModelRefused(
+            f"the weights lack {len(missing)} tensors, such as {missing[0]}; upload every *.safetensors file",
+            code="missing_weights",
+        )
+    return model
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as above
+        raise ModelRefused(
+            f"the tokenizer does not load ({type(error).__name__}: {error}); upload tokenizer.json and "
+            "tokenizer_config.json",
+            code="unusable_tokenizer",
+        ) from error
+
+
+def _freeze(model: Any) -> int:
+    parameters = 0
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        shape = parameter.quant_state.shape if getattr(parameter, "quant_state", None) else parameter.shape
+        parameters += torch.Size(shape).numel()
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            # bitsandbytes repacks the weights in place in the first evaluation on CPUs with AVX512-BF16;
+            # every later training step then loses gradients silently.
+            module.support_avx512bf16_for_cpu = False
+    model.config.use_cache = True
+    model.eval()
+    return parameters

@@ -1,0 +1,215 @@
+"""One training attempt from its spec to an adapter: the order of the parts, and nothing else."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+
+from qlora_engine.checkpoints import Checkpoints, TrainingState
+from qlora_engine.collate import Collator
+from qlora_engine.device import best_device, device_name
+from qlora_engine.errors import CheckpointUnusable, DatasetError, FramesExceedClip
+from qlora_engine.evaluation import Evaluator
+from qlora_engine.export import Exporter
+from qlora_engine.fingerprints import file_sha256, folder_sha256
+from qlora_engine.forward import Runner
+from qlora_engine.frames import Frames
+from qlora_engine.injection import inject
+from qlora_engine.loading import load_model
+from qlora_engine.loop import Emit, Loop
+from qlora_engine.samples import split, total_steps
+from qlora_engine.schedule import learning_rate_factor
+from qlora_engine.stopping import StopWish
+from qlora_engine.updates import EvaluationDone, Preparing, TrainingBegan, TrainingDone, TrainingStopped
+from schemas.datasets import Manifest
+from schemas.training import Hyperparameters, TrainingSpec
+
+ADAPTER_FOLDER = "adapter"
+SERIES_FILE = "series.jsonl"
+
+
+def train(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device | None = None) -> None:
+    """Run the attempt; the last update is `TrainingDone` or `TrainingStopped`.
+
+    Raises:
+        EngineError: the training cannot go on.
+    """
+    attempt = _prepare(spec, emit, stop, device or best_device())
+    if spec.resume is None:
+        attempt.evaluate("before")
+    attempt.loop.run()
+    if stop.mode is None:
+        attempt.evaluate("after")
+    if stop.mode is None:
+        attempt.finish()
+    else:
+        attempt.give_up(stop.mode == "graceful")
+
+
+@dataclass
+class _Attempt:
+    spec: TrainingSpec
+    loop: Loop
+    evaluator: Evaluator
+    exporter: Exporter
+    start_step: int
+
+    @property
+    def _output(self) -> Path:
+        return Path(self.spec.output_folder)
+
+    def evaluate(self, phase: Literal["before", "during", "after"]) -> None:
+        emit, total = self.loop.emit, len(self.evaluator.examples)
+        emit(Preparing(phase="evaluating", total=total))
+        evaluation = self.evaluator.measure(
+            self.loop.stop, lambda done, total: emit(Preparing(phase="evaluating", done=done, total=total))
+        )
+        if evaluation is not None:
+            emit(EvaluationDone(step=self.loop.state.step, phase=phase, evaluation=evaluation))
+
+    def finish(self) -> None:
+        state = self.loop.state
+        self.loop.emit(Preparing(phase="saving"))
+        folder = self._write_adapter()
+        self.loop.emit(
+            TrainingDone(
+                steps=state.step,
+                loss_first=state.loss_first or 0.0,
+                loss_last=state.loss_last or 0.0,
+                seconds=state.seconds,
+                adapter_folder=str(folder),
+                series_file=str(self.loop.series),
+                facts=self.exporter.facts(state.step),
+            )
+        )
+
+    def give_up(self, graceful: bool) -> None:
+        """A graceful stop keeps what was learnt, unless nothing was."""
+        state, folder = self.loop.state, None
+        if graceful and state.step > 0:
+            self.loop.emit(Preparing(phase="saving"))
+            if state.step > self.start_step and state.step % self.spec.hyperparameters.checkpoint_every_steps:
+                self.loop.save()
+            folder = self._write_adapter()
+        self.loop.emit(
+            TrainingStopped(
+                step=state.step,
+                adapter_folder=None if folder is None else str(folder),
+                series_file=str(self.loop.series),
+                facts=None if folder is None else self.exporter.facts(state.step),
+            )
+        )
+
+    def _write_adapter(self) -> Path:
+        folder = self._output / ADAPTER_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self.exporter.write(folder, self.loop.state.step)
+        return folder
+
+
+def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device) -> _Attempt:
+    hyperparameters = spec.hyperparameters
+    output = Path(spec.output_folder)
+    output.mkdir(parents=True, exist_ok=True)
+    series = output / SERIES_FILE
+    series.write_text("", "utf-8")
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    manifest = read_manifest(Path(spec.manifest_file))
+    emit(Preparing(phase="loading_data", total=len(manifest.clips)))
+    _check_clips(manifest, Path(spec.dataset_folder), hyperparameters.frames)
+    examples = split(manifest, hyperparameters.held_out_fraction, hyperparameters.seed)
+    steps = total_steps(hyperparameters, len(examples.training))
+    emit(Preparing(phase="loading_model"))
+    base = load_model(spec.model_folder, device)
+    base_sha256 = folder_sha256(base.folder)
+    injected = inject(base, hyperparameters)
+    exporter = Exporter(base, injected, hyperparameters, base_sha256)
+    optimizer = torch.optim.AdamW(
+        [parameter for _, parameter in injected.trainable()],
+        lr=hyperparameters.learning_rate,
+        weight_decay=hyperparameters.weight_decay,
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(hyperparameters, steps))
+    checkpoints = Checkpoints(output, injected, optimizer, scheduler, exporter, series)
+    config_hash = _config_hash(hyperparameters, base_sha256, file_sha256(Path(spec.manifest_file)))
+    state = TrainingState(0, 0, None, None, 0.0, config_hash)
+    if spec.resume is not None:
+        state = checkpoints.restore(Path(spec.resume.folder), config_hash)
+        if state.step != spec.resume.step:
+            raise CheckpointUnusable(
+                f"the checkpoint is of step {state.step}, not {spec.resume.step}; name the right folder"
+            )
+    frames = Frames(Path(spec.dataset_folder), hyperparameters.frames, base.pixels.size)
+    collator = Collator(base.prompts, frames, base.context_tokens)
+    runner = Runner(injected.model, base)
+    emit(
+        TrainingBegan(
+            start_step=state.step,
+            total_steps=steps,
+            trainable_parameters=injected.trainable_parameters,
+            total_parameters=base.parameters + injected.trainable_parameters,
+            training_examples=len(examples.training),
+            held_out_examples=len(examples.held_out),
+            device=device_name(device),
+        )
+    )
+    loop = Loop(
+        runner=runner,
+        injected=injected,
+        collator=collator,
+        examples=examples.training,
+        hyperparameters=hyperparameters,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        checkpoints=checkpoints,
+        steps=steps,
+        state=state,
+        emit=emit,
+        stop=stop,
+        series=series,
+    )
+    micro = hyperparameters.micro_batch_size or hyperparameters.batch_size
+    evaluator = Evaluator(runner, collator, examples.held_out, micro, hyperparameters.max_new_tokens)
+    return _Attempt(spec, loop, evaluator, exporter, state.step)
+
+
+def read_manifest(file: Path) -> Manifest:
+    """
+    Raises:
+        DatasetError: the manifest is missing or not a manifest, or it has no example.
+    """
+    try:
+        manifest = Manifest.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DatasetError(
+            f"{file.name} is not a dataset manifest ({error}); validate the dataset again"
+        ) from error
+    if not manifest.examples:
+        raise DatasetError(f"{file.name} names no example; add rows to the captions file")
+    return manifest
+
+
+def _check_clips(manifest: Manifest, folder: Path, frames: int) -> None:
+    """Refuse at once what would fail only when that clip's turn comes."""
+    for clip in manifest.clips:
+        if clip.frames < frames:
+            raise FramesExceedClip(
+                f"frames is {frames}, but {clip.path} has only {clip.frames} frames;"
+                f" lower frames to {min(clip.frames for clip in manifest.clips)}, or leave short clips out"
+            )
+        file = folder / clip.path
+        if not file.is_file() or file.stat().st_size != clip.size_bytes:
+            raise DatasetError(
+                f"{clip.path} is missing or changed since the dataset was validated; fetch it again"
+            )
+
+
+def _config_hash(hyperparameters: Hyperparameters, base_sha256: str, manifest_sha256: str) -> str:
+    """Names everything that a training's numbers depend on."""
+    described = [hyperparameters.model_dump(mode="json"), base_sha256, manifest_sha256]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
