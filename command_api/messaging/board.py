@@ -1,0 +1,281 @@
+"""What the orchestrator has to attend to right now: a fold of the log, kept in memory.
+
+It holds the enrolled agents, and every item that is waiting, queued or held. Finished items leave it.
+Everything is rebuilt from the log at start, so a restart forgets nothing and repeats nothing.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from command_api.messaging.leases import Held
+from schemas.envelope import Recorded
+from schemas.events import Event
+from schemas.events import agent as agents
+from schemas.events import dataset as datasets
+from schemas.events import job as jobs
+from schemas.events import model as models
+from schemas.objects import StoredObject
+from schemas.subjects import DEFAULT_POOL, Lane, PriorityLevel
+from schemas.work import DesiredState
+
+LIFECYCLE: tuple[type[Event], ...] = (
+    agents.AgentEnrolled,
+    agents.AgentOnline,
+    agents.AgentLost,
+    datasets.DatasetRegistered,
+    datasets.DatasetUploaded,
+    datasets.DatasetValidationStarted,
+    datasets.DatasetValidationInterrupted,
+    datasets.DatasetValidated,
+    datasets.DatasetRejected,
+    datasets.DatasetDeleted,
+    models.ModelRegistered,
+    models.ModelUploaded,
+    models.ModelValidationStarted,
+    models.ModelValidationInterrupted,
+    models.ModelValidated,
+    models.ModelRejected,
+    models.ModelDeleted,
+    jobs.JobRequested,
+    jobs.JobValidationStarted,
+    jobs.JobPlanned,
+    jobs.JobQueued,
+    jobs.JobAssigned,
+    jobs.CheckpointSaved,
+    jobs.JobStopRequested,
+    jobs.TrainingFinished,
+    jobs.AgentDeclined,
+    jobs.AttemptReleased,
+    jobs.LeaseExpired,
+    jobs.AttemptFailed,
+    jobs.JobSucceeded,
+    jobs.JobFailed,
+    jobs.JobStopped,
+)
+"""The events that move something on the board; measurements and logs do not."""
+
+LIFECYCLE_TYPES = tuple(event.TYPE for event in LIFECYCLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An enrolled node."""
+
+    agent_id: str
+    organization_id: str
+    workspace_id: str | None
+    pool: str
+    online: bool = False
+
+
+Phase = Literal["declared", "requested", "validating", "queued", "held", "between"]
+"""``between``: an attempt ended and the event that says what follows stands next in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A job to train, or a dataset or model to validate."""
+
+    item_id: str
+    organization_id: str
+    workspace_id: str | None
+    correlation_id: str
+    phase: Phase
+    lane: Lane
+    listing: StoredObject | None = None
+    """Of a dataset or model; a job's inputs stand in `request`."""
+    request: jobs.JobRequested | None = None
+    plan: jobs.JobPlanned | None = None
+    attempt: int = 0
+    """The queued or held attempt; the last one otherwise."""
+    not_before: datetime | None = None
+    agent_id: str | None = None
+    stopping: jobs.StopMode | None = None
+    checkpoint: jobs.CheckpointSaved | None = None
+    resume: jobs.CheckpointSaved | None = None
+    """What the queued or held attempt goes on from; later checkpoints of that attempt do not change it."""
+
+    @property
+    def priority(self) -> PriorityLevel:
+        return self.request.priority if self.request is not None else "normal"
+
+    @property
+    def held(self) -> Held | None:
+        if self.phase != "held" or self.agent_id is None:
+            return None
+        return Held(self.item_id, self.attempt, self.agent_id)
+
+    @property
+    def desired(self) -> DesiredState:
+        """What the agent that holds it should be doing."""
+        match self.stopping:
+            case None:
+                return "run"
+            case "graceful":
+                return "stop"
+            case "immediate":
+                return "stop_immediately"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A queued attempt, as agents should find it."""
+
+    item: Item
+    pool: str
+
+
+@dataclass
+class Board:
+    """Apply every lifecycle event in log order; the rest are questions."""
+
+    position: int = 0
+    agents: dict[str, Agent] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)
+
+    def apply(self, recorded: Recorded) -> None:
+        """Fold one event."""
+        self.position = max(self.position, recorded.position)
+        match recorded.event:
+            case agents.AgentEnrolled() | agents.AgentOnline() | agents.AgentLost():
+                self._apply_agent(recorded)
+            case datasets.DatasetRegistered(listing=listing) | models.ModelRegistered(listing=listing):
+                self.items[recorded.stream_id] = replace(
+                    _new(recorded, "declared", "validate"), listing=listing
+                )
+            case jobs.JobRequested() as request:
+                self.items[recorded.stream_id] = replace(
+                    _new(recorded, "requested", "train"), request=request
+                )
+            case _:
+                item = self.items.get(recorded.stream_id)
+                if item is not None:
+                    self._apply_item(item, recorded)
+
+    def held(self) -> list[Held]:
+        """Every attempt that some agent holds."""
+        return [held for item in self.items.values() if (held := item.held) is not None]
+
+    def online(self) -> list[str]:
+        """Agents that count as present."""
+        return [agent.agent_id for agent in self.agents.values() if agent.online]
+
+    def holds(self, held: Held) -> Item | None:
+        """The item, if that agent holds that attempt of it."""
+        item = self.items.get(held.item_id)
+        return item if item is not None and item.held == held else None
+
+    def offers(self) -> dict[str, Offer]:
+        """Every queued item and the pool it is offered to, by item id."""
+        return {
+            item.item_id: Offer(item, self._pool(item))
+            for item in self.items.values()
+            if item.phase == "queued"
+        }
+
+    def undecided(self) -> list[Item]:
+        """Jobs that a policy has to admit or refuse, oldest first."""
+        return [item for item in self.items.values() if item.phase in ("requested", "validating")]
+
+    def pools(self) -> set[tuple[str, str]]:
+        """Every (organization, pool) that has agents."""
+        return {(agent.organization_id, agent.pool) for agent in self.agents.values()}
+
+    def _pool(self, item: Item) -> str:
+        if item.request is not None:
+            return item.request.pool
+        # A validation names no pool: any agent of the organization may do it.
+        pools = {
+            agent.pool for agent in self.agents.values() if agent.organization_id == item.organization_id
+        }
+        return DEFAULT_POOL if not pools or DEFAULT_POOL in pools else min(pools)
+
+    def _apply_agent(self, recorded: Recorded) -> None:
+        agent_id, metadata = recorded.stream_id, recorded.metadata
+        match recorded.event:
+            case agents.AgentEnrolled(pool=pool):
+                self.agents[agent_id] = Agent(
+                    agent_id, metadata.organization_id or "", metadata.workspace_id, pool
+                )
+            case agents.AgentOnline():
+                self.agents[agent_id] = replace(self.agents[agent_id], online=True)
+            case agents.AgentLost():
+                self.agents[agent_id] = replace(self.agents[agent_id], online=False)
+
+    def _apply_item(self, item: Item, recorded: Recorded) -> None:
+        after = _evolve(item, recorded)
+        if after is None:
+            del self.items[item.item_id]
+        else:
+            self.items[item.item_id] = after
+
+
+def _new(recorded: Recorded, phase: Phase, lane: Lane) -> Item:
+    metadata = recorded.metadata
+    return Item(
+        item_id=recorded.stream_id,
+        organization_id=metadata.organization_id or "",
+        workspace_id=metadata.workspace_id,
+        correlation_id=metadata.correlation_id,
+        phase=phase,
+        lane=lane,
+    )
+
+
+def _evolve(item: Item, recorded: Recorded) -> Item | None:
+    """The item after an event; None when there is nothing left to attend to."""
+    match recorded.event:
+        case datasets.DatasetUploaded() | models.ModelUploaded():
+            return replace(item, phase="queued", attempt=item.attempt + 1)
+        case datasets.DatasetValidationInterrupted() | models.ModelValidationInterrupted():
+            return replace(item, phase="queued", attempt=item.attempt + 1, agent_id=None)
+        case (
+            datasets.DatasetValidationStarted(attempt=attempt, agent_id=agent_id)
+            | models.ModelValidationStarted(attempt=attempt, agent_id=agent_id)
+            | jobs.JobAssigned(attempt=attempt, agent_id=agent_id)
+        ):
+            return replace(item, phase="held", attempt=attempt, agent_id=agent_id)
+        case jobs.JobValidationStarted():
+            return replace(item, phase="validating")
+        case jobs.JobPlanned() as plan:
+            return replace(item, plan=plan)
+        case jobs.JobQueued() as queued:
+            return _queued(item, queued, recorded.metadata.recorded_at)
+        case jobs.CheckpointSaved() as checkpoint:
+            return replace(item, checkpoint=checkpoint)
+        case jobs.JobStopRequested(mode=mode):
+            return replace(item, stopping=mode)
+        case jobs.TrainingFinished():
+            # A stop that came too late is not carried out: the result is paid for and kept.
+            return replace(item, stopping=None)
+        case jobs.AgentDeclined() | jobs.AttemptReleased() | jobs.LeaseExpired() | jobs.AttemptFailed():
+            return replace(item, phase="between", agent_id=None)
+        case (
+            datasets.DatasetValidated()
+            | datasets.DatasetRejected()
+            | datasets.DatasetDeleted()
+            | models.ModelValidated()
+            | models.ModelRejected()
+            | models.ModelDeleted()
+            | jobs.JobSucceeded()
+            | jobs.JobFailed()
+            | jobs.JobStopped()
+        ):
+            return None
+        case _:
+            return item
+
+
+def _queued(item: Item, queued: jobs.JobQueued, at: datetime) -> Item:
+    resume = item.checkpoint
+    if queued.resume_step == 0 or resume is None or resume.step != queued.resume_step:
+        resume = None
+    return replace(
+        item,
+        phase="queued",
+        attempt=queued.attempt,
+        agent_id=None,
+        not_before=at + timedelta(seconds=queued.not_before_seconds) if queued.not_before_seconds else None,
+        resume=resume,
+    )

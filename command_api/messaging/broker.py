@@ -1,0 +1,146 @@
+"""The FastStream side: which subject is answered by what, with every setting that its defaults get wrong.
+
+Its default ack policy drops a report at the first transient error, redelivery without delay spins, and a
+pull subscriber with several workers breaks the order. All of that is set here, once.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from faststream import AckPolicy, Context, Path
+from faststream.message import StreamMessage
+from faststream.nats import JStream, NatsBroker, PullSub
+from faststream.nats.annotations import NatsMessage
+from faststream.nats.message import NatsBatchMessage
+from faststream.nats.security import NatsUserPassword
+from nats.aio.msg import Msg
+
+from command_api.messaging.connection import Callback, log_error, options
+from command_api.messaging.topology import inbox_config
+from schemas.settings import NatsSettings
+from schemas.subjects import (
+    INBOX_DURABLE,
+    REPORTS_STREAM,
+    REPORTS_SUBJECTS,
+    claim_subject,
+    heartbeat_subject,
+    hello_subject,
+    presign_subject,
+)
+from schemas.work import (
+    ClaimReply,
+    ClaimRequest,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    HelloReply,
+    PresignReply,
+    PresignRequest,
+)
+
+logger = logging.getLogger(__name__)
+
+ORGANIZATION, AGENT = "{organization}", "{agent}"
+AT_ONCE = 16
+"""Requests of one kind that are answered at the same time; each agent asks one by one."""
+BATCH_REPORTS = 256
+BATCH_SECONDS = 0.1
+"""FastStream fills a batch for this long, so a lone report waits no longer than that."""
+
+Token = Annotated[str, Path()]
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Who answers what."""
+
+    claim: Callable[[str, str, ClaimRequest, str | None], Awaitable[ClaimReply]]
+    heartbeat: Callable[[str, str, Heartbeat], Awaitable[HeartbeatReply]]
+    presign: Callable[[str, str, PresignRequest], Awaitable[PresignReply]]
+    hello: Callable[[str, str, Hello], Awaitable[HelloReply]]
+    reports: Callable[[Sequence[Msg]], Awaitable[None]]
+
+
+def make_broker(settings: NatsSettings, *, reconnected: Callback | None = None) -> NatsBroker:
+    """A broker that never gives its connection up."""
+    return NatsBroker(
+        settings.url,
+        security=NatsUserPassword(settings.user, settings.password.get_secret_value()),
+        error_cb=log_error,
+        reconnected_cb=reconnected,
+        logger=logger,
+        log_level=logging.DEBUG,
+        graceful_timeout=10.0,
+        **options("kinora-orchestrator-requests"),
+    )
+
+
+def subscribe(broker: NatsBroker, desk: Desk) -> Callable[[], Awaitable[None]]:
+    """Declare every subscriber; the result subscribes to REPORTS again."""
+
+    @broker.subscriber(
+        claim_subject(ORGANIZATION, AGENT),
+        title="claims",
+        description="An idle agent asks for the attempt that it was offered.",
+        max_workers=AT_ONCE,
+    )
+    async def claim(
+        body: ClaimRequest, organization: Token, agent: Token, message: NatsMessage
+    ) -> ClaimReply:
+        return await desk.claim(organization, agent, body, message.headers.get("traceparent"))
+
+    @broker.subscriber(
+        heartbeat_subject(ORGANIZATION, AGENT),
+        title="heartbeats",
+        description="Every agent, every 5 s; the reply carries lease and desired state.",
+        max_workers=AT_ONCE,
+    )
+    async def heartbeat(body: Heartbeat, organization: Token, agent: Token) -> HeartbeatReply:
+        return await desk.heartbeat(organization, agent, body)
+
+    @broker.subscriber(
+        presign_subject(ORGANIZATION, AGENT),
+        title="presigning",
+        description="URLs for the files of an attempt that the agent holds.",
+        max_workers=AT_ONCE,
+    )
+    async def presign(body: PresignRequest, organization: Token, agent: Token) -> PresignReply:
+        return await desk.presign(organization, agent, body)
+
+    @broker.subscriber(
+        hello_subject(ORGANIZATION, AGENT),
+        title="introductions",
+        description="An agent's capabilities, at its start and after each reconnect.",
+        max_workers=AT_ONCE,
+    )
+    async def hello(body: Hello, organization: Token, agent: Token) -> HelloReply:
+        return await desk.hello(organization, agent, body)
+
+    reports_subscriber = broker.subscriber(
+        REPORTS_SUBJECTS,
+        stream=JStream(REPORTS_STREAM, declare=False),
+        durable=INBOX_DURABLE,
+        config=inbox_config(),
+        pull_sub=PullSub(batch_size=BATCH_REPORTS, timeout=BATCH_SECONDS, batch=True),
+        ack_policy=AckPolicy.MANUAL,
+        decoder=_undecoded,
+        title="reports",
+        description="One step of one attempt's story each, committed to the log in order.",
+    )
+
+    @reports_subscriber
+    async def reports(message: Annotated[NatsBatchMessage, Context("message")]) -> None:
+        await desk.reports(message.raw_message)
+
+    async def resubscribe() -> None:
+        await reports_subscriber.stop()
+        await reports_subscriber.start()
+
+    return resubscribe
+
+
+async def _undecoded(message: StreamMessage[Any]) -> Any:
+    """The inbox reads each report itself: one that cannot be read must not spoil its batch."""
+    return message.body

@@ -1,0 +1,77 @@
+"""One place that says how the orchestrator connects to NATS, so that no client ever gives up for good."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from nats.aio.client import Client
+from nats.errors import ConnectionClosedError, ConnectionReconnectingError, NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
+
+from schemas.settings import NatsSettings
+
+logger = logging.getLogger(__name__)
+
+UNREACHABLE = (
+    TimeoutError,
+    NatsTimeoutError,
+    NoRespondersError,
+    NoStreamResponseError,
+    ServiceUnavailableError,
+    ConnectionClosedError,
+    ConnectionReconnectingError,
+    OSError,
+)
+"""What a request raises while the server is away, restarting, or electing a leader: wait and ask again."""
+
+Callback = Callable[[], Awaitable[None]]
+
+
+def options(name: str) -> dict[str, Any]:
+    """Settings shared by every client of this process.
+
+    The library's defaults close the client for good after two minutes without a server and notice a
+    half-open connection only after four.
+    """
+    return {
+        "name": name,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 1,
+        "connect_timeout": 5,
+        "ping_interval": 10,
+        "max_outstanding_pings": 2,
+        "drain_timeout": 5,
+    }
+
+
+async def log_error(error: Exception) -> None:
+    """Connection errors are expected during an outage: one line each, no traceback."""
+    logger.warning("NATS: %s; trying again until it answers", error or type(error).__name__)
+
+
+@asynccontextmanager
+async def connect(
+    settings: NatsSettings, name: str, *, reconnected: Callback | None = None
+) -> AsyncIterator[Client]:
+    """A client that is connected, however long the server takes to come up, and closed at the end."""
+    client = Client()
+
+    async def on_reconnect() -> None:
+        logger.info("NATS: connected again")
+        if reconnected is not None:
+            await reconnected()
+
+    try:
+        await client.connect(
+            settings.url,
+            user=settings.user,
+            password=settings.password.get_secret_value(),
+            error_cb=log_error,
+            reconnected_cb=on_reconnect,
+            **options(name),
+        )
+        yield client
+    finally:
+        await client.close()

@@ -1,0 +1,294 @@
+"""Commits what agents report: in order per attempt, once, and only then acknowledged.
+
+A report that comes again is recognised by the attempt's cursor, one that comes too early waits, and one
+whose sender does not hold the attempt is dropped. Nothing is acknowledged before its commit, and nothing
+is committed over a report that was not.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.errors import APIError
+from pydantic import ValidationError
+
+from command_api.domain.errors import Refused
+from command_api.eventlog.errors import EventNotCanonical, LogUnavailable
+from command_api.handlers.bus import Answer, CommandBus, Outcome
+from command_api.messaging.artifacts import with_proven_artifacts
+from command_api.messaging.board import Item
+from command_api.messaging.connection import UNREACHABLE
+from command_api.messaging.cursors import OUT_OF_ORDER, Advance, Attempt, Cursors
+from command_api.messaging.follower import Follower
+from command_api.messaging.identity import agent_context
+from command_api.messaging.leases import Held
+from command_api.objects import ObjectStore, ObjectStoreUnavailable
+from schemas.commands.job import ReportAttempt
+from schemas.errors import KinoraError
+from schemas.subjects import INBOX_DURABLE, REPORTS_STREAM, dead_letter_subject
+from schemas.work import Report
+
+logger = logging.getLogger(__name__)
+
+GAP_DELAY = 1.0
+"""Seconds before a report that came too early is looked at again."""
+OUTAGE_DELAY = 2.0
+"""Seconds before reports are taken again that database or store could not take."""
+ACK_TIMEOUT = 5.0
+
+
+@dataclass
+class Letter:
+    """One report and the messages that brought it; more than one when it was sent again."""
+
+    organization_id: str
+    agent_id: str
+    report: Report
+    messages: list[Msg]
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.report.item_id, self.report.attempt
+
+    @property
+    def held(self) -> Held:
+        return Held(self.report.item_id, self.report.attempt, self.agent_id)
+
+
+@dataclass
+class Sorted:
+    """What is to become of a batch."""
+
+    commit: list[tuple[Letter, Item]] = field(default_factory=list)
+    done: list[Letter] = field(default_factory=list)
+    """Nothing is left to do but to acknowledge them."""
+    early: list[Letter] = field(default_factory=list)
+    again: list[Letter] = field(default_factory=list)
+
+
+class Inbox:
+    """Takes batches from REPORTS, one at a time."""
+
+    def __init__(
+        self,
+        js: JetStreamContext,
+        follower: Follower,
+        bus: CommandBus,
+        store: ObjectStore,
+        cursors: Cursors,
+    ) -> None:
+        self._js = js
+        self._follower = follower
+        self._bus = bus
+        self._store = store
+        self._cursors = cursors
+        self._waiting: set[int] = set()
+        """Stream sequences of the reports that wait for a gap to fill."""
+        self.taking = False
+        self.batches = 0
+
+    async def take(self, messages: Sequence[Msg]) -> None:
+        """Commit a batch and acknowledge it; whatever could not be committed comes again."""
+        self.taking = True
+        try:
+            await self._take(messages)
+        except (LogUnavailable, *UNREACHABLE) as error:
+            logger.warning("inbox: %s; %d reports come again", error or type(error).__name__, len(messages))
+            await _send_back(messages, OUTAGE_DELAY)
+        finally:
+            self.taking = False
+            self.batches += 1
+
+    async def drained(self) -> bool:
+        """Whether every report that was sent so far is committed, or waits for one that was never sent."""
+        try:
+            info = await self._js.consumer_info(REPORTS_STREAM, INBOX_DURABLE)
+        except (*UNREACHABLE, APIError):
+            return False
+        return not self.taking and not info.num_pending and (info.num_ack_pending or 0) <= len(self._waiting)
+
+    async def _take(self, messages: Sequence[Msg]) -> None:
+        self._waiting.difference_update(_sequence(message) for message in messages)
+        letters = await self._read(messages)
+        await self._follower.catch_up()
+        batch = await self._sort(letters)
+        requests = [
+            (
+                ReportAttempt(agent_id=letter.agent_id, report=letter.report),
+                agent_context(
+                    self._follower.board.agents[letter.agent_id],
+                    item,
+                    f"report:{letter.report.item_id}:{letter.report.attempt}:{letter.report.sequence}",
+                    (letter.messages[0].headers or {}).get("traceparent"),
+                ),
+                (Advance(letter.attempt, letter.report.sequence),),
+            )
+            for letter, item in batch.commit
+        ]
+        try:
+            answers = await self._bus.execute_batch(requests)
+        except BaseException:
+            for letter, _ in batch.commit:
+                self._cursors.forget(letter.attempt)
+            raise
+        await self._settle([letter for letter, _ in batch.commit], answers, batch)
+        for letter in batch.early:
+            self._waiting.update(_sequence(message) for message in letter.messages)
+        await _acknowledge(_messages(batch.done))
+        await _send_back(_messages(batch.early), GAP_DELAY)
+        await _send_back(_messages(batch.again), OUTAGE_DELAY)
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    async def _read(self, messages: Sequence[Msg]) -> list[Letter]:
+        """One letter per report, each attempt's in order; what cannot be read is put aside."""
+        letters: dict[tuple[str, str, Attempt, int], Letter] = {}
+        for message in messages:
+            tokens = message.subject.split(".")
+            try:
+                report = Report.model_validate_json(message.data)
+            except ValidationError as error:
+                await self._put_aside(message, f"{error.error_count()} validation errors: {error}"[:1000])
+                continue
+            if len(tokens) != 5 or tokens[4] != report.item_id:
+                await self._put_aside(message, f"the report is of {report.item_id}")
+                continue
+            organization_id, agent_id = tokens[2], tokens[3]
+            key = (organization_id, agent_id, (report.item_id, report.attempt), report.sequence)
+            if key in letters:
+                letters[key].messages.append(message)
+            else:
+                letters[key] = Letter(organization_id, agent_id, report, [message])
+        # Redelivered reports come behind younger ones.
+        return sorted(letters.values(), key=lambda letter: letter.report.sequence)
+
+    async def _put_aside(self, message: Msg, reason: str) -> None:
+        logger.error("inbox: a message on %s cannot be read (%s); dead-lettered", message.subject, reason)
+        await self._js.publish(
+            dead_letter_subject(REPORTS_STREAM),
+            message.data,
+            headers={
+                "Nats-Msg-Id": f"{REPORTS_STREAM}-{_sequence(message)}",
+                "Kinora-Subject": message.subject,
+                "Kinora-Reason": " ".join(reason.split()),
+            },
+            timeout=ACK_TIMEOUT,
+        )
+        await _acknowledge([message])
+
+    async def _sort(self, letters: Sequence[Letter]) -> Sorted:
+        batch = Sorted()
+        following: dict[Attempt, int] = {}
+        for letter in letters:
+            item = self._holder(letter)
+            if item is None:
+                batch.done.append(letter)
+                self._cursors.forget(letter.attempt)
+                continue
+            following.setdefault(letter.attempt, await self._cursors.last(letter.attempt) + 1)
+            following[letter.attempt] += await self._place(batch, letter, item, following[letter.attempt])
+        return batch
+
+    async def _place(self, batch: Sorted, letter: Letter, item: Item, expected: int) -> int:
+        """Put a letter where it belongs; 1 when the next one of its attempt may be committed too."""
+        if letter.report.sequence < expected:
+            batch.done.append(letter)
+            return 0
+        if letter.report.sequence > expected:
+            logger.info("inbox: %s came before report %d", _name(letter), expected)
+            batch.early.append(letter)
+            return 0
+        try:
+            proven = await with_proven_artifacts(self._store, item, letter.report)
+        except ObjectStoreUnavailable as error:
+            logger.warning("inbox: %s waits for the object store: %s", _name(letter), error)
+            batch.again.append(letter)
+            return 0
+        if proven is not letter.report:
+            logger.warning("inbox: %s is not true: %s", _name(letter), proven.body)
+            letter.report = proven
+        batch.commit.append((letter, item))
+        return 1
+
+    def _holder(self, letter: Letter) -> Item | None:
+        agent = self._follower.board.agents.get(letter.agent_id)
+        item = self._follower.board.holds(letter.held)
+        if agent is None or item is None:
+            logger.info("inbox: %s dropped, agent %s does not hold it", _name(letter), letter.agent_id)
+            return None
+        if not agent.organization_id == item.organization_id == letter.organization_id:
+            logger.warning("inbox: %s dropped, it came under %s", _name(letter), letter.organization_id)
+            return None
+        return item
+
+    # ---- settling -------------------------------------------------------------------------------
+
+    async def _settle(self, letters: Sequence[Letter], answers: Sequence[Answer], batch: Sorted) -> None:
+        """Move the cursors as the answers say. After one that must come again, so must those behind it."""
+        stuck: set[Attempt] = set()
+        position = 0
+        for letter, answer in zip(letters, answers, strict=True):
+            if letter.attempt in stuck:
+                batch.again.append(letter)
+            elif isinstance(answer, Outcome):
+                self._cursors.committed(letter.attempt, letter.report.sequence)
+                position = max(position, answer.position)
+                batch.done.append(letter)
+            elif _is_final(answer):
+                logger.warning("inbox: %s refused: %s", _name(letter), answer)
+                await self._cursors.skip(letter.attempt, letter.report.sequence)
+                batch.done.append(letter)
+            else:
+                logger.warning("inbox: %s comes again: %s", _name(letter), answer, exc_info=_bug(answer))
+                stuck.add(letter.attempt)
+                self._cursors.forget(letter.attempt)
+                batch.again.append(letter)
+        await self._follower.reach(position)
+
+
+def _is_final(answer: Exception) -> bool:
+    """Whether deciding again would refuse again."""
+    if isinstance(answer, Refused):
+        return answer.code != OUT_OF_ORDER and not answer.retryable
+    return isinstance(answer, EventNotCanonical)
+
+
+def _bug(answer: Exception) -> Exception | None:
+    return None if isinstance(answer, KinoraError) else answer
+
+
+def _name(letter: Letter) -> str:
+    report = letter.report
+    return f"report {report.sequence} ({report.body.kind}) of {report.item_id} attempt {report.attempt}"
+
+
+def _messages(letters: Iterable[Letter]) -> list[Msg]:
+    return [message for letter in letters for message in letter.messages]
+
+
+def _sequence(message: Msg) -> int:
+    return message.metadata.sequence.stream
+
+
+async def _acknowledge(messages: Sequence[Msg]) -> None:
+    """Double acknowledgement; one that is lost only means that the report comes again."""
+    await asyncio.gather(*(_answer(message, None) for message in messages))
+
+
+async def _send_back(messages: Sequence[Msg], delay: float) -> None:
+    await asyncio.gather(*(_answer(message, delay) for message in messages))
+
+
+async def _answer(message: Msg, delay: float | None) -> None:
+    if message._ackd:
+        return
+    try:
+        if delay is None:
+            await message.ack_sync(timeout=ACK_TIMEOUT)
+        else:
+            await message.nak(delay=delay)
+    except UNREACHABLE as error:
+        logger.info("inbox: an answer for %s was lost (%s)", message.subject, error or type(error).__name__)

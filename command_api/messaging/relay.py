@@ -1,0 +1,245 @@
+"""Publishes the log to EVENTS, in order and without holes, however often either side restarts.
+
+The stream itself remembers how far it got: the headers of its last message. Every batch is fenced by
+the sequence of that message, so of two relays only one can ever append, and an answer that was lost
+is found out by reading the last message again.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nats.aio.client import Client
+from nats.errors import MaxPayloadError, OutboundBufferLimitError
+from nats.js import JetStreamContext
+from nats.js.api import Header, PubAck
+from nats.js.errors import APIError, NotFoundError
+
+from command_api.eventlog.log import EventLog
+from command_api.eventlog.reader import RawEvent
+from command_api.messaging.connection import UNREACHABLE
+from command_api.messaging.epochs import Epochs
+from command_api.messaging.topology import Topology
+from schemas.ids import Prefix, new_id
+from schemas.subjects import (
+    EPOCH_HEADER,
+    EVENTS_STREAM,
+    EVENTS_SUBJECTS,
+    LOG_ID_HEADER,
+    POSITION_HEADER,
+    PREVIOUS_POSITION_HEADER,
+    event_subject,
+)
+
+logger = logging.getLogger(__name__)
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 4 * 2**20
+CHECK_SECONDS = 5.0
+"""How often an idle relay makes sure that the stream still ends where it left it."""
+PUBLISH_TIMEOUT = 10.0
+
+STALE_FENCE = 10071
+DUPLICATE_IN_BATCH = 10201
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the stream ends: its last sequence, position and epoch."""
+
+    sequence: int
+    position: int
+    epoch: int
+
+
+class Superseded(Exception):
+    """The stream does not end where this relay thought; read its last message again."""
+
+
+class Relay:
+    """Owns the end of EVENTS while its orchestrator is the active one."""
+
+    def __init__(
+        self, client: Client, topology: Topology, log: EventLog, epochs: Epochs, wake: asyncio.Event
+    ) -> None:
+        self._client = client
+        self._js: JetStreamContext = topology.js
+        self._topology = topology
+        self._log = log
+        self._epochs = epochs
+        self._wake = wake
+        self._recheck = False
+        self.position = 0
+        """The last position known to be in the stream."""
+
+    def check_soon(self) -> None:
+        """After a reconnect the server may be another one: compare before the next batch."""
+        self._recheck = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            try:
+                await self._follow(await self._resume())
+            except Superseded as error:
+                logger.info("relay: %s; reading the end of %s again", error, EVENTS_STREAM)
+            except (*UNREACHABLE, OutboundBufferLimitError) as error:
+                logger.warning(
+                    "relay: NATS does not answer (%s); trying again", error or type(error).__name__
+                )
+                await asyncio.sleep(0.5)
+            except APIError as error:
+                logger.warning("relay: %s; checking the streams and trying again", error)
+                await asyncio.sleep(0.5)
+                await self._repair()
+
+    async def _follow(self, cursor: Cursor) -> None:
+        checked = asyncio.get_running_loop().time()
+        while True:
+            self._wake.clear()
+            self.position = cursor.position
+            page = await asyncio.to_thread(self._log.read_all, cursor.position, BATCH_EVENTS)
+            now = asyncio.get_running_loop().time()
+            if self._recheck or now - checked > CHECK_SECONDS:
+                self._recheck, checked = False, now
+                await self._check(cursor)
+            for batch in _split(page):
+                cursor = await self._publish(batch, cursor)
+            if len(page) < BATCH_EVENTS:
+                await self._wake.wait()
+
+    async def _resume(self) -> Cursor:
+        """The cursor that the stream's last message names; a new epoch when there is none of this log."""
+        try:
+            last = await self._js.get_last_msg(EVENTS_STREAM, EVENTS_SUBJECTS)
+        except NotFoundError:
+            return await self._begin_epoch()
+        headers = last.headers or {}
+        position = int(headers.get(POSITION_HEADER, "0"))
+        head = await asyncio.to_thread(self._log.head)
+        if headers.get(LOG_ID_HEADER) != self._log.log_id or position > head:
+            logger.error(
+                "relay: %s ends at position %d of log %s, but this is log %s with head %d; filling it anew",
+                EVENTS_STREAM,
+                position,
+                headers.get(LOG_ID_HEADER),
+                self._log.log_id,
+                head,
+            )
+            await self._topology.recreate_events()
+            return await self._begin_epoch()
+        return Cursor(last.seq or 0, position, int(headers.get(EPOCH_HEADER, "1")))
+
+    async def _begin_epoch(self) -> Cursor:
+        await self._topology.ensure_streams()
+        info = await self._js.stream_info(EVENTS_STREAM)
+        epoch = await self._epochs.begin()
+        logger.info("relay: %s is empty; filling it from the log as epoch %d", EVENTS_STREAM, epoch)
+        # An emptied stream goes on counting, so the fence is its last sequence and not 0.
+        return Cursor(info.state.last_seq, 0, epoch)
+
+    async def _check(self, cursor: Cursor) -> None:
+        try:
+            info = await self._js.stream_info(EVENTS_STREAM)
+        except NotFoundError as error:
+            raise Superseded("the stream is gone") from error
+        emptied = cursor.position > 0 and info.state.messages == 0
+        if info.state.last_seq != cursor.sequence or emptied:
+            raise Superseded(f"it ends at {info.state.last_seq} and not at {cursor.sequence}")
+
+    async def _repair(self) -> None:
+        try:
+            await self._topology.ensure_streams()
+        except (*UNREACHABLE, APIError) as error:
+            logger.warning("relay: cannot check the streams (%s)", error)
+
+    async def _publish(self, batch: Sequence[RawEvent], cursor: Cursor) -> Cursor:
+        messages = []
+        previous = cursor.position
+        for event in batch:
+            messages.append((_subject(event), event.state, self._headers(event, previous, cursor.epoch)))
+            previous = event.position
+        messages[0][2][Header.EXPECTED_LAST_SEQUENCE] = str(cursor.sequence)
+        try:
+            ack = await (self._one(*messages[0]) if len(messages) == 1 else self._atomically(messages))
+        except APIError as error:
+            if error.err_code in (STALE_FENCE, DUPLICATE_IN_BATCH):
+                raise Superseded(
+                    f"the server refused a batch after {cursor.position} ({error.err_code})"
+                ) from error
+            raise
+        except MaxPayloadError as error:
+            # Events over 256 KiB are refused at append, so only a server set up otherwise says this.
+            raise APIError(
+                code=400, description=f"raise max_payload of nats-server to 1 MiB: {error}"
+            ) from error
+        if ack.duplicate:
+            raise Superseded(f"position {batch[0].position} is there already")
+        return Cursor(ack.seq, previous, cursor.epoch)
+
+    async def _one(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
+        return await self._js.publish(
+            subject, body, stream=EVENTS_STREAM, headers=headers, timeout=PUBLISH_TIMEOUT
+        )
+
+    async def _atomically(self, messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> PubAck:
+        """All or none (ADR-50); only the commit is answered with the sequence."""
+        batch_id = new_id(Prefix.COMMAND)
+        answer: dict[str, Any] = {}
+        for number, (subject, body, headers) in enumerate(messages, start=1):
+            headers |= {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            if number == len(messages):
+                headers["Nats-Batch-Commit"] = "1"
+            elif number > 1:
+                await self._client.publish(subject, body, headers=headers)
+                continue
+            reply = await self._client.request(subject, body, headers=headers, timeout=PUBLISH_TIMEOUT)
+            if reply.data:
+                answer = json.loads(reply.data)
+                if "error" in answer:
+                    raise APIError(**answer["error"])
+        if "seq" not in answer:
+            raise Superseded("the server did not answer a commit with its sequence")
+        return PubAck.from_response(answer)
+
+    def _headers(self, event: RawEvent, previous: int, epoch: int) -> dict[str, str]:
+        envelope = json.loads(event.state)
+        metadata = envelope["metadata"]
+        headers = {
+            Header.MSG_ID: event.event_id,
+            POSITION_HEADER: str(event.position),
+            PREVIOUS_POSITION_HEADER: str(previous),
+            LOG_ID_HEADER: self._log.log_id,
+            EPOCH_HEADER: str(epoch),
+            "ce-specversion": "1.0",
+            "ce-id": event.event_id,
+            "ce-type": f"{event.type}.v{envelope['schema_version']}",
+            "ce-source": f"kinora/{self._log.log_id}",
+            "ce-subject": event.stream_id,
+            "ce-time": metadata["recorded_at"],
+            "content-type": "application/json",
+        }
+        if metadata.get("traceparent"):
+            headers["traceparent"] = metadata["traceparent"]
+        return headers
+
+
+def _subject(event: RawEvent) -> str:
+    return event_subject(event.organization_id, event.workspace_id, event.type)
+
+
+def _split(page: Sequence[RawEvent]) -> list[list[RawEvent]]:
+    """Batches that stay small enough for one publish, in order."""
+    batches: list[list[RawEvent]] = []
+    size = 0
+    for event in page:
+        if not batches or size + len(event.state) > BATCH_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append(event)
+        size += len(event.state)
+    return batches

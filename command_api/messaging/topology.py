@@ -1,0 +1,234 @@
+"""Streams and consumers of JetStream: made by the control plane alone."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import BadRequestError, NotFoundError
+
+from schemas.subjects import (
+    DEAD_LETTERS_STREAM,
+    DEAD_LETTERS_SUBJECTS,
+    EVENTS_STREAM,
+    EVENTS_SUBJECTS,
+    INBOX_DURABLE,
+    LANES,
+    PRIORITIES,
+    REPORTS_STREAM,
+    REPORTS_SUBJECTS,
+    WORK_STREAM,
+    WORK_SUBJECTS,
+    Lane,
+    PriorityLevel,
+    work_durable,
+    work_subject,
+)
+
+logger = logging.getLogger(__name__)
+
+REPORTS_MAX_BYTES = 2**30
+DEAD_LETTERS_MAX_BYTES = 64 * 2**20
+WORK_MAX_BYTES = 256 * 2**20
+
+_IMMUTABLE = ("retention", "storage")
+"""What the server cannot change of a stream in place."""
+
+
+def events_config(max_bytes: int) -> StreamConfig:
+    """Every committed event. No `max_age`: an old log would otherwise look emptied and be refilled again."""
+    return StreamConfig(
+        name=EVENTS_STREAM,
+        description="every committed event, in log order",
+        subjects=[EVENTS_SUBJECTS],
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.OLD,
+        storage=StorageType.FILE,
+        max_bytes=max_bytes,
+        duplicate_window=120,
+        allow_atomic=True,
+        allow_direct=True,
+        deny_delete=True,
+        deny_purge=True,
+    )
+
+
+def work_config() -> StreamConfig:
+    """One message per queued item; published again it is refused, also while it is in flight."""
+    return StreamConfig(
+        name=WORK_STREAM,
+        description="one offer per queued item, derived from the log",
+        subjects=[WORK_SUBJECTS],
+        retention=RetentionPolicy.WORK_QUEUE,
+        discard=DiscardPolicy.NEW,
+        discard_new_per_subject=True,
+        max_msgs_per_subject=1,
+        storage=StorageType.FILE,
+        max_bytes=WORK_MAX_BYTES,
+        duplicate_window=120,
+    )
+
+
+def reports_config() -> StreamConfig:
+    """What agents reported and the inbox has not committed yet; full means that agents wait, never loss."""
+    return StreamConfig(
+        name=REPORTS_STREAM,
+        description="reports of agents, until they are committed",
+        subjects=[REPORTS_SUBJECTS],
+        retention=RetentionPolicy.WORK_QUEUE,
+        discard=DiscardPolicy.NEW,
+        storage=StorageType.FILE,
+        max_bytes=REPORTS_MAX_BYTES,
+        duplicate_window=120,
+    )
+
+
+def dead_letters_config() -> StreamConfig:
+    """Messages that nobody can read, kept for a person to look at."""
+    return StreamConfig(
+        name=DEAD_LETTERS_STREAM,
+        description="reports that could not be decoded",
+        subjects=[DEAD_LETTERS_SUBJECTS],
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.OLD,
+        storage=StorageType.FILE,
+        max_bytes=DEAD_LETTERS_MAX_BYTES,
+        duplicate_window=120,
+        allow_direct=True,
+    )
+
+
+def inbox_config() -> ConsumerConfig:
+    """The one consumer of REPORTS. Never a `max_deliver`: a message at its limit would block for good."""
+    return ConsumerConfig(
+        durable_name=INBOX_DURABLE,
+        name=INBOX_DURABLE,
+        description="commits reports to the log",
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=30,
+        max_deliver=-1,
+        max_ack_pending=4096,
+        filter_subject=REPORTS_SUBJECTS,
+    )
+
+
+def work_consumer_config(
+    organization_id: str, pool: str, lane: Lane, priority: PriorityLevel
+) -> ConsumerConfig:
+    """The queue that the agents of one pool share; an offer that nobody answers for comes back after 30 s."""
+    durable = work_durable(organization_id, pool, lane, priority)
+    return ConsumerConfig(
+        durable_name=durable,
+        name=durable,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=30,
+        max_deliver=-1,
+        max_ack_pending=1000,
+        filter_subject=work_subject(organization_id, pool, lane, priority, "*"),
+    )
+
+
+@dataclass
+class Topology:
+    """Makes what is missing and corrects what differs; asking again changes nothing."""
+
+    js: JetStreamContext
+    events_max_bytes: int
+    _pools: set[tuple[str, str]] = field(default_factory=set)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def ensure_streams(self) -> None:
+        """Every stream, and the inbox's consumer."""
+        async with self._lock:
+            for config in (
+                events_config(self.events_max_bytes),
+                work_config(),
+                reports_config(),
+                dead_letters_config(),
+            ):
+                await self._ensure_stream(config)
+            await self._ensure_consumer(REPORTS_STREAM, inbox_config())
+
+    async def ensure_pool(self, organization_id: str, pool: str) -> None:
+        """The six work queues of a pool; remembered, so that `repair` makes them again."""
+        if (organization_id, pool) in self._pools:
+            return
+        async with self._lock:
+            await self._make_pool(organization_id, pool)
+            self._pools.add((organization_id, pool))
+
+    async def repair(self) -> bool:
+        """Make again what somebody deleted; true when anything was missing."""
+        await self.ensure_streams()
+        info = await self.js.stream_info(WORK_STREAM)
+        expected = len(self._pools) * len(LANES) * len(PRIORITIES)
+        if info.state.consumer_count >= expected:
+            return False
+        logger.warning("%d of %d work queues exist; making the others", info.state.consumer_count, expected)
+        async with self._lock:
+            for organization_id, pool in sorted(self._pools):
+                await self._make_pool(organization_id, pool)
+        return True
+
+    async def recreate_events(self) -> None:
+        """Begin EVENTS anew: what it holds belongs to another log."""
+        async with self._lock:
+            await self.js.delete_stream(EVENTS_STREAM)
+            await self._ensure_stream(events_config(self.events_max_bytes))
+
+    async def _make_pool(self, organization_id: str, pool: str) -> None:
+        for lane in LANES:
+            for priority in PRIORITIES:
+                await self._ensure_consumer(
+                    WORK_STREAM, work_consumer_config(organization_id, pool, lane, priority)
+                )
+
+    async def _ensure_stream(self, wanted: StreamConfig) -> None:
+        name = str(wanted.name)
+        try:
+            found = (await self.js.stream_info(name)).config
+        except NotFoundError:
+            await self.js.add_stream(wanted)
+            logger.info("stream %s made", name)
+            return
+        fixed = [part for part in _IMMUTABLE if getattr(found, part) != getattr(wanted, part)]
+        if fixed:
+            raise BadRequestError(
+                code=400,
+                description=f"stream {name} has another {', '.join(fixed)}; delete it, it is derived",
+            )
+        if _differs(wanted, found):
+            await self.js.update_stream(wanted)
+            logger.info("stream %s corrected", name)
+
+    async def _ensure_consumer(self, stream: str, wanted: ConsumerConfig) -> None:
+        # Creating a consumer that is there with the same settings changes nothing, also not its progress.
+        await self.js.add_consumer(stream, wanted)
+
+
+def _differs(wanted: StreamConfig, found: StreamConfig) -> bool:
+    names = (
+        "subjects",
+        "discard",
+        "discard_new_per_subject",
+        "max_msgs_per_subject",
+        "max_bytes",
+        "duplicate_window",
+        "deny_delete",
+        "deny_purge",
+    )
+    if any(getattr(wanted, name) != getattr(found, name) for name in names):
+        return True
+    flags = ("allow_atomic", "allow_direct")
+    return any(bool(getattr(wanted, name)) != bool(getattr(found, name)) for name in flags)

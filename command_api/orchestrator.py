@@ -1,0 +1,161 @@
+"""The orchestrator: relay, work, claims, heartbeats, leases, inbox and policies, one active at a time.
+
+Everything that it knows is folded from the log at start. It may be killed at any moment; another one, or
+the same one again, goes on from the log, from EVENTS' last message and from the report cursors.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import psycopg
+from nats.js.errors import APIError
+
+from command_api.eventlog.errors import LogUnavailable
+from command_api.eventlog.log import EventLog
+from command_api.handlers.bus import CommandBus
+from command_api.handlers.registry import HANDLERS
+from command_api.messaging.activity import Activity, ActivityLost
+from command_api.messaging.board import Board
+from command_api.messaging.broker import Desk, make_broker, subscribe
+from command_api.messaging.claims import Claims
+from command_api.messaging.connection import UNREACHABLE, connect
+from command_api.messaging.control import Controls
+from command_api.messaging.cursors import Cursors
+from command_api.messaging.epochs import Epochs
+from command_api.messaging.expiry import Expiry
+from command_api.messaging.follower import Follower
+from command_api.messaging.heartbeats import Heartbeats
+from command_api.messaging.hello import Introductions
+from command_api.messaging.inbox import Inbox
+from command_api.messaging.leases import Leases
+from command_api.messaging.policies import Admission
+from command_api.messaging.presigning import Presigning
+from command_api.messaging.relay import Relay
+from command_api.messaging.topology import Topology
+from command_api.messaging.wake import LogWake
+from command_api.messaging.watchdog import Watchdog
+from command_api.messaging.work import WorkPublisher
+from command_api.objects import ObjectStore
+from command_api.settings import OrchestratorSettings
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+async def run(settings: OrchestratorSettings, stop: asyncio.Event, *, ready: Callable[[], None]) -> None:
+    """Be the active orchestrator, or wait to become it, until `stop` is set.
+
+    `ready` is called every time that it has become active and everything is subscribed.
+    """
+    while not stop.is_set():
+        try:
+            async with asyncio.TaskGroup() as group:
+                active = group.create_task(_be_active(settings, ready))
+                await stop.wait()
+                active.cancel()
+        except* (ActivityLost, LogUnavailable, psycopg.OperationalError) as lost:
+            logger.warning("orchestrator: not active any more: %s; starting over", lost.exceptions[0])
+            await _pause(stop, RETRY_SECONDS)
+
+
+async def _be_active(settings: OrchestratorSettings, ready: Callable[[], None]) -> None:
+    async with Activity(settings.postgres.conninfo()) as activity:
+        await activity.acquire()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(activity.watch())
+            group.create_task(_orchestrate(settings, ready))
+
+
+async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]) -> None:
+    async with AsyncExitStack() as stack:
+        conninfo = settings.postgres.conninfo()
+        log = await asyncio.to_thread(EventLog.open, settings.postgres)
+        stack.push_async_callback(asyncio.to_thread, log.close)
+        bus = await stack.enter_async_context(CommandBus(log, HANDLERS))
+        store = await stack.enter_async_context(ObjectStore(settings.s3))
+        cursors = Cursors(conninfo)
+        await cursors.ensure_table()
+
+        wake = LogWake(conninfo)
+        follower = Follower(log, Board(), wake.waiter())
+        await follower.catch_up()
+
+        reconnections: list[Callable[[], None]] = []
+
+        async def reconnected() -> None:
+            for notice in reconnections:
+                notice()
+
+        client = await stack.enter_async_context(
+            connect(settings.nats, "kinora-orchestrator", reconnected=reconnected)
+        )
+        topology = Topology(client.jetstream(), settings.events_max_bytes)
+        await _until_answered("making the streams", topology.ensure_streams)
+
+        clock = asyncio.get_running_loop().time
+        leases = Leases(settings.lease_seconds)
+        relay = Relay(client, topology, log, Epochs(conninfo), wake.waiter())
+        work = WorkPublisher(topology, follower, republish_seconds=settings.republish_seconds)
+        inbox = Inbox(topology.js, follower, bus, store, cursors)
+        expiry = Expiry(
+            follower,
+            bus,
+            leases,
+            clock,
+            connected=lambda: client.is_connected,
+            drained=inbox.drained,
+        )
+        reconnections += [relay.check_soon, work.republish_soon, expiry.restart]
+        controls = Controls(client, follower)
+        admission = Admission(follower, bus, store)
+
+        desk = Desk(
+            claim=Claims(follower, bus, leases, clock).claim,
+            heartbeat=Heartbeats(follower, bus, leases, clock).beat,
+            presign=Presigning(follower, store, expires_seconds=settings.s3.presign_seconds).presign,
+            hello=Introductions(
+                follower, bus, topology, settings.heartbeat_seconds, settings.lease_seconds
+            ).hello,
+            reports=inbox.take,
+        )
+        broker = make_broker(settings.nats, reconnected=reconnected)
+        resubscribe = subscribe(broker, desk)
+        stack.push_async_callback(broker.stop)
+        await _until_answered("subscribing", broker.start)
+
+        async with asyncio.TaskGroup() as group:
+            for task in (
+                wake.run(),
+                follower.run(),
+                relay.run(),
+                work.run(),
+                expiry.run(),
+                controls.run(),
+                admission.run(),
+                Watchdog(topology, inbox, resubscribe).run(),
+            ):
+                group.create_task(task)
+            ready()
+
+
+async def _until_answered(what: str, ask: Callable[[], Awaitable[None]]) -> None:
+    """NATS may be reachable before JetStream is, and may go away at any moment."""
+    while True:
+        try:
+            await ask()
+        except (*UNREACHABLE, APIError) as error:
+            logger.warning("NATS: %s failed (%s); trying again", what, error or type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
