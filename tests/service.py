@@ -65,7 +65,7 @@ class Service:
             return False
         try:
             with self.client() as client:
-                return any(agent["online"] for agent in client.pages("/agents"))
+                return any(agent["status"] == "online" for agent in client.pages("/agents"))
         except KinoraError:
             return False
 

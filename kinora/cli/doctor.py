@@ -125,7 +125,7 @@ def _service(folder: Path) -> list[Finding]:
             *findings,
             Finding("login", "failed", error.message, "check KINORA_USERNAME and KINORA_PASSWORD"),
         ]
-    online = [agent for agent in agents if agent.get("online")]
+    online = [agent for agent in agents if agent["status"] == "online"]
     detail = f"{len(online)} of {len(agents)} online"
     remedy = "" if online else f"jobs wait until one is there; see {folder / 'logs' / 'agent.log'}"
     return [*findings, Finding("agents", "ok" if online else "failed", detail, remedy)]

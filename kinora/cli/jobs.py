@@ -137,7 +137,7 @@ def ls(
             "name": lambda row: row["name"],
             "status": lambda row: row["status"],
             "step": lambda row: f"{row['step']}/{row['total_steps'] or '–'}",
-            "loss": lambda row: "–" if row.get("loss") is None else f"{row['loss']:.4f}",
+            "loss": lambda row: "–" if row.get("loss_last") is None else f"{row['loss_last']:.4f}",
             "created": lambda row: row["created_at"][:19],
         },
         "No jobs yet. Ask for one: kinora jobs submit --dataset ID --model ID",
@@ -161,7 +161,8 @@ def show(job_id: str, as_json: AsJson = False) -> None:
         }
         | {
             "step": f"{job['step']}/{job['total_steps'] or '–'}",
-            "loss": job.get("loss"),
+            "loss": job.get("loss_last"),
+            "waiting": job.get("wait_reason"),
             "ETA": duration(job.get("eta_seconds")) if job["status"] == "running" else None,
             "exact match": " → ".join(
                 percent(evaluation.get("exact_match")) for evaluation in (before, after)

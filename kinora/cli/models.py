@@ -63,7 +63,7 @@ def ls(as_json: AsJson = False) -> None:
             "name": lambda row: row["name"],
             "kind": lambda row: row["kind"],
             "status": lambda row: row["status"],
-            "family": lambda row: str((row.get("facts") or {}).get("family", "–")),
+            "family": lambda row: row.get("family") or "–",
             "size": lambda row: size(row.get("size_bytes")),
             "created": lambda row: row["created_at"][:19],
         },
