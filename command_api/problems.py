@@ -37,6 +37,19 @@ class TooManyRequests(KinoraError):
     retryable = True
 
 
+class BadPosition(KinoraError):
+    """A position that the log has not reached."""
+
+    code = "bad_position"
+
+
+class ProjectionBehind(KinoraError):
+    """A read model did not reach the position asked for in time."""
+
+    code = "projection_behind"
+    retryable = True
+
+
 class ProblemDetails(BaseModel):
     """The body of every error (RFC 9457), `application/problem+json`."""
 
@@ -73,6 +86,8 @@ CATALOGUE: Mapping[str, ProblemType] = {
     "conflict": ProblemType(
         409, "Conflict", "Read the resource again: its present state forbids the command."
     ),
+    "event_not_canonical": ProblemType(422, "Not storable", "Send finite numbers and valid Unicode."),
+    "event_too_large": ProblemType(422, "Too large to record", "Shorten the text fields of the request."),
     "forbidden": ProblemType(403, "Forbidden", "Ask an owner of the organization for the right."),
     "hash_mismatch": ProblemType(
         422,
@@ -87,6 +102,9 @@ CATALOGUE: Mapping[str, ProblemType] = {
     ),
     "invalid": ProblemType(422, "Invalid", "Correct the fields named in `errors`."),
     "invalid_request": ProblemType(422, "Invalid request", "Correct the fields named in `errors`."),
+    "log_unavailable": ProblemType(
+        503, "Log unavailable", "Repeat with the same Idempotency-Key: nothing happens twice."
+    ),
     "malformed_json": ProblemType(400, "Malformed JSON", "Send a JSON document as the body."),
     "method_not_allowed": ProblemType(405, "Method not allowed", "Use a method named in the Allow header."),
     "not_found": ProblemType(404, "Not found", "Check the id and the organization you are in."),
@@ -102,11 +120,13 @@ CATALOGUE: Mapping[str, ProblemType] = {
         401, "Unauthenticated", "Log in and send `Authorization: Bearer <access token>`."
     ),
     "unavailable": ProblemType(503, "Unavailable", "Try again later; GET /health says what is missing."),
+    "unknown_view": ProblemType(404, "No such read model", "GET /projections lists them."),
     "upload_expired": ProblemType(
         409, "Upload expired", "POST …/upload again for fresh addresses, and repeat the file."
     ),
     "upload_unknown": ProblemType(404, "No such upload", "Open a session with POST …/upload."),
     "unsupported_media_type": ProblemType(415, "Unsupported media type", "Send application/json."),
+    "version_conflict": ProblemType(409, "Changed meanwhile", "Repeat: others were changing the same thing."),
     "wrong_credentials": ProblemType(401, "Wrong credentials", "Check user name and password."),
 }
 

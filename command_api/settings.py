@@ -31,6 +31,8 @@ class ApiSettings(Message):
     refresh_token_seconds: int = Field(30 * 86400, ge=60)
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     upload_part_bytes: int = Field(16 * 2**20, ge=5 * 2**20)
+    max_upload_bytes: int = Field(2**40, ge=1)
+    """Of one dataset or model."""
 
 
 class OrchestratorSettings(Message):

@@ -1,0 +1,111 @@
+"""The frames of the WebSocket subprotocol `kinora.events.v1`, each a JSON object with a `type`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from schemas.base import Message
+from schemas.ids import JobId, StreamId, WorkspaceId
+
+SUBPROTOCOL = "kinora.events.v1"
+
+BAD_FRAME = 4400
+UNAUTHENTICATED = 4401
+FORBIDDEN = 4403
+STALLED = 4408
+TOO_MUCH = 4429
+
+SubscriptionName = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class EventFilter(Message):
+    """Which events a subscription wants; all fields together, an absent one lets everything pass."""
+
+    types: tuple[str, ...] | None = Field(None, min_length=1, max_length=64)
+    job_id: JobId | None = None
+    stream_id: StreamId | None = None
+    workspace_id: WorkspaceId | None = None
+    telemetry: bool = False
+    """Full-rate measurements of `job_id` beside its events, at most ten frames a second."""
+
+
+class FromPosition(Message):
+    """Begin behind this position; 0 is the beginning."""
+
+    position: int = Field(ge=0)
+
+
+class Subscribe(Message):
+    """Begin a subscription; `sub` names it in every frame."""
+
+    type: Literal["subscribe"]
+    sub: SubscriptionName
+    filter: EventFilter = EventFilter()
+    start: Annotated[FromPosition | Literal["earliest", "latest"], Field(alias="from")] = "latest"
+    mode: Literal["lossless", "conflated"] = "lossless"
+    log_id: str | None = Field(None, max_length=64)
+    """The log that the position belongs to; another one is answered with `reset`."""
+
+
+class Unsubscribe(Message):
+    """End a subscription."""
+
+    type: Literal["unsubscribe"]
+    sub: SubscriptionName
+
+
+class Ack(Message):
+    """How far the client has dealt with a subscription; shown in heartbeats, so that lag is visible."""
+
+    type: Literal["ack"]
+    sub: SubscriptionName
+    position: int = Field(ge=0)
+
+
+class Ping(Message):
+    """Answered with a heartbeat at once."""
+
+    type: Literal["ping"]
+
+
+class Reauth(Message):
+    """A fresh access token for the same person and organization, before the old one ends."""
+
+    type: Literal["reauth"]
+    token: str = Field(max_length=8192, repr=False)
+
+
+ClientFrame = Annotated[Subscribe | Unsubscribe | Ack | Ping | Reauth, Field(discriminator="type")]
+CLIENT_FRAME: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
+
+Frame = dict[str, Any]
+
+
+def hello(head: int, log_id: str, heartbeat_seconds: float) -> Frame:
+    """The first frame of a connection."""
+    return {"type": "hello", "head": head, "log_id": log_id, "heartbeat_seconds": heartbeat_seconds}
+
+
+def event(sub: str, position: int, public: Frame) -> Frame:
+    """One event of the log."""
+    return {"type": "event", "sub": sub, "position": position, "event": public}
+
+
+def caught_up(sub: str, position: int) -> Frame:
+    """History ends here; what follows is live."""
+    return {"type": "caught_up", "sub": sub, "position": position}
+
+
+def heartbeat(head: int, subscriptions: dict[str, dict[str, int]]) -> Frame:
+    """Proof of life; the distance of each subscription to `head` is its lag."""
+    return {"type": "heartbeat", "head": head, "subscriptions": subscriptions}
+
+
+def reset(sub: str, log_id: str, reason: str) -> Frame:
+    """The position asked for means nothing here; the client has to choose anew where it begins."""
+    return {"type": "reset", "sub": sub, "earliest": 0, "log_id": log_id, "reason": reason}
+
+
+def error(code: str, message: str, sub: str | None = None) -> Frame:
+    """Something asked for is not possible; the connection goes on unless a close follows."""
+    return {"type": "error", "sub": sub, "code": code, "message": message}

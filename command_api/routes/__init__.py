@@ -1,0 +1,1 @@
+"""The HTTP door: one module per resource, thin enough that each reads as its documentation."""

@@ -1,0 +1,95 @@
+"""Agents: the nodes of the organization, and how a new one is admitted."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from command_api.domain.errors import NotFound
+from command_api.routes.commanding import AskingOfRequest
+from command_api.routes.problem_docs import COMMAND, QUERY, problems
+from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
+from command_api.routes.showing import show
+from projections.views import agents as view
+from projections.views.agents import AgentDocument, Agents, AgentView
+from schemas.api import EnrollAgentBody
+from schemas.commands.agent import EnrollAgent
+from schemas.ids import AgentId, Prefix, new_id
+
+router = APIRouter(prefix="/agents", tags=["agents"])
+
+_AGENTS = Agents()
+
+
+class AgentShown(AgentView):
+    """An agent as people see it."""
+
+    online: bool
+
+
+class AgentCommanded(AgentDocument):
+    """An agent after a command."""
+
+    command_id: str
+
+
+def _shown(agent: AgentView) -> AgentShown:
+    return AgentShown.model_validate({**dict(agent), "online": agent.status == "online"})
+
+
+@router.get(
+    "",
+    operation_id="agents_list",
+    response_model=Page[AgentShown],
+    responses=problems(*QUERY),
+    summary="List agents, newest first",
+)
+async def list_agents(
+    reading: ReadingOfRequest,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+    status: Annotated[str | None, Query(max_length=200, description="online or offline.")] = None,
+    min_position: MinPosition = None,
+) -> dict[str, Any]:
+    await reading.fresh("agents", min_position)
+
+    async def rows(count: int, after: Any) -> list[AgentShown]:
+        async with reading.parts.pool.connection() as connection:
+            found = await view.page(
+                connection, reading.organization_id, limit=count, after=after, statuses=split(status)
+            )
+        return [_shown(agent) for agent in found]
+
+    return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])
+
+
+@router.get(
+    "/{agent_id}",
+    operation_id="agents_get",
+    response_model=AgentShown,
+    responses=problems(*QUERY),
+    summary="Show an agent: what it can do, whether it is heard, what it works on",
+)
+async def get(agent_id: AgentId, reading: ReadingOfRequest, min_position: MinPosition = None) -> Any:
+    await reading.fresh("agents", min_position)
+    async with reading.parts.pool.connection() as connection:
+        found = await view.get(connection, reading.organization_id, agent_id)
+    if found is None:
+        raise NotFound(f"agent {agent_id} does not exist")
+    return _shown(found)
+
+
+@router.post(
+    "/enroll",
+    operation_id="agents_enroll",
+    status_code=201,
+    response_model=AgentCommanded,
+    responses=problems(*COMMAND),
+    summary="Admit a node to the organization and a pool",
+    openapi_extra={"x-emits": ["kinora.agent.enrolled"]},
+)
+async def enroll(body: EnrollAgentBody, asking: AskingOfRequest) -> dict[str, Any]:
+    command = EnrollAgent(agent_id=new_id(Prefix.AGENT), name=body.name, pool=body.pool)
+    outcome = await asking.execute(command, body)
+    agent_id = outcome.events[0].stream_id
+    asking.response.headers["Location"] = f"/api/v1/agents/{agent_id}"
+    return {**dict(await show(asking.parts, _AGENTS, agent_id)), "command_id": asking.command_id}

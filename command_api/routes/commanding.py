@@ -1,0 +1,97 @@
+"""What every command route shares: whose request it is, its idempotency, and the headers of its answer."""
+
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import NAMESPACE_URL, uuid5
+
+from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel
+
+from command_api.handlers.base import Context, Idempotency
+from command_api.handlers.bus import Outcome
+from command_api.identity import Caller
+from command_api.routes.calling import CallerOfRequest
+from command_api.routes.parts import Parts, PartsOfRequest
+from schemas.commands import Command
+from schemas.ids import Prefix, new_id
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Any unique text; the same key again answers with the first outcome, for good.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """One command request."""
+
+    caller: Caller
+    request: Request
+    response: Response
+    parts: Parts
+    key: str | None
+    command_id: str
+
+    async def execute(self, command: Command, body: BaseModel | None = None) -> Outcome:
+        """Carry `command` out on behalf of the caller; `body` is what a repeat must repeat."""
+        outcome = await self.parts.bus.execute(command, self.context(body))
+        self.mark(outcome)
+        return outcome
+
+    def context(self, body: BaseModel | None) -> Context:
+        """The context of the command; its events follow from the request."""
+        state = self.request.state
+        return Context(
+            actor=self.caller.user_id,
+            organization_id=self.caller.organization_id,
+            workspace_id=self.caller.workspace_id,
+            request_id=state.request_id,
+            correlation_id=state.request_id,
+            causation_id=self.command_id,
+            traceparent=state.traceparent,
+            idempotency=None
+            if self.key is None
+            else Idempotency(self.caller.user_id, self.key, self._request_hmac(body)),
+        )
+
+    def mark(self, outcome: Outcome) -> None:
+        """Say where in the log the outcome stands, and whether it is an old one."""
+        self.response.headers["X-Event-Position"] = str(outcome.position)
+        if outcome.replayed:
+            self.response.headers["Idempotent-Replayed"] = "true"
+
+    def no_content(self) -> Response:
+        """204, with the headers of the command."""
+        return Response(status_code=204, headers=dict(self.response.headers))
+
+    def _request_hmac(self, body: BaseModel | None) -> bytes:
+        content: Any = None if body is None else body.model_dump(mode="json")
+        text = json.dumps([self.request.method, self.request.url.path, content], sort_keys=True)
+        return hmac.digest(self.parts.index_key, b"request\0" + text.encode(), hashlib.sha256)
+
+
+async def _asking(
+    request: Request,
+    response: Response,
+    caller: CallerOfRequest,
+    parts: PartsOfRequest,
+    idempotency_key: IdempotencyKey = None,
+) -> Asking:
+    if idempotency_key is None:
+        command_id = new_id(Prefix.COMMAND)
+    else:
+        name = f"{caller.user_id}\0{idempotency_key}"
+        command_id = f"{Prefix.COMMAND}_{uuid5(NAMESPACE_URL, name).hex}"
+    return Asking(caller, request, response, parts, idempotency_key, command_id)
+
+
+AskingOfRequest = Annotated[Asking, Depends(_asking)]

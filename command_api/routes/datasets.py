@@ -1,0 +1,145 @@
+"""Datasets: register, upload, list, show, delete."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from command_api.domain.dataset import Uploading
+from command_api.domain.errors import NotFound
+from command_api.routes import files
+from command_api.routes.commanding import AskingOfRequest
+from command_api.routes.files import Declaration, Kind
+from command_api.routes.problem_docs import COMMAND, QUERY, problems
+from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
+from projections.views import datasets as view
+from projections.views.datasets import Datasets, DatasetView
+from schemas.api import CompleteUploadBody, RegisterBody, UploadSession
+from schemas.commands import Command
+from schemas.commands.dataset import CompleteDatasetUpload, DeleteDataset, RegisterDataset, StartDatasetUpload
+from schemas.ids import DatasetId, Prefix
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+
+class DatasetCommanded(DatasetView):
+    """A dataset after a command."""
+
+    command_id: str
+
+
+def _register(declaration: Declaration) -> Command:
+    body = declaration.body
+    return RegisterDataset(
+        dataset_id=declaration.item_id,
+        name=body.name,
+        description=body.description,
+        owner_id=declaration.owner_id,
+        listing=declaration.listing,
+        file_count=len(body.files),
+        size_bytes=sum(file.size_bytes for file in body.files),
+    )
+
+
+_DATASETS = Kind(
+    collection="datasets",
+    prefix=Prefix.DATASET,
+    view=Datasets(),
+    uploading=Uploading,
+    register=_register,
+    start_upload=lambda item_id, upload_id: StartDatasetUpload(dataset_id=item_id, upload_id=upload_id),
+    complete_upload=lambda item_id, upload_id: CompleteDatasetUpload(dataset_id=item_id, upload_id=upload_id),
+)
+
+
+@router.post(
+    "",
+    operation_id="datasets_register",
+    status_code=201,
+    response_model=DatasetCommanded,
+    responses=problems(*COMMAND),
+    summary="Register a dataset by its files' paths, sizes and hashes",
+)
+async def register(body: RegisterBody, asking: AskingOfRequest) -> dict[str, Any]:
+    item = await files.register(_DATASETS, body, asking)
+    return {**dict(item), "command_id": asking.command_id}
+
+
+@router.get(
+    "",
+    operation_id="datasets_list",
+    response_model=Page[DatasetView],
+    responses=problems(*QUERY),
+    summary="List datasets, newest first",
+)
+async def list_datasets(
+    reading: ReadingOfRequest,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+    status: Annotated[
+        str | None, Query(max_length=200, description="Only these, such as ready,rejected.")
+    ] = None,
+    min_position: MinPosition = None,
+) -> dict[str, Any]:
+    await reading.fresh("datasets", min_position)
+
+    async def rows(count: int, after: Any) -> Any:
+        async with reading.parts.pool.connection() as connection:
+            return await view.page(
+                connection, reading.organization_id, limit=count, after=after, statuses=split(status)
+            )
+
+    return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])
+
+
+@router.get(
+    "/{dataset_id}",
+    operation_id="datasets_get",
+    response_model=DatasetView,
+    responses=problems(*QUERY),
+    summary="Show a dataset with its validation report",
+)
+async def get(dataset_id: DatasetId, reading: ReadingOfRequest, min_position: MinPosition = None) -> Any:
+    await reading.fresh("datasets", min_position)
+    async with reading.parts.pool.connection() as connection:
+        found = await view.get(connection, reading.organization_id, dataset_id)
+    if found is None:
+        raise NotFound(f"dataset {dataset_id} does not exist")
+    return reading.tagged(found, found.version)
+
+
+@router.delete(
+    "/{dataset_id}",
+    operation_id="datasets_delete",
+    status_code=204,
+    responses=problems(*COMMAND),
+    summary="Delete a dataset; jobs that use it keep what they pinned",
+)
+async def delete(dataset_id: DatasetId, asking: AskingOfRequest) -> Response:
+    await asking.execute(DeleteDataset(dataset_id=dataset_id))
+    return asking.no_content()
+
+
+@router.post(
+    "/{dataset_id}/upload",
+    operation_id="datasets_upload",
+    response_model=UploadSession,
+    responses=problems(*COMMAND),
+    summary="Open or continue the upload session: URLs for files that the store lacks",
+)
+async def upload(dataset_id: DatasetId, asking: AskingOfRequest) -> UploadSession:
+    return await files.open_session(_DATASETS, dataset_id, asking)
+
+
+@router.post(
+    "/{dataset_id}/upload/complete",
+    operation_id="datasets_upload_complete",
+    status_code=202,
+    response_model=DatasetCommanded,
+    responses=problems(*COMMAND),
+    summary="Verify what was put; `uploading` in the answer means that files are still missing",
+)
+async def upload_complete(
+    dataset_id: DatasetId, body: CompleteUploadBody, asking: AskingOfRequest
+) -> dict[str, Any]:
+    item = await files.complete(_DATASETS, dataset_id, body, asking)
+    return {**dict(item), "command_id": asking.command_id}

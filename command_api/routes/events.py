@@ -1,0 +1,119 @@
+"""The organization's part of the log: pages over HTTP, the live feed over WebSocket."""
+
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Query, WebSocket
+from pydantic import BaseModel
+
+from command_api.domain.errors import NotFound
+from command_api.feed import frames
+from command_api.feed.connection import FeedConnection
+from command_api.problems import BadPosition
+from command_api.routes.parts import Parts
+from command_api.routes.problem_docs import QUERY, problems
+from command_api.routes.reading import CursorParameter, Limit, ReadingOfRequest, split
+from schemas.errors import KinoraError
+from schemas.ids import EventId, JobId, StreamId
+
+router = APIRouter(prefix="/events", tags=["events"])
+
+
+class EventPage(BaseModel):
+    """Events in the order of the log; go on with `after` = the last position, or with the cursor."""
+
+    data: list[dict[str, Any]]
+    has_more: bool
+    next_cursor: str | None
+    head: int
+    """Position of the newest event of the whole log."""
+    log_id: str
+
+
+@router.get(
+    "",
+    operation_id="events_list",
+    response_model=EventPage,
+    responses=problems(*QUERY),
+    summary="The organization's events behind a position",
+)
+async def list_events(
+    reading: ReadingOfRequest,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Begin behind this position.")] = 0,
+    types: Annotated[
+        str | None, Query(max_length=4000, description="Only these, such as kinora.job.succeeded.")
+    ] = None,
+    job_id: JobId | None = None,
+    stream_id: StreamId | None = None,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+) -> dict[str, Any]:
+    filters = [types or "", job_id or "", stream_id or ""]
+    head = await reading.from_log()
+    begin = int((reading.place(cursor, filters) or [after])[0])
+    if begin > head:
+        raise BadPosition(f"position {begin} is beyond the log's end {head}")
+    rows = await reading.parts.reader.page(
+        begin,
+        limit + 1,
+        types=split(types),
+        organization_id=reading.organization_id,
+        stream_id=job_id or stream_id,
+    )
+    shown, log_id = rows[:limit], reading.parts.log.log_id
+    place = [shown[-1].position] if len(rows) > limit else None
+    page = reading.answer([row.public(log_id) for row in shown], place, filters)
+    return {**page, "head": head, "log_id": log_id}
+
+
+@router.get(
+    "/{event_id}",
+    operation_id="events_get",
+    response_model=dict[str, Any],
+    responses=problems(*QUERY),
+    summary="One event by its id",
+)
+async def get(event_id: EventId, reading: ReadingOfRequest) -> dict[str, Any]:
+    await reading.from_log()
+    async with reading.parts.pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT notification_id FROM kinora_events WHERE event_id = %s AND organization_id = %s",
+            (event_id, reading.organization_id),
+        )
+        found = await cursor.fetchone()
+    if found is None:
+        raise NotFound(f"event {event_id} does not exist")
+    (row,) = await reading.parts.reader.page(int(found[0]) - 1, 1)
+    return row.public(reading.parts.log.log_id)
+
+
+@router.websocket("/ws", name="events_feed")
+async def feed(socket: WebSocket) -> None:
+    """The live feed; see `command_api.feed.frames` for its frames."""
+    parts: Parts = socket.app.state.parts
+    offered = socket.headers.get("sec-websocket-protocol", "")
+    protocols = [name.strip() for name in offered.split(",")]
+    known = frames.SUBPROTOCOL in protocols
+    # Accepted even when it is refused next: before that a browser would not learn the close code.
+    await socket.accept(subprotocol=frames.SUBPROTOCOL if known else None)
+    if not known:
+        await socket.close(frames.BAD_FRAME, f"ask for the subprotocol {frames.SUBPROTOCOL}")
+        return
+    if not _same_origin(socket, parts.settings.public_url):
+        await socket.close(frames.FORBIDDEN, "this origin may not use the feed")
+        return
+    scheme, _, token = socket.headers.get("authorization", "").partition(" ")
+    try:
+        caller = await parts.authenticate(token if scheme.lower() == "bearer" else "")
+    except KinoraError:
+        await socket.close(frames.UNAUTHENTICATED, "send a valid access token as Authorization: Bearer …")
+        return
+    await FeedConnection(socket, caller, parts.feed).serve()
+
+
+def _same_origin(socket: WebSocket, public_url: str) -> bool:
+    origin = socket.headers.get("origin")
+    if origin is None:
+        return True  # not a browser
+    there, here = urlsplit(origin), urlsplit(public_url)
+    return (there.scheme, there.netloc) == (here.scheme, here.netloc)

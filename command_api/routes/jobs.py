@@ -1,0 +1,280 @@
+"""Jobs: request, list, show, stop, and everything that one leaves behind."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from command_api.domain.errors import Conflict, NotFound
+from command_api.routes.commanding import AskingOfRequest
+from command_api.routes.downloads import DownloadFile, downloadable
+from command_api.routes.joblogs import LogLine, read_lines
+from command_api.routes.problem_docs import COMMAND, QUERY, problems
+from command_api.routes.reading import (
+    CursorParameter,
+    Limit,
+    MinPosition,
+    Page,
+    Reading,
+    ReadingOfRequest,
+    split,
+)
+from command_api.routes.showing import show
+from projections.views import jobs as view
+from projections.views.jobs import Checkpoint, JobDetail, Jobs, JobView
+from projections.views.logs import segments
+from projections.views.loss_curve import LossPoint, curve
+from schemas.api import CreateJobBody, StopJobBody
+from schemas.commands.job import RequestJob, StopJob
+from schemas.events.job import Evaluation
+from schemas.ids import JobId, Prefix, new_id
+from schemas.training import AdapterFacts
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_JOBS = Jobs()
+
+
+class JobCommanded(JobView):
+    """A job after a command."""
+
+    command_id: str
+
+
+class EvaluationAt(BaseModel):
+    """One pass over the held-out clips."""
+
+    step: int
+    phase: str
+    attempt: int
+    evaluation: Evaluation
+    evaluated_at: str
+
+
+class Metrics(BaseModel):
+    """What a job's chart is drawn from."""
+
+    job_id: str
+    points: list[LossPoint]
+    evaluations: list[EvaluationAt]
+
+
+class AdapterFiles(BaseModel):
+    """A job's adapter in PEFT's standard layout."""
+
+    job_id: str
+    partial: bool
+    """True when it was kept from a stopped training."""
+    facts: AdapterFacts | None
+    files: list[DownloadFile]
+
+
+@router.post(
+    "",
+    operation_id="jobs_create",
+    status_code=202,
+    response_model=JobCommanded,
+    responses=problems(*COMMAND),
+    summary="Request a fine-tuning",
+    openapi_extra={"x-emits": ["kinora.job.requested"]},
+)
+async def create(body: CreateJobBody, asking: AskingOfRequest) -> dict[str, Any]:
+    job_id = new_id(Prefix.JOB)
+    command = RequestJob(
+        job_id=job_id,
+        name=body.name or f"job {job_id[-8:]}",
+        owner_id=asking.caller.user_id,
+        dataset_id=body.dataset_id,
+        model_id=body.model_id,
+        hyperparameters=body.hyperparameters,
+        pool=body.pool,
+        priority=body.priority,
+        labels=body.labels,
+    )
+    outcome = await asking.execute(command, body)
+    job_id = outcome.events[0].stream_id
+    asking.response.headers["Location"] = f"/api/v1/jobs/{job_id}"
+    return {**dict(await show(asking.parts, _JOBS, job_id)), "command_id": asking.command_id}
+
+
+@router.get(
+    "",
+    operation_id="jobs_list",
+    response_model=Page[JobView],
+    responses=problems(*QUERY),
+    summary="List jobs, newest first",
+)
+async def list_jobs(
+    reading: ReadingOfRequest,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+    status: Annotated[
+        str | None, Query(max_length=200, description="Only these, such as queued,running.")
+    ] = None,
+    min_position: MinPosition = None,
+) -> dict[str, Any]:
+    await reading.fresh("jobs", min_position)
+
+    async def rows(count: int, after: Any) -> Any:
+        async with reading.parts.pool.connection() as connection:
+            return await view.page(
+                connection, reading.organization_id, limit=count, after=after, statuses=split(status)
+            )
+
+    return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="jobs_get",
+    response_model=JobDetail,
+    responses=problems(*QUERY),
+    summary="Show a job with its checkpoints",
+)
+async def get(job_id: JobId, reading: ReadingOfRequest, min_position: MinPosition = None) -> Any:
+    await reading.fresh("jobs", min_position)
+    found = await _job(reading, job_id)
+    return reading.tagged(found, found.version)
+
+
+@router.post(
+    "/{job_id}/stop",
+    operation_id="jobs_stop",
+    status_code=202,
+    response_model=JobCommanded,
+    responses=problems(*COMMAND),
+    summary="Ask a job to end; repeats change nothing",
+    openapi_extra={"x-emits": ["kinora.job.stop_requested", "kinora.job.stopped"]},
+)
+async def stop(job_id: JobId, asking: AskingOfRequest, body: StopJobBody | None = None) -> dict[str, Any]:
+    asked = body or StopJobBody()
+    await asking.execute(StopJob(job_id=job_id, mode=asked.mode, reason=asked.reason), asked)
+    return {**dict(await show(asking.parts, _JOBS, job_id)), "command_id": asking.command_id}
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="jobs_events",
+    response_model=Page[dict[str, Any]],
+    responses=problems(*QUERY),
+    summary="The job's own history, oldest first",
+)
+async def events(
+    job_id: JobId,
+    reading: ReadingOfRequest,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Begin behind this position.")] = 0,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+    min_position: MinPosition = None,
+) -> dict[str, Any]:
+    await reading.from_log(min_position)
+    begin = int((reading.place(cursor) or [after])[0])
+    rows = await reading.parts.reader.page(
+        begin, limit + 1, organization_id=reading.organization_id, stream_id=job_id
+    )
+    if not rows and begin == 0:
+        raise NotFound(f"job {job_id} does not exist")
+    shown = rows[:limit]
+    more = len(rows) > limit
+    log_id = reading.parts.log.log_id
+    return reading.answer([row.public(log_id) for row in shown], [shown[-1].position] if more else None)
+
+
+@router.get(
+    "/{job_id}/metrics",
+    operation_id="jobs_metrics",
+    response_model=Metrics,
+    responses=problems(*QUERY),
+    summary="The loss curve and the evaluations on held-out clips",
+)
+async def metrics(
+    job_id: JobId,
+    reading: ReadingOfRequest,
+    after_step: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    max_points: Annotated[
+        int | None, Query(ge=2, le=100_000, description="Thin evenly to about so many.")
+    ] = None,
+    min_position: MinPosition = None,
+) -> Metrics:
+    await reading.fresh("loss_curve", min_position)
+    async with reading.parts.pool.connection() as connection:
+        found = await curve(
+            connection, reading.organization_id, job_id, after_step=after_step, max_points=max_points
+        )
+    if not found.points:
+        await _job(reading, job_id)
+    evaluations = [
+        EvaluationAt(
+            step=each.step,
+            phase=each.phase,
+            attempt=each.attempt,
+            evaluation=Evaluation(examples=each.examples, loss=each.loss, exact_match=each.exact_match),
+            evaluated_at=each.evaluated_at.isoformat(),
+        )
+        for each in found.evaluations
+    ]
+    return Metrics(job_id=job_id, points=list(found.points), evaluations=evaluations)
+
+
+@router.get(
+    "/{job_id}/logs",
+    operation_id="jobs_logs",
+    response_model=Page[LogLine],
+    responses=problems(*QUERY),
+    summary="The job's stored log, oldest first; lines of the running attempt arrive in segments",
+)
+async def logs(
+    job_id: JobId,
+    reading: ReadingOfRequest,
+    after_line: Annotated[int, Query(ge=0, le=2**62, description="Begin behind this line.")] = 0,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+    min_position: MinPosition = None,
+) -> dict[str, Any]:
+    await reading.fresh("logs", min_position)
+    begin = int((reading.place(cursor) or [after_line])[0])
+    async with reading.parts.pool.connection() as connection:
+        found = await segments(connection, reading.organization_id, job_id)
+    if not found:
+        await _job(reading, job_id)
+    lines = await read_lines(reading.parts.store, found, begin, limit + 1)
+    more = len(lines) > limit
+    return reading.answer(lines[:limit], [lines[limit - 1].line] if more else None)
+
+
+@router.get(
+    "/{job_id}/checkpoints",
+    operation_id="jobs_checkpoints",
+    response_model=Page[Checkpoint],
+    responses=problems(*QUERY),
+    summary="The job's checkpoints, oldest first",
+)
+async def checkpoints(
+    job_id: JobId, reading: ReadingOfRequest, min_position: MinPosition = None
+) -> dict[str, Any]:
+    await reading.fresh("jobs", min_position)
+    return reading.answer((await _job(reading, job_id)).checkpoints, None)
+
+
+@router.get(
+    "/{job_id}/adapter",
+    operation_id="jobs_adapter",
+    response_model=AdapterFiles,
+    responses=problems(*QUERY, 409),
+    summary="Presigned URLs of the adapter's files",
+)
+async def adapter(job_id: JobId, reading: ReadingOfRequest, min_position: MinPosition = None) -> AdapterFiles:
+    await reading.fresh("jobs", min_position)
+    job = await _job(reading, job_id)
+    if not job.adapter:
+        raise Conflict(f"job {job_id} is {job.status} and has no adapter (yet)", code="no_adapter")
+    files = [await downloadable(reading.parts, each) for each in job.adapter]
+    return AdapterFiles(job_id=job_id, partial=job.adapter_partial, facts=job.adapter_facts, files=files)
+
+
+async def _job(reading: Reading, job_id: str) -> JobDetail:
+    async with reading.parts.pool.connection() as connection:
+        found = await view.get(connection, reading.organization_id, job_id)
+    if found is None:
+        raise NotFound(f"job {job_id} does not exist")
+    return found

@@ -1,0 +1,52 @@
+"""Everything that the application opened at its start, and how a route gets at it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from starlette.requests import HTTPConnection
+
+from command_api.cursors import Cursors
+from command_api.eventlog.log import EventLog
+from command_api.feed.connection import FeedParts
+from command_api.feed.telemetry import TelemetryHub
+from command_api.handlers.bus import CommandBus
+from command_api.identity import Caller
+from command_api.objects import ObjectStore
+from command_api.settings import ApiSettings
+from command_api.uploads import Uploads
+from projections.positions import ViewPositions
+from projections.reader import LogReader, LogTail
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One of each, for as long as the application runs."""
+
+    settings: ApiSettings
+    instance_id: str
+    log: EventLog
+    bus: CommandBus
+    pool: AsyncConnectionPool[AsyncConnection]
+    positions: ViewPositions
+    reader: LogReader
+    tail: LogTail
+    store: ObjectStore
+    uploads: Uploads
+    telemetry: TelemetryHub
+    cursors: Cursors
+    index_key: bytes
+    authenticate: Callable[[str], Awaitable[Caller]]
+    """From an access token to who sent it; raises `Unauthenticated`."""
+    feed: FeedParts
+
+
+def _parts(connection: HTTPConnection) -> Parts:
+    parts: Parts = connection.app.state.parts
+    return parts
+
+
+PartsOfRequest = Annotated[Parts, Depends(_parts)]

@@ -1,0 +1,33 @@
+"""The error answers that every route documents."""
+
+from typing import Any
+
+from command_api.problems import PROBLEM_JSON, ProblemDetails
+
+Responses = dict[int | str, dict[str, Any]]
+
+_TEXTS = {
+    400: "The request cannot be read, or names a position or cursor that does not exist.",
+    401: "No valid access token.",
+    403: "The token does not allow this.",
+    404: "No such thing, or none of your organization.",
+    409: "The present state forbids the command; `code` names the rule.",
+    413: "The body is too large.",
+    422: "The body does not fit its description, or the idempotency key belongs to another request.",
+    429: "Too many requests.",
+    503: "A part of the service is away; try again.",
+}
+
+
+def problems(*statuses: int) -> Responses:
+    """OpenAPI entries for these statuses."""
+    content = {
+        PROBLEM_JSON: {
+            "schema": ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        }
+    }
+    return {status: {"description": _TEXTS[status], "content": content} for status in statuses}
+
+
+QUERY = (400, 401, 404, 422, 503)
+COMMAND = (400, 401, 404, 409, 413, 422, 503)

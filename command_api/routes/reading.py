@@ -1,0 +1,140 @@
+"""What every query route shares: reading your own writes, pages with signed cursors, and entity tags."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Depends, Query, Request, Response
+from pydantic import BaseModel
+
+from command_api.problems import BadPosition, ProjectionBehind
+from command_api.routes.calling import CallerOfRequest
+from command_api.routes.parts import Parts, PartsOfRequest
+
+WAIT_SECONDS = 2.0
+
+MinPosition = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=2**62,
+        description="Answer only from this position on (X-Event-Position of a command); waits up to 2 s.",
+    ),
+]
+Limit = Annotated[int, Query(ge=1, le=200, description="Items per page.")]
+CursorParameter = Annotated[
+    str | None, Query(max_length=1024, description="`next_cursor` of the page before, unchanged.")
+]
+
+Item = TypeVar("Item")
+Place = tuple[datetime, str]
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list; go on with `next_cursor` while `has_more`."""
+
+    data: list[Item]
+    has_more: bool
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One query request."""
+
+    organization_id: str
+    parts: Parts
+    request: Request
+    response: Response
+
+    async def fresh(self, view: str, min_position: int | None) -> int:
+        """Wait until the view has read as far as the caller has written, and say how far it has.
+
+        Raises:
+            BadPosition: when the log has no such position.
+            ProjectionBehind: when the view needs longer than 2 s.
+        """
+        positions = self.parts.positions
+        current = positions.current(view)
+        if min_position is not None and current < min_position:
+            head = await self.parts.reader.head()
+            if min_position > head:
+                raise BadPosition(f"min_position {min_position} is beyond the log's end {head}")
+            current = await positions.wait_for(view, min_position, WAIT_SECONDS)
+            if current < min_position:
+                raise ProjectionBehind(f"{view} has read to {current}, not yet to {min_position}; try again")
+        self.response.headers["X-Projection-Position"] = str(current)
+        return current
+
+    async def from_log(self, min_position: int | None = None) -> int:
+        """For answers read from the log itself, which is never behind."""
+        head = await self.parts.reader.head()
+        if min_position is not None and min_position > head:
+            raise BadPosition(f"min_position {min_position} is beyond the log's end {head}")
+        self.response.headers["X-Projection-Position"] = str(head)
+        return head
+
+    async def page(
+        self,
+        items: Callable[[int, Place | None], Awaitable[Sequence[Any]]],
+        *,
+        limit: int,
+        cursor: str | None,
+        filters: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """A page in order of (created_at, id); one item more than `limit` is read, to know of the next."""
+        scope = self._scope(filters)
+        after: Place | None = None
+        if cursor is not None:
+            created_at, identifier = self.parts.cursors.read(scope, cursor)
+            after = (datetime.fromisoformat(created_at), identifier)
+        found = list(await items(limit + 1, after))
+        last = found[limit - 1] if len(found) > limit else None
+        place = None if last is None else [last.created_at.isoformat(), last.id]
+        return self.answer(found[:limit], place, filters)
+
+    def place(self, cursor: str | None, filters: Sequence[str] = ()) -> list[Any] | None:
+        """The place that a cursor of this list names."""
+        return None if cursor is None else self.parts.cursors.read(self._scope(filters), cursor)
+
+    def answer(
+        self, items: Sequence[Any], next_place: list[Any] | None, filters: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The page as its answer, with a Link header when there is a next one."""
+        next_cursor = None
+        if next_place is not None:
+            next_cursor = self.parts.cursors.sign(self._scope(filters), next_place)
+            following = self.request.url.include_query_params(cursor=next_cursor)
+            self.response.headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+        return {"data": list(items), "has_more": next_cursor is not None, "next_cursor": next_cursor}
+
+    def _scope(self, filters: Sequence[str]) -> str:
+        return "\0".join((self.organization_id, self.request.url.path, *filters))
+
+    def tagged(self, document: BaseModel, version: int) -> Any:
+        """The document with its entity tag, or 304 when the caller holds this version already."""
+        tag = f'"v{version}"'
+        self.response.headers["ETag"] = tag
+        known = [
+            part.strip().removeprefix("W/")
+            for part in self.request.headers.get("if-none-match", "").split(",")
+        ]
+        if tag in known:
+            return Response(status_code=304, headers=dict(self.response.headers))
+        return document
+
+
+async def _reading(
+    request: Request, response: Response, caller: CallerOfRequest, parts: PartsOfRequest
+) -> Reading:
+    return Reading(caller.organization_id, parts, request, response)
+
+
+ReadingOfRequest = Annotated[Reading, Depends(_reading)]
+
+
+def split(values: str | None) -> list[str] | None:
+    """``a,b`` as a list; None when absent or empty."""
+    named = [value.strip() for value in (values or "").split(",")]
+    return [value for value in named if value] or None
