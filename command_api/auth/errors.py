@@ -1,0 +1,32 @@
+"""Why somebody is not let in.
+
+AuthError             answered with 401
+├── TokenMissing
+├── TokenExpired
+├── TokenInvalid      also a refresh token that was revoked
+└── WrongCredentials  unknown user or wrong password; never says which
+"""
+
+from schemas.errors import KinoraError
+
+
+class AuthError(KinoraError):
+    """The caller could not prove who they are."""
+
+    code = "unauthenticated"
+
+
+class TokenMissing(AuthError):
+    code = "token_missing"
+
+
+class TokenExpired(AuthError):
+    code = "token_expired"
+
+
+class TokenInvalid(AuthError):
+    code = "token_invalid"
+
+
+class WrongCredentials(AuthError):
+    code = "wrong_credentials"
