@@ -1,0 +1,239 @@
+"""One process that must not outlive us: started, logged, watched and ended."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from pydantic import ValidationError
+
+from kinora.local.errors import ChildFailed
+from kinora.local.folder import DataFolder
+from kinora.local.private_file import revealed_json, write_private
+from schemas.base import Message
+
+_KEPT_LOGS = 5
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Account:
+    """Another user to run as; only root can ask for one."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run and how to end it."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(repr=False)
+    """All of it: nothing is inherited."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 10.0
+    account: Account | None = None
+    descriptors: tuple[int, ...] = ()
+    """Open files to hand down."""
+
+
+class _Identity(Message):
+    """A process, told apart from a later one with the same number."""
+
+    pid: int
+    created: float
+    program: str
+
+
+class Child:
+    """A running `Program`. It gets a session of its own, so that Ctrl-C in a terminal reaches only us.
+
+    On Linux the kernel sends it `stop_signal` when the *thread* that started it ends, so start children in a
+    thread that lives as long as they should. Elsewhere a killed parent leaves it behind, and the next start on
+    the same data folder ends it.
+    """
+
+    def __init__(self, program: Program, folder: DataFolder) -> None:
+        self.program = program
+        self.log = folder.logs / f"{program.name}.log"
+        self._identity_file = folder.run / f"{program.name}.pid"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    @property
+    def pid(self) -> int | None:
+        """None before the start."""
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, and before; negative: the signal that ended it."""
+        return self._process.poll() if self._process else None
+
+    async def start(self) -> None:
+        """Start it, after the end of one that a crash of ours left behind.
+
+        Raises:
+            ChildFailed: when the program cannot be run.
+        """
+        await self.end_leftover()
+        self._rotate_logs()
+        try:
+            self._process = self._spawn()
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ChildFailed(
+                f"{self.name} cannot be started from {self.program.command[0]}: {error}"
+            ) from error
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended at once: the caller's wait will tell
+            created = psutil.Process(self._process.pid).create_time()
+            identity = _Identity(
+                pid=self._process.pid, created=created, program=Path(self.program.command[0]).name
+            )
+            write_private(self._identity_file, revealed_json(identity))
+
+    async def ready(self, probe: Callable[[], Awaitable[bool]], *, seconds: float) -> None:
+        """Wait until `probe` answers true.
+
+        Raises:
+            ChildFailed: when the process ends first or the time is over; quotes the log's end.
+        """
+        deadline = time.monotonic() + seconds
+        while not await probe():
+            if not self.running:
+                raise self.failure()
+            if time.monotonic() > deadline:
+                raise ChildFailed(f"{self.name} was not ready within {seconds:g} s\n{self.log_end()}")
+            await asyncio.sleep(0.02)
+
+    async def ended(self, *, seconds: float) -> bool:
+        """Wait for its end; False when it still runs after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while self.running:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def stop(self) -> None:
+        """End it: politely, then by force. Does nothing when it has ended."""
+        if self._process is None:
+            return
+        if self.running:
+            self._process.send_signal(self.program.stop_signal)
+            if not await self.ended(seconds=self.program.stop_seconds):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                await self.ended(seconds=10)
+        self._identity_file.unlink(missing_ok=True)
+
+    def failure(self) -> ChildFailed:
+        """Why it is no longer there."""
+        code = self.exit_code
+        how = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
+        return ChildFailed(f"{self.name} {how}; see {self.log}\n{self.log_end()}")
+
+    def log_end(self, lines: int = 15) -> str:
+        """The last lines that it wrote."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 16_384))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        program = self.program
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return subprocess.Popen(
+                list(program.command),
+                env=dict(program.environment),
+                cwd="/",  # never keep a folder of the caller busy
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                start_new_session=True,
+                pass_fds=program.descriptors,
+                preexec_fn=_end_with_parent(program.stop_signal),
+                **_as_account(program.account),
+            )
+        finally:
+            os.close(descriptor)
+
+    async def end_leftover(self) -> None:
+        """End the process of this name that a crash of ours left behind."""
+        leftover = self._leftover()
+        if leftover is None:
+            return
+        # It was told to stop when its parent died; a server may still be writing its last page.
+        for act in (lambda: None, leftover.terminate, leftover.kill):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                act()
+            if await _gone(leftover, seconds=self.program.stop_seconds if act != leftover.kill else 10):
+                break
+        self._identity_file.unlink(missing_ok=True)
+
+    def _leftover(self) -> psutil.Process | None:
+        try:
+            identity = _Identity.model_validate_json(self._identity_file.read_text())
+            process = psutil.Process(identity.pid)
+            same = abs(process.create_time() - identity.created) < 2
+            # A different program with that number at that second would be a coincidence; a wrong kill is not worth it.
+            named = Path(process.exe()).name == Path(identity.program).resolve().name
+        except (FileNotFoundError, ValidationError, psutil.Error):
+            return None
+        return process if same and (named or identity.program in " ".join(process.cmdline()[:1])) else None
+
+    def _rotate_logs(self) -> None:
+        for number in range(_KEPT_LOGS - 1, 0, -1):
+            older = self.log.with_suffix(f".log.{number}")
+            newer = self.log.with_suffix(f".log.{number - 1}") if number > 1 else self.log
+            if newer.exists():
+                newer.replace(older)
+
+
+async def _gone(process: psutil.Process, *, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+def _as_account(account: Account | None) -> dict[str, object]:
+    if account is None:
+        return {}
+    return {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def _end_with_parent(stop_signal: signal.Signals) -> Callable[[], None] | None:
+    """Runs between fork and exec, after the change of user (which would clear the setting)."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent = os.getpid()
+
+    def ask_the_kernel() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(stop_signal), 0, 0, 0)
+        if os.getppid() != parent:  # we were killed before the kernel knew
+            os._exit(1)
+
+    return ask_the_kernel

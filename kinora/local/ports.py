@@ -1,0 +1,89 @@
+"""Ports on loopback, chosen once and kept, so that addresses survive a restart."""
+
+import random
+import socket
+from typing import Literal
+
+import psutil
+from pydantic import ValidationError
+
+from kinora.local.errors import DataFolderRefused, PortTaken
+from kinora.local.folder import DataFolder
+from kinora.local.private_file import revealed_json, write_private
+from schemas.base import Message
+
+LOOPBACK = "127.0.0.1"
+_RANGE = range(20_000, 30_000)
+"""Below the ports that systems hand to outgoing connections: a kept port must not be borrowed meanwhile."""
+
+
+class Ports(Message):
+    """Who listens where."""
+
+    api: int
+    nats: int
+    s3: int
+
+
+def kept_ports(folder: DataFolder) -> Ports:
+    """The data folder's ports; free ones are chosen the first time.
+
+    Raises:
+        DataFolderRefused: when the file of ports is damaged.
+    """
+    try:
+        return Ports.model_validate_json(folder.ports.read_text())
+    except FileNotFoundError:
+        ports = _choose()
+    except ValidationError as error:
+        raise DataFolderRefused(
+            f"{folder.ports} is damaged ({error.errors()[0]['msg']}); delete it to have new ports chosen"
+        ) from error
+    write_private(folder.ports, revealed_json(ports))
+    return ports
+
+
+def require_free(name: Literal["api", "nats", "s3"], port: int, folder: DataFolder) -> None:
+    """Refuse to start a server whose port somebody else holds.
+
+    Raises:
+        PortTaken: names the port, its holder where the system tells, and the remedy.
+    """
+    if _is_free(port):
+        return
+    raise PortTaken(
+        f"port {port} ({name}) on {LOOPBACK} is taken{_holder(port)};"
+        f' end that program, or write another number for "{name}" into {folder.ports}'
+    )
+
+
+def _choose() -> Ports:
+    # Not secret, only scattered: two data folders should not start looking at the same number.
+    candidates = (port for port in random.sample(_RANGE, len(_RANGE)) if _is_free(port))
+    try:
+        return Ports(api=next(candidates), nats=next(candidates), s3=next(candidates))
+    except StopIteration:
+        raise PortTaken(
+            f"no three ports are free on {LOOPBACK} from {_RANGE.start} to {_RANGE.stop - 1}"
+        ) from None
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do, so that connections of a server that has just ended do not count as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def _holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except psutil.Error:
+        pass
+    return ""

@@ -1,0 +1,71 @@
+"""Everything secret of one installation, made once and kept in one private file."""
+
+import secrets
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import SecretStr, ValidationError
+
+from kinora.local.errors import DataFolderRefused
+from kinora.local.folder import DataFolder
+from kinora.local.private_file import revealed_json, write_private
+from schemas.base import Message
+
+
+class LocalSecrets(Message):
+    """Passwords of the embedded servers and keys of the control plane."""
+
+    instance_id: str
+    """Tells this installation's servers from others; not secret, but made at the same time."""
+    postgres_superuser_password: SecretStr
+    postgres_password: SecretStr
+    nats_control_password: SecretStr
+    nats_agent_password: SecretStr
+    s3_access_key: str
+    s3_secret_key: SecretStr
+    token_private_key_pem: SecretStr
+    personal_key_hex: SecretStr
+    index_key_hex: SecretStr
+
+
+def kept_secrets(folder: DataFolder) -> LocalSecrets:
+    """The data folder's secrets; generated the first time.
+
+    Raises:
+        DataFolderRefused: when the file is damaged, or is missing although there are data: new keys would not open them.
+    """
+    try:
+        return LocalSecrets.model_validate_json(folder.secrets.read_text())
+    except FileNotFoundError:
+        if (folder.postgres / "data").exists():
+            raise DataFolderRefused(
+                f"{folder.secrets} is missing, and new secrets would not open the data in {folder.postgres};"
+                " restore it from a backup, or set KINORA_HOME to a new folder"
+            ) from None
+    except ValidationError as error:
+        # The error's own text would quote secrets.
+        fields = ", ".join(str(part["loc"]) for part in error.errors(include_input=False))
+        raise DataFolderRefused(
+            f"{folder.secrets} is damaged at {fields}; restore it from a backup"
+        ) from None
+    made = _generate()
+    write_private(folder.secrets, revealed_json(made))
+    return made
+
+
+def _generate() -> LocalSecrets:
+    password = lambda: SecretStr(secrets.token_urlsafe(32))  # noqa: E731
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    return LocalSecrets(
+        instance_id=secrets.token_hex(8),
+        postgres_superuser_password=password(),
+        postgres_password=password(),
+        nats_control_password=password(),
+        nats_agent_password=password(),
+        s3_access_key=f"KNR{secrets.token_hex(8).upper()}",
+        s3_secret_key=SecretStr(secrets.token_hex(20)),
+        token_private_key_pem=SecretStr(pem),
+        personal_key_hex=SecretStr(secrets.token_hex(32)),
+        index_key_hex=SecretStr(secrets.token_hex(32)),
+    )

@@ -1,0 +1,77 @@
+"""The real servers, started once per run; each test gets a database, a bucket and an empty JetStream of its own."""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Iterator
+
+import nats as nats_client
+import psycopg
+import pytest
+from psycopg import sql
+
+from kinora.local.servers import EmbeddedServers
+from schemas.settings import NatsSettings, PostgresSettings, S3Settings
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
+    """PostgreSQL, NATS and S3 for the whole run."""
+    running = EmbeddedServers(tmp_path_factory.mktemp("servers") / "data")
+    with asyncio.Runner() as runner:
+        runner.run(running.__aenter__())
+        try:
+            yield running
+        finally:
+            runner.run(running.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def database(servers: EmbeddedServers) -> Iterator[PostgresSettings]:
+    """An empty database, owned by the role that the product uses."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(servers.postgres_superuser.conninfo(), autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {}").format(
+                sql.Identifier(name), sql.Identifier(servers.postgres.user)
+            )
+        )
+        yield servers.postgres.model_copy(update={"dbname": name})
+        # By force: a failed test may have left connections open.
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def nats(servers: EmbeddedServers) -> NatsSettings:
+    """NATS as the control plane, without any stream."""
+    asyncio.run(_delete_streams(servers.nats_control))
+    return servers.nats_control
+
+
+@pytest.fixture
+def nats_agent(servers: EmbeddedServers, nats: NatsSettings) -> NatsSettings:
+    """The same server as an agent sees it."""
+    return servers.nats_agent
+
+
+@pytest.fixture
+def s3(servers: EmbeddedServers) -> Iterator[S3Settings]:
+    """An empty bucket."""
+    bucket = f"test-{secrets.token_hex(6)}"
+    folder = servers.folder.s3 / bucket
+    folder.mkdir()
+    yield servers.s3.model_copy(update={"bucket": bucket})
+    shutil.rmtree(folder)
+
+
+async def _delete_streams(settings: NatsSettings) -> None:
+    connection = await nats_client.connect(
+        settings.url, user=settings.user, password=settings.password.get_secret_value()
+    )
+    try:
+        jetstream = connection.jetstream()
+        for stream in await jetstream.streams_info():
+            assert stream.config.name is not None
+            await jetstream.delete_stream(stream.config.name)
+    finally:
+        await connection.close()
