@@ -2,20 +2,23 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 import httpx
 import structlog
 
 from schemas.objects import FileEntry, StoredObject
 from schemas.work import CheckpointStored, UploadRequest, UploadTarget, Warned
-from trainer_agent.errors import ArtifactNotStored, TransferFailed
+from trainer_agent.errors import AgentError, ArtifactNotStored, TransferFailed
 from trainer_agent.hashing import Digest, digest
 from trainer_agent.presign import BATCH, Presigner
 from trainer_agent.reporter import Reporter
 from trainer_agent.transfer import persist, upload
+from trainer_agent.waiting import all_of, end
 
 log = structlog.get_logger()
 
@@ -70,15 +73,9 @@ class Artifacts:
         self, files: Sequence[Path], contents: Sequence[Digest], requests: Sequence[UploadRequest]
     ) -> list[StoredObject]:
         targets = await persist(lambda: self._presigner.uploads(requests), patience_seconds=_PATIENCE_SECONDS)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._store_one(*one))
-                    for one in zip(files, contents, requests, targets, strict=True)
-                ]
-        except* (TransferFailed, OSError) as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await all_of(
+            self._store_one(*one) for one in zip(files, contents, requests, targets, strict=True)
+        )
 
     async def _store_one(
         self, file: Path, content: Digest, request: UploadRequest, target: UploadTarget
@@ -101,31 +98,43 @@ class CheckpointUploads:
         self._artifacts = artifacts
         self._reporter = reporter
         self._waiting: asyncio.Queue[tuple[int, Path]] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._worker = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._worker is not None:
+            await end(self._worker)
 
     def add(self, step: int, folder: Path) -> None:
         self._waiting.put_nowait((step, folder))
 
     async def stored(self) -> None:
         """Wait until every checkpoint added so far is stored, or given up with a warning."""
-        await self._waiting.join()
+        assert self._worker is not None  # noqa: S101 - only asked of an entered context
+        emptied = asyncio.create_task(self._waiting.join())
+        await asyncio.wait({emptied, self._worker}, return_when=asyncio.FIRST_COMPLETED)
+        await end(emptied)
+        if self._worker.done():
+            self._worker.result()  # it never returns: this raises what broke it
 
-    async def run(self) -> None:
-        """Work through the queue, for ever."""
+    async def _work(self) -> None:
         while True:
             step, folder = await self._waiting.get()
             try:
                 objects = await self._artifacts.store_folder(folder, "checkpoint", step)
-            except ArtifactNotStored as error:
+                await self._reporter.report(CheckpointStored(step=step, objects=objects))
+                # It is safe in the store, and a long training writes many.
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            except AgentError as error:
                 # The training is worth more than one checkpoint; the next one may get through.
                 log.warning("checkpoint_not_stored", step=step, error=error.message)
-                await self._reporter.report(
-                    Warned(
-                        code="checkpoint_not_stored",
-                        message=f"checkpoint {step}: {error.message}",
-                    )
-                )
-            else:
-                await self._reporter.report(CheckpointStored(step=step, objects=objects))
+                message = f"checkpoint {step}: {error.message}"
+                await self._reporter.report(Warned(code="checkpoint_not_stored", message=message))
             finally:
                 self._waiting.task_done()
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from schemas.work import HeldItem
-from trainer_agent.errors import WorkFolderInUse
+from trainer_agent.errors import AgentError, WorkFolderInUse
 
 
 class AttemptFolder:
@@ -29,6 +29,20 @@ class AttemptFolder:
         self.output = path / "output"
         self.log_file = path / "engine.log"
         self.segments = path / "segments"
+
+    def made_by_engine(self, path: str) -> Path:
+        """The file or folder that the engine says it wrote.
+
+        Raises:
+            AgentError: when it is outside of the output folder: the engine reads what strangers made, and
+                must not be able to name this node's own files as its results.
+        """
+        real = Path(path).resolve()
+        if not real.is_relative_to(self.output.resolve()):
+            raise AgentError(
+                f"the engine named {path} as its output", code="engine_misbehaved", retryable=False
+            )
+        return real
 
     def create(self) -> None:
         """Begin empty: what an earlier try of the same attempt left is of no use."""

@@ -37,16 +37,21 @@ class Orders:
     def __init__(self) -> None:
         self.held: HeldItem | None = None
         self.order = Order.CARRY_ON
-        self._shut_down_at: float | None = None
+        self.news = 0
+        """How often something changed since the present attempt is held."""
+        self.shutdown = asyncio.Event()
+        """Set when the node goes away."""
+        self._shut_down_at = 0.0
         self._changed = asyncio.Condition()
 
     @property
     def shutting_down(self) -> bool:
-        return self._shut_down_at is not None
+        return self.shutdown.is_set()
 
     def hold(self, held: HeldItem) -> None:
         self.held = held
         self.order = Order.SHUT_DOWN if self.shutting_down else Order.CARRY_ON
+        self.news = 1 if self.shutting_down else 0
 
     def let_go(self) -> None:
         self.held = None
@@ -59,22 +64,23 @@ class Orders:
     async def shut_down(self) -> None:
         if not self.shutting_down:
             self._shut_down_at = asyncio.get_running_loop().time()
+            self.shutdown.set()
             await self._give(Order.SHUT_DOWN)
 
     def seconds_left(self, allowed: float) -> float | None:
         """How much of a shutdown's `allowed` seconds is left; None while nothing is shutting down."""
-        if self._shut_down_at is None:
+        if not self.shutting_down:
             return None
         return max(0.0, self._shut_down_at + allowed - asyncio.get_running_loop().time())
 
-    async def stronger_than(self, order: Order) -> Order:
-        """Wait for an order above `order`."""
+    async def news_after(self, seen: int) -> None:
+        """Wait until `news` is beyond `seen`: a stronger order, or the beginning of a shutdown under one."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.order > order)
-            return self.order
+            await self._changed.wait_for(lambda: self.news > seen)
 
     async def _give(self, order: Order) -> None:
         async with self._changed:
-            if order > self.order:
-                self.order = order
+            if order > self.order or order is Order.SHUT_DOWN:
+                self.order = max(order, self.order)
+                self.news += 1
                 self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Measured steps as few reports as a person needs: the log keeps a bounded curve, telemetry has every point."""
+"""Measured steps as the few reports that the log keeps; telemetry has every point."""
 
 from collections.abc import Sequence
 

@@ -122,6 +122,8 @@ class Spool:
         self._unacknowledged = [report for report in self._unacknowledged if report.sequence > sequence]
 
     def _append(self, line: bytes) -> None:
+        if not self._open:  # its number may belong to another file by now
+            raise OSError(errno.EBADF, "the spool is closed", str(self.path))
         # One write per line: report and acknowledgement may be written by two threads at once.
         data = (b"\n" if self._torn else b"") + line + b"\n"
         self._torn = True

@@ -1,4 +1,4 @@
-"""An attempt's inputs, brought to this node: verified, cached by content, laid out as the engine reads them."""
+"""An attempt's inputs, brought to this node: verified, cached, laid out as the engine reads them."""
 
 import asyncio
 import errno
@@ -14,6 +14,7 @@ from trainer_agent.cache import ContentCache
 from trainer_agent.errors import AgentError, InputUnreadable, TransferFailed
 from trainer_agent.presign import BATCH, Presigner
 from trainer_agent.transfer import download, persist
+from trainer_agent.waiting import all_of
 
 log = structlog.get_logger()
 
@@ -83,13 +84,7 @@ class Staging:
         except TransferFailed as error:
             raise InputUnreadable(f"{objects[0].path}: {error.message}", retryable=error.retryable) from error
         places = asyncio.Semaphore(_DOWNLOADS_AT_ONCE)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for stored, url in zip(objects, urls, strict=True):
-                    group.create_task(self._fetch_one(stored, url, places))
-        except* (AgentError, OSError) as failures:
-            # One failure ends the group; the first one tells the story, and keeps its own type.
-            raise failures.exceptions[0] from None
+        await all_of(self._fetch_one(stored, url, places) for stored, url in zip(objects, urls, strict=True))
 
     async def _fetch_one(self, stored: StoredObject, url: str, places: asyncio.Semaphore) -> None:
         arriving = self._cache.incoming(stored.sha256)

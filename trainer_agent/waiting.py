@@ -2,13 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-
-import structlog
-
-log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -38,20 +34,28 @@ async def end(task: "asyncio.Task[Any]") -> None:
         task.exception()  # retrieved, so that asyncio does not report it as never looked at
 
 
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all at once and give their results in order; the first failure ends the others and is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            await end(task)
+
+
 @asynccontextmanager
 async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator["asyncio.Task[None]"]:
-    """A background task that lives as long as the block."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_log_failure)
+    """A background task that lives as long as the block; when it breaks, so does the block."""
     try:
-        yield task
-    finally:
-        await end(task)
-
-
-def _log_failure(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("background_task_failed", task=repr(task.get_coro()), exc_info=error)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
+            try:
+                yield task
+            finally:
+                task.cancel()
+    except BaseExceptionGroup as group_of_one:
+        raise group_of_one.exceptions[0] from None
 
 
 async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

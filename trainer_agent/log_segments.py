@@ -1,0 +1,166 @@
+"""A training's log as NDJSON segments in the store: what the engine logged, and whatever it printed.
+
+A segment is due after ten seconds at first and less and less often as the training grows old, so that a
+week of training makes about a thousand of them; or when enough has gathered.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from schemas.work import LogStored
+from trainer_agent.artifacts import Artifacts
+from trainer_agent.errors import ArtifactNotStored
+from trainer_agent.reporter import Reporter
+
+log = structlog.get_logger()
+
+Level = Literal["info", "warning", "error"]
+LiveLines = Callable[[tuple[str, ...]], Awaitable[None]]
+
+_SEGMENT_BYTES = 512 * 1024
+_POLL_SECONDS = 1.0
+_LINES_LIVE = 50
+_LINE_BYTES = 8192
+
+
+def segment_due_seconds(age_seconds: float) -> float:
+    """How long lines may wait in a training that is `age_seconds` old."""
+    return min(max(10.0, age_seconds / 50), 600.0)
+
+
+class Tail:
+    """Whole lines that another process appended to a file since the last look; synchronous."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._rest = b""
+
+    def read(self, most_bytes: int) -> list[str]:
+        """The next lines, about `most_bytes` of them; a line that is not finished waits."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                chunk = file.read(most_bytes)
+                self._position = file.tell()
+        except OSError:
+            return []
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > _LINE_BYTES:
+            lines.append(self._rest)
+            self._rest = b""
+        return [text for line in lines if (text := _printable(line))]
+
+    def remainder(self) -> list[str]:
+        """The unfinished last line, when no more will come."""
+        rest, self._rest = self._rest, b""
+        return [text] if (text := _printable(rest)) else []
+
+
+def _printable(line: bytes) -> str:
+    # A progress bar rewrites its line: only its last state is worth a line of a log.
+    return line.rstrip(b"\r").rsplit(b"\r", 1)[-1][:_LINE_BYTES].decode(errors="replace").rstrip()
+
+
+class LogSegments:
+    """Gathers one attempt's log lines and stores them."""
+
+    def __init__(
+        self, artifacts: Artifacts, reporter: Reporter, folder: Path, printed: Path, live: LiveLines
+    ) -> None:
+        self._artifacts = artifacts
+        self._reporter = reporter
+        self._folder = folder
+        self._tail = Tail(printed)
+        self._live = live
+        self._lines: list[bytes] = []
+        self._bytes = 0
+        self._segment = 0
+        self._storing = asyncio.Lock()
+        self._began = asyncio.get_running_loop().time()
+        self._stored_at = self._began
+
+    async def add(self, level: Level, code: str, message: str) -> None:
+        """A line of the engine's own log."""
+        self._keep("engine", level, code, message)
+        await self._live((f"{level}: {message}"[:_LINE_BYTES],))
+
+    async def run(self) -> None:
+        """Look for printed lines and store segments as they become due, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            await self._take_printed()
+            waited = loop.time() - self._stored_at
+            if self._bytes >= _SEGMENT_BYTES or waited >= segment_due_seconds(loop.time() - self._began):
+                await self._store()
+
+    async def finish(self) -> None:
+        """Store everything that is left."""
+        while await self._take_printed():
+            if self._bytes >= _SEGMENT_BYTES:
+                await self._store()
+        for line in self._tail.remainder():
+            self._keep("printed", "info", "printed", line)
+        await self._store()
+
+    async def store_series(self, file: Path) -> None:
+        """Store the full-resolution series that the engine wrote."""
+        try:
+            lines = await asyncio.to_thread(_count_lines, file)
+            (stored,) = await self._artifacts.store([file], file.parent, "log")
+        except (ArtifactNotStored, OSError) as error:
+            log.warning("series_not_stored", error=str(error))
+            return
+        await self._reporter.report(LogStored(segment=1, content="series", lines=lines, object=stored))
+
+    async def _take_printed(self) -> bool:
+        lines = await asyncio.to_thread(self._tail.read, _SEGMENT_BYTES)
+        for line in lines:
+            self._keep("printed", "info", "printed", line)
+        if lines:
+            await self._live(tuple(lines[-_LINES_LIVE:]))
+        return bool(lines)
+
+    def _keep(self, source: str, level: Level, code: str, message: str) -> None:
+        entry = {
+            "time": datetime.now(UTC).isoformat(),
+            "source": source,
+            "level": level,
+            "code": code,
+            "message": message,
+        }
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        self._lines.append(line)
+        self._bytes += len(line)
+
+    async def _store(self) -> None:
+        async with self._storing:
+            self._stored_at = asyncio.get_running_loop().time()
+            lines, self._lines, self._bytes = self._lines, [], 0
+            if not lines:
+                return
+            self._segment += 1
+            file = self._folder / f"log-{self._segment:05d}.ndjson"
+            try:
+                await asyncio.to_thread(file.write_bytes, b"".join(lines))
+                (stored,) = await self._artifacts.store([file], self._folder, "log")
+            except (ArtifactNotStored, OSError) as error:
+                log.warning("log_segment_not_stored", segment=self._segment, error=str(error))
+                return
+            finally:
+                file.unlink(missing_ok=True)
+            await self._reporter.report(
+                LogStored(segment=self._segment, content="log", lines=len(lines), object=stored)
+            )
+
+
+def _count_lines(file: Path) -> int:
+    with file.open("rb") as stream:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
