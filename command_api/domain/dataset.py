@@ -16,7 +16,6 @@ from schemas.commands.dataset import (
     RegisterDataset,
     StartDatasetUpload,
 )
-from schemas.datasets import DatasetFacts
 from schemas.events import Event
 from schemas.events.dataset import (
     DatasetDeleted,
@@ -87,11 +86,10 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """Closed to new jobs; what was validated is kept for jobs that pinned it."""
+    """Closed to new jobs; those that pinned it go on."""
 
     phase: ClassVar[Status] = "deleted"
     registered: DatasetRegistered
-    validated: DatasetValidated | None = None
 
 
 Declared: TypeAlias = Uploading | Uploaded | Validating | Ready | Rejected | Deleted
@@ -147,23 +145,19 @@ def evolve(state: State, event: Event) -> State:
             return Ready(state.registered, state.upload_id, event)
         case ((Validating() | Uploaded()), DatasetRejected()):
             return Rejected(state.registered, state.upload_id, event)
-        case Ready(), DatasetDeleted():
-            return Deleted(state.registered, state.validated)
-        case ((Uploading() | Uploaded() | Validating() | Rejected()), DatasetDeleted()):
+        case ((Uploading() | Uploaded() | Validating() | Ready() | Rejected()), DatasetDeleted()):
             return Deleted(state.registered)
         case _:
             raise ImpossibleHistory(state, event)
 
 
-def facts_of(state: State) -> DatasetFacts | None:
-    """The figures of a dataset that was found valid, also when it was deleted since."""
-    match state:
-        case Ready(validated=validated):
-            return validated.facts
-        case Deleted(validated=validated) if validated is not None:
-            return validated.facts
-        case _:
-            return None
+def holds(state: State, agent_id: str | None, attempt: int) -> bool:
+    """Whether this agent, or with None any agent, holds this attempt now."""
+    return (
+        isinstance(state, Validating)
+        and state.tally.attempts == attempt
+        and agent_id in (None, state.agent_id)
+    )
 
 
 def _register(state: State, command: RegisterDataset) -> list[Event]:
@@ -221,14 +215,14 @@ def _claim(state: Declared, command: ClaimDatasetValidation) -> list[Event]:
     match state:
         case Uploaded(tally=tally) if tally.next_attempt == command.attempt:
             return [DatasetValidationStarted(agent_id=command.agent_id, attempt=command.attempt)]
-        case Validating() if _holds(state, command.agent_id, command.attempt):
+        case Validating() if holds(state, command.agent_id, command.attempt):
             return []
         case _:
             raise offer_gone(command.dataset_id, command.attempt)
 
 
 def _interrupt(state: Declared, command: InterruptDatasetValidation) -> list[Event]:
-    if not isinstance(state, Validating) or not _holds(state, command.agent_id, command.attempt):
+    if not isinstance(state, Validating) or not holds(state, command.agent_id, command.attempt):
         if command.agent_id is None:
             return []  # that lease is gone already
         raise attempt_not_held(command.dataset_id, command.agent_id, command.attempt)
@@ -244,7 +238,7 @@ def _interrupt(state: Declared, command: InterruptDatasetValidation) -> list[Eve
 
 def _judge(state: Declared, command: JudgeDataset) -> list[Event]:
     match state:
-        case Validating() if _holds(state, command.agent_id, command.attempt):
+        case Validating() if holds(state, command.agent_id, command.attempt):
             return [_verdict(command)]
         case Ready(validated=verdict) | Rejected(rejected=verdict) if verdict == _verdict(command):
             return []
@@ -267,10 +261,6 @@ def _verdict(command: JudgeDataset) -> DatasetValidated | DatasetRejected:
         manifest=command.manifest,
         content_sha256=command.manifest.sha256,
     )
-
-
-def _holds(state: Validating, agent_id: str | None, attempt: int) -> bool:
-    return state.tally.attempts == attempt and agent_id in (None, state.agent_id)
 
 
 def _deleted(dataset_id: str) -> Conflict:

@@ -97,11 +97,10 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """Closed to new jobs; what it was stays known for jobs that pinned it."""
+    """Closed to new jobs; those that pinned it go on."""
 
     phase: ClassVar[Status] = "deleted"
     registered: ModelRegistered | AdapterRegistered
-    validated: ModelValidated | None = None
 
 
 Declared: TypeAlias = Uploading | Uploaded | Validating | Ready | Rejected | Adapter | Deleted
@@ -162,12 +161,19 @@ def evolve(state: State, event: Event) -> State:
             return Ready(state.registered, state.upload_id, event)
         case ((Validating() | Uploaded()), ModelRejected()):
             return Rejected(state.registered, state.upload_id, event)
-        case Ready(), ModelDeleted():
-            return Deleted(state.registered, state.validated)
-        case ((Uploading() | Uploaded() | Validating() | Rejected() | Adapter()), ModelDeleted()):
+        case ((Uploading() | Uploaded() | Validating() | Ready() | Rejected() | Adapter()), ModelDeleted()):
             return Deleted(state.registered)
         case _:
             raise ImpossibleHistory(state, event)
+
+
+def holds(state: State, agent_id: str | None, attempt: int) -> bool:
+    """Whether this agent, or with None any agent, holds this attempt now."""
+    return (
+        isinstance(state, Validating)
+        and state.tally.attempts == attempt
+        and agent_id in (None, state.agent_id)
+    )
 
 
 def _register(state: State, command: RegisterModel) -> list[Event]:
@@ -245,14 +251,14 @@ def _claim(state: Declared, command: ClaimModelValidation) -> list[Event]:
     match state:
         case Uploaded(tally=tally) if tally.next_attempt == command.attempt:
             return [ModelValidationStarted(agent_id=command.agent_id, attempt=command.attempt)]
-        case Validating() if _holds(state, command.agent_id, command.attempt):
+        case Validating() if holds(state, command.agent_id, command.attempt):
             return []
         case _:
             raise offer_gone(command.model_id, command.attempt)
 
 
 def _interrupt(state: Declared, command: InterruptModelValidation) -> list[Event]:
-    if not isinstance(state, Validating) or not _holds(state, command.agent_id, command.attempt):
+    if not isinstance(state, Validating) or not holds(state, command.agent_id, command.attempt):
         if command.agent_id is None:
             return []  # that lease is gone already
         raise attempt_not_held(command.model_id, command.agent_id, command.attempt)
@@ -268,7 +274,7 @@ def _interrupt(state: Declared, command: InterruptModelValidation) -> list[Event
 
 def _judge(state: Declared, command: JudgeModel) -> list[Event]:
     match state:
-        case Validating() if _holds(state, command.agent_id, command.attempt):
+        case Validating() if holds(state, command.agent_id, command.attempt):
             return [_verdict(command)]
         case Ready(validated=verdict) | Rejected(rejected=verdict) if verdict == _verdict(command):
             return []
@@ -290,10 +296,6 @@ def _verdict(command: JudgeModel) -> ModelValidated | ModelRejected:
         facts=command.facts,
         content_sha256=command.content_sha256,
     )
-
-
-def _holds(state: Validating, agent_id: str | None, attempt: int) -> bool:
-    return state.tally.attempts == attempt and agent_id in (None, state.agent_id)
 
 
 def _never_uploaded(model_id: str) -> Conflict:

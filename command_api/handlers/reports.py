@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import assert_never
 
 from command_api.domain import dataset, job, model
-from command_api.domain.desired import desired_state
 from command_api.domain.errors import Invalid
 from command_api.domain.fencing import attempt_not_held
 from command_api.domain.job_phases import Absent
@@ -86,7 +85,7 @@ def _on_dataset(state: dataset.State, command: ReportAttempt) -> list[Event]:
             )
             return dataset.decide(state, interrupt)
         case _:
-            return _nothing_to_note(state, command)
+            return _nothing_to_note(command, held=dataset.holds(state, agent_id, report.attempt))
 
 
 def _on_model(state: model.State, command: ReportAttempt) -> list[Event]:
@@ -112,13 +111,13 @@ def _on_model(state: model.State, command: ReportAttempt) -> list[Event]:
             )
             return model.decide(state, interrupt)
         case _:
-            return _nothing_to_note(state, command)
+            return _nothing_to_note(command, held=model.holds(state, agent_id, report.attempt))
 
 
-def _nothing_to_note(state: dataset.State | model.State, command: ReportAttempt) -> list[Event]:
+def _nothing_to_note(command: ReportAttempt, *, held: bool) -> list[Event]:
     """A validation keeps only its verdict; other reports are fenced all the same."""
     report = command.report
-    if desired_state(state, command.agent_id, report.attempt) == "abandon":
+    if not held:
         raise attempt_not_held(report.item_id, command.agent_id, report.attempt)
     return []
 

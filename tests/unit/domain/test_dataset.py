@@ -1,7 +1,6 @@
 import pytest
 
 from command_api.domain.aggregates import AGGREGATES
-from command_api.domain.dataset import facts_of
 from command_api.domain.validation import MAX_FAILED, MAX_LOST, Interruption
 from schemas.commands import Command
 from schemas.commands.dataset import (
@@ -189,11 +188,6 @@ def test_deletion_is_possible_in_every_phase_and_final(history: tuple[Event, ...
     deleted.when(COMPLETE).then_refused("dataset_deleted")
     deleted.when(CLAIM).then_refused("offer_gone")
     deleted.when(ACCEPT).then_refused("attempt_not_held")
-
-
-def test_what_was_validated_outlives_deletion_for_jobs_that_pinned_it() -> None:
-    assert facts_of(dataset.given(*DATASET_READY, DatasetDeleted()).state) == FACTS
-    assert facts_of(dataset.given(*DATASET_VALIDATING).state) is None
 
 
 @pytest.mark.parametrize(
