@@ -11,23 +11,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from command_api.auth.errors import AuthError
 from command_api.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from schemas.errors import FieldError, KinoraError
 
 PROBLEM_JSON = "application/problem+json"
 _log = structlog.get_logger(__name__)
-
-
-class Unauthenticated(KinoraError):
-    """The request carries no valid access token."""
-
-    code = "unauthenticated"
-
-
-class WrongCredentials(KinoraError):
-    """User name and password do not belong together."""
-
-    code = "wrong_credentials"
 
 
 class TooManyRequests(KinoraError):
@@ -94,6 +83,7 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "Hash mismatch",
         "The named file's bytes differ from its declaration: upload it again, or register anew.",
     ),
+    "email_taken": ProblemType(409, "E-mail address taken", "Log in, or use another address."),
     "idempotency_key_reused": ProblemType(
         422, "Idempotency key reused", "Use a new key: this one belongs to another request."
     ),
@@ -115,10 +105,12 @@ CATALOGUE: Mapping[str, ProblemType] = {
     "secret_already_issued": ProblemType(
         409, "Secret already issued", "A secret is shown once; ask for a new one with a new idempotency key."
     ),
+    "missing_scope": ProblemType(403, "Missing scope", "Ask an owner of the organization for it."),
+    "token_expired": ProblemType(401, "Token expired", "Use POST /auth/refresh, or log in."),
+    "token_invalid": ProblemType(401, "Token invalid", "Log in again."),
+    "token_missing": ProblemType(401, "Token missing", "Log in and send the access token."),
     "too_many_requests": ProblemType(429, "Too many requests", "Wait for Retry-After seconds."),
-    "unauthenticated": ProblemType(
-        401, "Unauthenticated", "Log in and send `Authorization: Bearer <access token>`."
-    ),
+    "unauthenticated": ProblemType(401, "Unauthenticated", "Log in and send the access token."),
     "unavailable": ProblemType(503, "Unavailable", "Try again later; GET /health says what is missing."),
     "unknown_view": ProblemType(404, "No such read model", "GET /projections lists them."),
     "upload_expired": ProblemType(
@@ -126,11 +118,13 @@ CATALOGUE: Mapping[str, ProblemType] = {
     ),
     "upload_unknown": ProblemType(404, "No such upload", "Open a session with POST …/upload."),
     "unsupported_media_type": ProblemType(415, "Unsupported media type", "Send application/json."),
+    "username_taken": ProblemType(409, "User name taken", "Log in, or choose another name."),
     "version_conflict": ProblemType(409, "Changed meanwhile", "Repeat: others were changing the same thing."),
     "wrong_credentials": ProblemType(401, "Wrong credentials", "Check user name and password."),
 }
 
 _BY_CLASS: tuple[tuple[type[KinoraError], int], ...] = (
+    (AuthError, 401),
     (NotFound, 404),
     (Conflict, 409),
     (Invalid, 422),

@@ -3,18 +3,18 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import structlog
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from command_api.auth.tokens import Principal
 from command_api.feed import frames
 from command_api.feed.frames import CLIENT_FRAME, Ack, FromPosition, Ping, Reauth, Subscribe, Unsubscribe
 from command_api.feed.subscription import Selection, Subscription
 from command_api.feed.telemetry import TelemetryHub
-from command_api.identity import Caller
 from projections.reader import LogReader, LogTail
 from schemas.errors import KinoraError
 from schemas.events import REGISTRY
@@ -44,7 +44,7 @@ class FeedParts:
     reader: LogReader
     tail: LogTail
     telemetry: TelemetryHub
-    authenticate: Callable[[str], Awaitable[Caller]]
+    authenticate: Callable[[str], Principal]
     limits: FeedLimits = FeedLimits()
 
 
@@ -60,7 +60,7 @@ class Closing(Exception):
 class FeedConnection:
     """Serves one accepted WebSocket until either side ends it."""
 
-    def __init__(self, socket: WebSocket, caller: Caller, parts: FeedParts) -> None:
+    def __init__(self, socket: WebSocket, caller: Principal, parts: FeedParts) -> None:
         self._socket = socket
         self._caller = caller
         self._parts = parts
@@ -259,7 +259,7 @@ class FeedConnection:
 
     async def _reauthenticate(self, frame: Reauth) -> None:
         try:
-            fresh = await self._parts.authenticate(frame.token)
+            fresh = self._parts.authenticate(frame.token)
         except KinoraError:
             raise Closing(frames.UNAUTHENTICATED, "the new access token is not valid") from None
         if replace(fresh, expires_at=0, scopes=()) != replace(self._caller, expires_at=0, scopes=()):

@@ -4,13 +4,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from command_api.routes.calling import needs
 from command_api.routes.problem_docs import QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
 from projections.sentences import Level
 from projections.views.activity import Activity, recent
 from schemas.ids import StreamId
 
-router = APIRouter(prefix="/activity", tags=["activity"])
+router = APIRouter(prefix="/activity", tags=["activity"], dependencies=[needs("events:read")])
 
 
 @router.get(

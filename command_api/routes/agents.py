@@ -5,12 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from command_api.domain.errors import NotFound
+from command_api.routes.calling import needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
 from command_api.routes.showing import show
 from projections.views import agents as view
-from projections.views.agents import AgentDocument, Agents, AgentView
+from projections.views.agents import AgentDocument, Agents, AgentView, HeldItem
 from schemas.api import EnrollAgentBody
 from schemas.commands.agent import EnrollAgent
 from schemas.ids import AgentId, Prefix, new_id
@@ -20,10 +21,12 @@ router = APIRouter(prefix="/agents", tags=["agents"])
 _AGENTS = Agents()
 
 
-class AgentShown(AgentView):
+class AgentShown(AgentDocument):
     """An agent as people see it."""
 
     online: bool
+    current: HeldItem | None
+    """What it works on."""
 
 
 class AgentCommanded(AgentDocument):
@@ -80,6 +83,7 @@ async def get(agent_id: AgentId, reading: ReadingOfRequest, min_position: MinPos
 
 @router.post(
     "/enroll",
+    dependencies=[needs("agents:manage")],
     operation_id="agents_enroll",
     status_code=201,
     response_model=AgentCommanded,

@@ -10,9 +10,9 @@ from uuid import NAMESPACE_URL, uuid5
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 
+from command_api.auth.tokens import Principal
 from command_api.handlers.base import Context, Idempotency
 from command_api.handlers.bus import Outcome
-from command_api.identity import Caller
 from command_api.routes.calling import CallerOfRequest
 from command_api.routes.parts import Parts, PartsOfRequest
 from schemas.commands import Command
@@ -34,7 +34,7 @@ IdempotencyKey = Annotated[
 class Asking:
     """One command request."""
 
-    caller: Caller
+    caller: Principal
     request: Request
     response: Response
     parts: Parts
@@ -49,18 +49,16 @@ class Asking:
 
     def context(self, body: BaseModel | None) -> Context:
         """The context of the command; its events follow from the request."""
-        state = self.request.state
+        caller = self.caller
         return Context(
-            actor=self.caller.user_id,
-            organization_id=self.caller.organization_id,
-            workspace_id=self.caller.workspace_id,
-            request_id=state.request_id,
-            correlation_id=state.request_id,
+            actor=caller.user_id,
+            organization_id=caller.organization_id,
+            workspace_id=caller.workspace_id,
+            request_id=self.request.state.request_id,
+            correlation_id=self.request.state.request_id,
             causation_id=self.command_id,
-            traceparent=state.traceparent,
-            idempotency=None
-            if self.key is None
-            else Idempotency(self.caller.user_id, self.key, self._request_hmac(body)),
+            traceparent=self.request.state.traceparent,
+            idempotency=idempotency(self.request, self.parts, caller.user_id, self.key, body),
         )
 
     def mark(self, outcome: Outcome) -> None:
@@ -73,10 +71,17 @@ class Asking:
         """204, with the headers of the command."""
         return Response(status_code=204, headers=dict(self.response.headers))
 
-    def _request_hmac(self, body: BaseModel | None) -> bytes:
-        content: Any = None if body is None else body.model_dump(mode="json")
-        text = json.dumps([self.request.method, self.request.url.path, content], sort_keys=True)
-        return hmac.digest(self.parts.index_key, b"request\0" + text.encode(), hashlib.sha256)
+
+def idempotency(
+    request: Request, parts: Parts, principal: str, key: str | None, body: BaseModel | None
+) -> Idempotency | None:
+    """What makes a request with this key the same request again: caller, method, address and body."""
+    if key is None:
+        return None
+    content: Any = None if body is None else body.model_dump(mode="json")
+    text = json.dumps([request.method, request.url.path, content], sort_keys=True)
+    digest = hmac.digest(parts.index_key, b"request\0" + text.encode(), hashlib.sha256)
+    return Idempotency(principal, key, digest)
 
 
 async def _asking(

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 from command_api.domain.dataset import Uploading
 from command_api.domain.errors import NotFound
 from command_api.routes import files
+from command_api.routes.calling import needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.files import Declaration, Kind
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
@@ -18,7 +19,7 @@ from schemas.commands import Command
 from schemas.commands.dataset import CompleteDatasetUpload, DeleteDataset, RegisterDataset, StartDatasetUpload
 from schemas.ids import DatasetId, Prefix
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], dependencies=[needs("datasets:read")])
 
 
 class DatasetCommanded(DatasetView):
@@ -53,6 +54,7 @@ _DATASETS = Kind(
 
 @router.post(
     "",
+    dependencies=[needs("datasets:write")],
     operation_id="datasets_register",
     status_code=201,
     response_model=DatasetCommanded,
@@ -109,6 +111,7 @@ async def get(dataset_id: DatasetId, reading: ReadingOfRequest, min_position: Mi
 
 @router.delete(
     "/{dataset_id}",
+    dependencies=[needs("datasets:write")],
     operation_id="datasets_delete",
     status_code=204,
     responses=problems(*COMMAND),
@@ -121,6 +124,7 @@ async def delete(dataset_id: DatasetId, asking: AskingOfRequest) -> Response:
 
 @router.post(
     "/{dataset_id}/upload",
+    dependencies=[needs("datasets:write")],
     operation_id="datasets_upload",
     response_model=UploadSession,
     responses=problems(*COMMAND),
@@ -132,6 +136,7 @@ async def upload(dataset_id: DatasetId, asking: AskingOfRequest) -> UploadSessio
 
 @router.post(
     "/{dataset_id}/upload/complete",
+    dependencies=[needs("datasets:write")],
     operation_id="datasets_upload_complete",
     status_code=202,
     response_model=DatasetCommanded,

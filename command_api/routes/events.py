@@ -6,14 +6,15 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Query, WebSocket
 from pydantic import BaseModel
 
+from command_api.auth.errors import AuthError
 from command_api.domain.errors import NotFound
 from command_api.feed import frames
 from command_api.feed.connection import FeedConnection
 from command_api.problems import BadPosition
+from command_api.routes.calling import needs
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, ReadingOfRequest, split
-from schemas.errors import KinoraError
 from schemas.ids import EventId, JobId, StreamId
 
 router = APIRouter(prefix="/events", tags=["events"])
@@ -32,6 +33,7 @@ class EventPage(BaseModel):
 
 @router.get(
     "",
+    dependencies=[needs("events:read")],
     operation_id="events_list",
     response_model=EventPage,
     responses=problems(*QUERY),
@@ -68,6 +70,7 @@ async def list_events(
 
 @router.get(
     "/{event_id}",
+    dependencies=[needs("events:read")],
     operation_id="events_get",
     response_model=dict[str, Any],
     responses=problems(*QUERY),
@@ -104,9 +107,12 @@ async def feed(socket: WebSocket) -> None:
         return
     scheme, _, token = socket.headers.get("authorization", "").partition(" ")
     try:
-        caller = await parts.authenticate(token if scheme.lower() == "bearer" else "")
-    except KinoraError:
+        caller = parts.tokens.verify(token if scheme.lower() == "bearer" else None)
+    except AuthError:
         await socket.close(frames.UNAUTHENTICATED, "send a valid access token as Authorization: Bearer …")
+        return
+    if "events:subscribe" not in caller.scopes:
+        await socket.close(frames.FORBIDDEN, "the token lacks the scope events:subscribe")
         return
     await FeedConnection(socket, caller, parts.feed).serve()
 

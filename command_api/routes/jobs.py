@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from command_api.domain.errors import Conflict, NotFound
+from command_api.routes.calling import needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
 from command_api.routes.joblogs import LogLine, read_lines
@@ -30,7 +31,7 @@ from schemas.events.job import Evaluation
 from schemas.ids import JobId, Prefix, new_id
 from schemas.training import AdapterFacts
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("jobs:read")])
 
 _JOBS = Jobs()
 
@@ -71,6 +72,7 @@ class AdapterFiles(BaseModel):
 
 @router.post(
     "",
+    dependencies=[needs("jobs:write")],
     operation_id="jobs_create",
     status_code=202,
     response_model=JobCommanded,
@@ -139,6 +141,7 @@ async def get(job_id: JobId, reading: ReadingOfRequest, min_position: MinPositio
 
 @router.post(
     "/{job_id}/stop",
+    dependencies=[needs("jobs:write")],
     operation_id="jobs_stop",
     status_code=202,
     response_model=JobCommanded,

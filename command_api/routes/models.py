@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 from command_api.domain.errors import Conflict, NotFound
 from command_api.domain.model import Absent, Adapter, Deleted, Uploading
 from command_api.routes import files
+from command_api.routes.calling import needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
 from command_api.routes.files import Declaration, Kind
@@ -21,7 +22,7 @@ from schemas.commands.model import CompleteModelUpload, DeleteModel, RegisterMod
 from schemas.ids import ModelId, Prefix
 from schemas.objects import Listing, StoredObject, content_key
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], dependencies=[needs("models:read")])
 
 
 class ModelCommanded(ModelView):
@@ -56,6 +57,7 @@ _MODELS = Kind(
 
 @router.post(
     "",
+    dependencies=[needs("models:write")],
     operation_id="models_register",
     status_code=201,
     response_model=ModelCommanded,
@@ -112,6 +114,7 @@ async def get(model_id: ModelId, reading: ReadingOfRequest, min_position: MinPos
 
 @router.delete(
     "/{model_id}",
+    dependencies=[needs("models:write")],
     operation_id="models_delete",
     status_code=204,
     responses=problems(*COMMAND),
@@ -124,6 +127,7 @@ async def delete(model_id: ModelId, asking: AskingOfRequest) -> Response:
 
 @router.post(
     "/{model_id}/upload",
+    dependencies=[needs("models:write")],
     operation_id="models_upload",
     response_model=UploadSession,
     responses=problems(*COMMAND),
@@ -135,6 +139,7 @@ async def upload(model_id: ModelId, asking: AskingOfRequest) -> UploadSession:
 
 @router.post(
     "/{model_id}/upload/complete",
+    dependencies=[needs("models:write")],
     operation_id="models_upload_complete",
     status_code=202,
     response_model=ModelCommanded,

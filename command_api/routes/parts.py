@@ -1,6 +1,5 @@
 """Everything that the application opened at its start, and how a route gets at it."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,12 +8,13 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from starlette.requests import HTTPConnection
 
+from command_api.auth.accounts import Accounts
+from command_api.auth.tokens import AccessTokens
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
 from command_api.feed.connection import FeedParts
 from command_api.feed.telemetry import TelemetryHub
 from command_api.handlers.bus import CommandBus
-from command_api.identity import Caller
 from command_api.objects import ObjectStore
 from command_api.settings import ApiSettings
 from command_api.uploads import Uploads
@@ -39,8 +39,8 @@ class Parts:
     telemetry: TelemetryHub
     cursors: Cursors
     index_key: bytes
-    authenticate: Callable[[str], Awaitable[Caller]]
-    """From an access token to who sent it; raises `Unauthenticated`."""
+    tokens: AccessTokens
+    accounts: Accounts
     feed: FeedParts
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from command_api.routes.calling import needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import ReadingOfRequest
@@ -100,6 +101,7 @@ async def list_projections(reading: ReadingOfRequest) -> dict[str, Any]:
 
 @router.post(
     "/{name}/rebuild",
+    dependencies=[needs("org:admin")],
     operation_id="projections_rebuild",
     status_code=202,
     response_model=RebuildAccepted,

@@ -1,0 +1,144 @@
+"""The HTTP application: opens its parts, mounts the routes, closes everything again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from command_api import problems, uploads
+from command_api.auth.accounts import Accounts
+from command_api.auth.tokens import AccessTokens
+from command_api.credentials.store import Credentials
+from command_api.cursors import Cursors
+from command_api.eventlog.log import EventLog
+from command_api.feed.connection import FeedParts
+from command_api.feed.telemetry import TelemetryHub
+from command_api.handlers.bus import CommandBus
+from command_api.handlers.registry import HANDLERS
+from command_api.objects import ObjectStore
+from command_api.routes import (
+    activity,
+    agents,
+    auth,
+    datasets,
+    events,
+    health,
+    jobs,
+    models,
+    problem_pages,
+    projections,
+)
+from command_api.routes.middleware import BodyLimit, RequestStory
+from command_api.routes.parts import Parts
+from command_api.settings import ApiSettings
+from command_api.uploads import Uploads
+from projections.positions import ViewPositions
+from projections.reader import LogReader, LogTail
+from schemas.ids import uuid7
+
+_POOL_SIZE = 16
+_POOL_WAIT_SECONDS = 10.0
+_TAIL_BYTES = 16 * 2**20
+"""Newest events kept for the feed, so that a hundred followers cost one query."""
+_UPLOADS_LOCK = 0x6B696E6F75706C
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """The application; nothing is opened before it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _open_parts(settings) as parts:
+            app.state.parts = parts
+            yield
+
+    app = FastAPI(
+        title="Kinora",
+        version=version("kinora"),
+        summary="Event-sourced QLoRA fine-tuning of video-text models",
+        lifespan=lifespan,
+        openapi_url="/openapi.json",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.state.public_url = settings.public_url.rstrip("/")
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestStory)
+    api = APIRouter(prefix="/api/v1")
+    for module in (
+        auth,
+        datasets,
+        models,
+        jobs,
+        agents,
+        events,
+        activity,
+        projections,
+        health,
+        problem_pages,
+    ):
+        api.include_router(module.router)
+    app.include_router(api)
+    app.include_router(health.router, include_in_schema=False)
+    app.add_api_route("/api/v1/openapi.json", lambda: app.openapi(), include_in_schema=False)
+    return app
+
+
+@asynccontextmanager
+async def _open_parts(settings: ApiSettings) -> AsyncIterator[Parts]:
+    conninfo = settings.postgres.conninfo()
+    index_key = bytes.fromhex(settings.secrets.index_key_hex.get_secret_value())
+    async with AsyncExitStack() as stack:
+        log = await asyncio.to_thread(EventLog.open, settings.postgres)
+        stack.push_async_callback(asyncio.to_thread, log.close)
+        pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
+            conninfo,
+            min_size=1,
+            max_size=_POOL_SIZE,
+            timeout=_POOL_WAIT_SECONDS,
+            kwargs={"autocommit": True, "application_name": "kinora-api"},
+            check=AsyncConnectionPool.check_connection,
+            open=False,
+        )
+        await stack.enter_async_context(pool)
+        await _create_tables(pool)
+        store = await stack.enter_async_context(ObjectStore(settings.s3))
+        await store.ensure_bucket()
+        credentials = Credentials.from_secrets(pool, settings.secrets)
+        await credentials.create_tables()
+        bus = await stack.enter_async_context(CommandBus(log, HANDLERS))
+        reader, tokens = LogReader(pool), AccessTokens.from_settings(settings)
+        tail = await stack.enter_async_context(LogTail(conninfo, keep_bytes=_TAIL_BYTES))
+        telemetry = await stack.enter_async_context(TelemetryHub(settings.nats))
+        yield Parts(
+            settings=settings,
+            instance_id=f"api_{uuid7().hex}",
+            log=log,
+            bus=bus,
+            pool=pool,
+            positions=await stack.enter_async_context(ViewPositions(conninfo)),
+            reader=reader,
+            tail=tail,
+            store=store,
+            uploads=Uploads(
+                store, pool, part_bytes=settings.upload_part_bytes, max_bytes=settings.max_upload_bytes
+            ),
+            telemetry=telemetry,
+            cursors=Cursors(index_key),
+            index_key=index_key,
+            tokens=tokens,
+            accounts=Accounts(bus, credentials, tokens, refresh_token_seconds=settings.refresh_token_seconds),
+            feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify),
+        )
+
+
+async def _create_tables(pool: AsyncConnectionPool[AsyncConnection]) -> None:
+    async with pool.connection() as connection, connection.transaction():
+        # CREATE … IF NOT EXISTS alone fails when two processes run it at once.
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_UPLOADS_LOCK,))
+        await connection.execute(uploads.TABLES)
