@@ -1,6 +1,7 @@
 """Jobs: the request folds dataset and model, a claim folds the agent; the rest a job decides alone."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from command_api.domain import job
 from command_api.domain.errors import Conflict, NotFound
@@ -19,7 +20,14 @@ from command_api.handlers.base import (
 from schemas.commands import Command
 from schemas.commands.job import AdmitJob, ClaimJob, ExpireLease, RefuseJob, RequestJob, StopJob, ValidateJob
 
-_alone = single_aggregate(job.decide, lambda command: command.job_id)
+JobAlone: TypeAlias = ValidateJob | AdmitJob | RefuseJob | ClaimJob | ExpireLease | StopJob
+
+
+def _stream_of(command: JobAlone) -> str:
+    return command.job_id
+
+
+_alone = single_aggregate(job.decide, _stream_of)
 
 
 def request_job(command: RequestJob, context: Context, streams: Streams) -> Changes:
