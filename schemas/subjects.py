@@ -63,7 +63,7 @@ def hello_subject(organization_id: str, agent_id: str) -> str:
 
 def agent_inbox(agent_id: str) -> str:
     """Prefix of an agent's private inbox: its answers and work arrive nowhere else."""
-    return f"_INBOX_{agent_id}"
+    return f"_INBOX.{agent_id}"
 
 
 def report_subject(organization_id: str, agent_id: str, item_id: str) -> str:
