@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 Purpose = Literal["checkpoint", "adapter", "log", "validation"]
 
+_LONGEST_WARNING = 1000
 _UPLOADS_AT_ONCE = 4
 _PATIENCE_SECONDS = 3600.0
 """A finished training is worth waiting for a store that is down."""
@@ -92,11 +93,16 @@ class Artifacts:
 
 
 class CheckpointUploads:
-    """Stores checkpoints one after the other beside the training, and reports each when it is whole."""
+    """Stores checkpoints one after the other beside the training, and reports each when it is whole.
 
-    def __init__(self, artifacts: Artifacts, reporter: Reporter) -> None:
+    The engine keeps only its newest ones, however far the uploads are behind: so each is held by hard links
+    of its own from the moment it is known until it is stored.
+    """
+
+    def __init__(self, artifacts: Artifacts, reporter: Reporter, kept: Path) -> None:
         self._artifacts = artifacts
         self._reporter = reporter
+        self._kept = kept
         self._waiting: asyncio.Queue[tuple[int, Path]] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
@@ -110,8 +116,14 @@ class CheckpointUploads:
         if self._worker is not None:
             await end(self._worker)
 
-    def add(self, step: int, folder: Path) -> None:
-        self._waiting.put_nowait((step, folder))
+    async def add(self, step: int, folder: Path) -> None:
+        held = self._kept / f"checkpoint-{step}"
+        try:
+            await asyncio.to_thread(_hold, folder, held)
+        except OSError as error:
+            await self._give_up(step, f"it cannot be kept for its upload: {error}")
+        else:
+            self._waiting.put_nowait((step, held))
 
     async def stored(self) -> None:
         """Wait until every checkpoint added so far is stored, or given up with a warning."""
@@ -128,15 +140,30 @@ class CheckpointUploads:
             try:
                 objects = await self._artifacts.store_folder(folder, "checkpoint", step)
                 await self._reporter.report(CheckpointStored(step=step, objects=objects))
-                # It is safe in the store, and a long training writes many.
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             except AgentError as error:
-                # The training is worth more than one checkpoint; the next one may get through.
-                log.warning("checkpoint_not_stored", step=step, error=error.message)
-                message = f"checkpoint {step}: {error.message}"
-                await self._reporter.report(Warned(code="checkpoint_not_stored", message=message))
+                await self._give_up(step, error.message)
             finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
                 self._waiting.task_done()
+
+    async def _give_up(self, step: int, why: str) -> None:
+        # The training is worth more than one checkpoint; the next one may get through.
+        log.warning("checkpoint_not_stored", step=step, error=why)
+        await self._reporter.report(
+            Warned(code="checkpoint_not_stored", message=f"checkpoint {step}: {why}"[:_LONGEST_WARNING])
+        )
+
+
+def _hold(folder: Path, held: Path) -> None:
+    shutil.rmtree(held, ignore_errors=True)
+    shutil.copytree(folder, held, symlinks=True, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _regular_files(folder: Path) -> list[Path]:

@@ -80,7 +80,7 @@ class Training:
         self._artifacts = artifacts
         self._reporter = reporter
         self._progress = ProgressReports()
-        self._checkpoints = CheckpointUploads(artifacts, reporter)
+        self._checkpoints = CheckpointUploads(artifacts, reporter, folder.path / "checkpoints")
         self._log = LogSegments(artifacts, reporter, folder.segments, folder.log_file, self._show_lines)
         self._warned: Counter[str] = Counter()
         self._began = False
@@ -174,7 +174,7 @@ class Training:
                     Evaluated(step=update.step, phase=update.phase, evaluation=update.evaluation)
                 )
             case CheckpointWritten():
-                self._checkpoints.add(update.step, self._folder.made_by_engine(update.folder))
+                await self._checkpoints.add(update.step, self._folder.made_by_engine(update.folder))
             case TrainingDone():
                 self._step = update.steps
                 await self._reporter.report(
