@@ -1,0 +1,183 @@
+"""The application as it is deployed: a real uvicorn on loopback in a thread, the projections beside it."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+import projections.run
+from command_api.app import create_app
+from command_api.objects import ObjectStore
+from command_api.routes.parts import Parts
+from command_api.settings import ApiSettings, ControlSecrets
+from projections.settings import ProjectionsSettings
+from schemas.settings import NatsSettings, PostgresSettings, S3Settings
+
+PASSWORD = "correct horse battery"
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who is signed in."""
+
+    username: str
+    user_id: str
+    organization_id: str
+    workspace_id: str
+    token: str
+    http: httpx.AsyncClient
+
+    async def get(self, path: str, **arguments: Any) -> httpx.Response:
+        return await self.http.get(f"/api/v1{path}", **arguments)
+
+    async def delete(self, path: str) -> httpx.Response:
+        return await self.http.delete(f"/api/v1{path}")
+
+    async def post(
+        self, path: str, body: Any = None, *, key: str | None = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        sent = dict(headers or {}) | ({} if key is None else {"Idempotency-Key": key})
+        return await self.http.post(f"/api/v1{path}", json=body, headers=sent)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running application and its insides, which live on another thread's loop."""
+
+    app: FastAPI
+    url: str
+    s3: S3Settings
+
+    @property
+    def parts(self) -> Parts:
+        parts: Parts = self.app.state.parts
+        return parts
+
+
+@dataclass
+class Visit:
+    """One test's clients of a service, closed at its end."""
+
+    service: Service
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def client(self, token: str | None = None) -> httpx.AsyncClient:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        client = httpx.AsyncClient(base_url=self.service.url, headers=headers, trust_env=False, timeout=20)
+        return await self.stack.enter_async_context(client)
+
+    async def store(self) -> ObjectStore:
+        return await self.stack.enter_async_context(ObjectStore(self.service.s3))
+
+    async def sign_up(self, name: str = "ada") -> Person:
+        """A new person in an organization of their own."""
+        username = f"{name}-{uuid4().hex[:10]}"
+        stranger = await self.client()
+        body = {"username": username, "email": f"{username}@example.org", "password": PASSWORD}
+        answer = await stranger.post("/api/v1/auth/signup", json=body)
+        assert answer.status_code == 201, answer.text
+        found = answer.json()
+        return Person(
+            username=username,
+            user_id=found["user_id"],
+            organization_id=found["organization_id"],
+            workspace_id=found["workspace_id"],
+            token=found["access_token"],
+            http=await self.client(found["access_token"]),
+        )
+
+
+def settings_for(
+    database: PostgresSettings, nats: NatsSettings, s3: S3Settings, port: int, **changes: Any
+) -> ApiSettings:
+    key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return ApiSettings(
+        port=port,
+        public_url=f"http://127.0.0.1:{port}",
+        postgres=database,
+        nats=nats,
+        s3=s3,
+        secrets=ControlSecrets(
+            token_private_key_pem=SecretStr(key.decode()),
+            personal_key_hex=SecretStr("11" * 32),
+            index_key_hex=SecretStr("22" * 32),
+        ),
+        upload_part_bytes=5 * MEBIBYTE,
+        max_body_bytes=2 * MEBIBYTE,
+        **changes,
+    )
+
+
+@asynccontextmanager
+async def _serve(database: PostgresSettings, nats: NatsSettings, s3: S3Settings) -> AsyncIterator[Service]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    app = create_app(settings_for(database, nats, s3, port))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    stop, ready = asyncio.Event(), asyncio.Event()
+    folding = asyncio.create_task(
+        projections.run.run(ProjectionsSettings(postgres=database), stop, ready=ready.set)
+    )
+    try:
+        async with asyncio.timeout(30):
+            await ready.wait()
+            while not server.started:
+                assert not serving.done(), "the application did not start"
+                await asyncio.sleep(0.01)
+        yield Service(app, f"http://127.0.0.1:{port}", s3)
+    finally:
+        server.should_exit = True
+        await serving
+        stop.set()
+        await folding
+        listening.close()
+
+
+@contextmanager
+def running_service(database: PostgresSettings, nats: NatsSettings, s3: S3Settings) -> Iterator[Service]:
+    """Serve in a thread of its own, so that tests with loops of their own can share it."""
+    started: list[Service] = []
+    ready, stop = threading.Event(), threading.Event()
+    failed: list[BaseException] = []
+
+    async def serve() -> None:
+        async with _serve(database, nats, s3) as service:
+            started.append(service)
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+
+    def body() -> None:
+        try:
+            # `Runner.run` would take SIGINT for itself only in the main thread: fine here.
+            asyncio.run(serve())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=body, name="service")
+    thread.start()
+    try:
+        ready.wait(60)
+        if failed:
+            raise failed[0]
+        yield started[0]
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+    if failed:
+        raise failed[0]
