@@ -64,4 +64,7 @@ async def follow(conninfo: str, channel: str, on_wake: OnWake, *, poll_seconds: 
                     payloads = tuple([notification.payload async for notification in received])
         except CONNECTION_LOST as lost:
             log.warning("listener.reconnecting", channel=channel, reason=str(lost))
-            await asyncio.sleep(next(delays))
+        except Exception:
+            # The door of a listener: were it to end, all who wait on it would wait for ever.
+            log.exception("listener.failed", channel=channel)
+        await asyncio.sleep(next(delays))

@@ -196,14 +196,14 @@ def _adapter(facts: AdapterFacts) -> str:
 def _queued(event: job.JobQueued) -> str:
     why = {
         "requested": "",
-        "declined": " again, because the agent declined it",
-        "lease_expired": " again, because its agent was lost",
-        "released": " again, because its agent gave it back",
-        "retry": " again, because the last attempt failed",
+        "declined": ", because the agent declined it",
+        "lease_expired": ", because its agent was lost",
+        "released": ", because its agent gave it back",
+        "retry": ", because the last attempt failed",
     }[event.reason]
     resume = f", to go on from step {event.resume_step}" if event.resume_step else ""
     pause = f", in {event.not_before_seconds:g} s" if event.not_before_seconds else ""
-    return f"The job was queued{why} as attempt {event.attempt}{resume}{pause}."
+    return f"The job was queued as attempt {event.attempt}{why}{resume}{pause}."
 
 
 def _progressed(event: job.JobProgressed) -> str:

@@ -1,0 +1,96 @@
+"""Pages of the log, and one tail that many follow."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from projections.reader import LogReader, LogTail
+from tests.integration.projections.world import Writer, cut_connections, eventually, new_users, timed
+from tests.stories import DATASET, JOB, ORGANIZATION, STRANGERS, USER, admitted, requested, whole_dataset
+
+LONG = 60.0
+
+
+@pytest.fixture
+async def reader(conninfo: str) -> AsyncIterator[LogReader]:
+    async with AsyncConnectionPool[AsyncConnection[Any]](
+        conninfo, min_size=1, max_size=2, open=False
+    ) as pool:
+        yield LogReader(pool)
+
+
+async def test_an_empty_database_is_an_empty_log(reader: LogReader) -> None:
+    assert (await reader.page(0, 10), await reader.head(), await reader.log_id()) == ([], 0, None)
+
+
+async def test_pages_and_filters(reader: LogReader, writer: Writer) -> None:
+    first = writer.append(DATASET, *whole_dataset())
+    second = writer.append(JOB, *admitted(), organization_id=STRANGERS)
+    assert await reader.head() == second[-1]
+    assert await reader.log_id() == writer.log.log_id
+    assert [row.position for row in await reader.page(0, 100)] == [*first, *second]
+    assert [row.position for row in await reader.page(first[2], 3)] == list(first[3:6])
+    theirs = await reader.page(0, 100, organization_id=STRANGERS)
+    assert [row.stream_id for row in theirs] == [JOB] * len(second)
+    assert [row.type for row in await reader.page(0, 100, types=["kinora.job.planned"])] == [
+        "kinora.job.planned"
+    ]
+    (row,) = await reader.page(0, 1, organization_id=ORGANIZATION, stream_id=DATASET)
+    recorded = row.recorded()
+    assert (recorded.position, recorded.stream_id, recorded.event) == (first[0], DATASET, whole_dataset()[0])
+    public = row.public("log_1")
+    assert (public["position"], public["log_id"], public["metadata"]["actor"]) == (first[0], "log_1", USER)
+    assert (row.version, row.event_id) == (1, recorded.metadata.event_id)
+
+
+async def test_one_append_wakes_everybody(writer: Writer, conninfo: str) -> None:
+    head = writer.logins(1, new_users(1))
+    async with LogTail(conninfo, poll_seconds=LONG) as tail:
+        assert await tail.wait(0, timeout=20) == head
+        waiters = [asyncio.create_task(tail.wait(head, timeout=20)) for _ in range(500)]
+        await asyncio.sleep(0)
+        with timed() as elapsed:
+            newest = await asyncio.to_thread(writer.logins, 1, new_users(1))
+            assert await asyncio.gather(*waiters) == [newest] * 500
+            assert elapsed() < 5
+        assert await tail.wait(newest, timeout=0.1) == newest, "nothing came, so the head is as it was"
+        assert tail.since(0) is None, "this tail keeps nothing"
+
+
+async def test_a_cut_tail_misses_nothing(writer: Writer, conninfo: str) -> None:
+    users = new_users(2)
+    head = writer.logins(1, users)
+    async with LogTail(conninfo, poll_seconds=LONG, keep_bytes=2**20) as tail:
+        await tail.wait(0, timeout=20)
+        for _ in range(3):
+            assert cut_connections(conninfo) == 1
+            last = await asyncio.to_thread(writer.logins, 5, users)
+            await tail.wait(last - 1, timeout=20)
+
+            async def connected() -> bool:
+                return tail.head >= last  # noqa: B023 - awaited within the round
+
+            await eventually(connected, "the tail")
+        kept = tail.since(head)
+        assert kept is not None
+        assert [row.position for row in kept] == list(range(head + 1, head + 16))
+
+
+async def test_the_newest_events_are_kept_and_older_ones_read(writer: Writer, conninfo: str) -> None:
+    before = writer.append(JOB, requested())[-1]
+    async with LogTail(conninfo, poll_seconds=LONG, keep_bytes=6000) as tail:
+        await tail.wait(0, timeout=20)
+        assert tail.since(before) == []
+        assert tail.since(before - 1) is None, "what came before the tail is read in pages"
+        users = new_users(1)
+        last = await asyncio.to_thread(writer.logins, 40, users)
+        await tail.wait(last - 1, timeout=20)
+        assert tail.since(before) is None, "too much to keep"
+        kept = tail.since(last - 5)
+        assert kept is not None
+        assert [row.position for row in kept] == list(range(last - 4, last + 1))
+        assert {row.recorded().stream_id for row in kept} == set(users)

@@ -1,0 +1,39 @@
+"""Every event that the log can hold has one sentence of plain words."""
+
+import pytest
+
+from projections.sentences import LEVELS, level, sentence, untold
+from schemas.events import REGISTRY, Event, dataset, job
+from tests.stories import EVERY_EVENT
+
+
+def test_every_registered_type_has_words() -> None:
+    assert untold() == []
+
+
+def test_the_examples_cover_every_registered_type() -> None:
+    assert {type(event) for event in EVERY_EVENT} == set(REGISTRY.types)
+
+
+@pytest.mark.parametrize("event", EVERY_EVENT, ids=lambda event: type(event).TYPE)
+def test_a_sentence_is_one_line_that_ends_with_one_full_stop(event: Event) -> None:
+    words = sentence(event)
+    assert words[0].isupper() or words[0].isdigit() or words.startswith(("agt_", "usr_"))
+    assert words.endswith(".")
+    assert not words.endswith("..")
+    assert "\n" not in words
+    assert "  " not in words
+    assert level(event) in LEVELS
+
+
+def test_numbers_and_reasons_are_told() -> None:
+    assert (
+        sentence(job.JobQueued(attempt=2, reason="lease_expired", resume_step=6, not_before_seconds=2))
+        == "The job was queued as attempt 2, because its agent was lost, to go on from step 6, in 2 s."
+    )
+    assert sentence(job.JobStopRequested(mode="graceful", reason="")) == "The job is asked to stop."
+    assert (
+        sentence(job.AttemptFailed(attempt=1, code="oom", message="out of memory."))
+        == "Attempt 1 failed (oom): out of memory."
+    )
+    assert sentence(dataset.DatasetDeleted()) == "The dataset was deleted."
