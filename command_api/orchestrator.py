@@ -119,7 +119,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             hello=Introductions(
                 follower, bus, topology, settings.heartbeat_seconds, settings.lease_seconds
             ).hello,
-            reports=inbox.take,
+            report=inbox.deliver,
         )
         broker = make_broker(settings.nats, reconnected=reconnected)
         resubscribe = subscribe(broker, desk)
@@ -133,6 +133,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
                 relay.run(),
                 work.run(),
                 expiry.run(),
+                inbox.run(),
                 controls.run(),
                 admission.run(),
                 Watchdog(topology, inbox, resubscribe).run(),

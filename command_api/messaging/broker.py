@@ -1,19 +1,20 @@
 """The FastStream side: which subject is answered by what, with every setting that its defaults get wrong.
 
-Its default ack policy drops a report at the first transient error, redelivery without delay spins, and a
-pull subscriber with several workers breaks the order. All of that is set here, once.
+Its default ack policy drops a report at the first transient error, redelivery without delay spins, and
+several workers break the order. Its batch subscriber (0.7.8) throws a batch away whose time runs out
+while it asks for more: the reports come back only when the server misses them. So reports are pulled one
+by one, acknowledged by hand, and gathered into batches by the inbox itself.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from faststream import AckPolicy, Context, Path
+from faststream import AckPolicy, Path
 from faststream.message import StreamMessage
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
-from faststream.nats.message import NatsBatchMessage
 from faststream.nats.security import NatsUserPassword
 from nats.aio.msg import Msg
 
@@ -45,9 +46,7 @@ logger = logging.getLogger(__name__)
 ORGANIZATION, AGENT = "{organization}", "{agent}"
 AT_ONCE = 16
 """Requests of one kind that are answered at the same time; each agent asks one by one."""
-BATCH_REPORTS = 256
-BATCH_SECONDS = 0.1
-"""FastStream fills a batch for this long, so a lone report waits no longer than that."""
+FETCH_SECONDS = 5.0
 
 Token = Annotated[str, Path()]
 
@@ -60,7 +59,7 @@ class Desk:
     heartbeat: Callable[[str, str, Heartbeat], Awaitable[HeartbeatReply]]
     presign: Callable[[str, str, PresignRequest], Awaitable[PresignReply]]
     hello: Callable[[str, str, Hello], Awaitable[HelloReply]]
-    reports: Callable[[Sequence[Msg]], Awaitable[None]]
+    report: Callable[[Msg], Awaitable[None]]
 
 
 def make_broker(settings: NatsSettings, *, reconnected: Callback | None = None) -> NatsBroker:
@@ -123,7 +122,7 @@ def subscribe(broker: NatsBroker, desk: Desk) -> Callable[[], Awaitable[None]]:
         stream=JStream(REPORTS_STREAM, declare=False),
         durable=INBOX_DURABLE,
         config=inbox_config(),
-        pull_sub=PullSub(batch_size=BATCH_REPORTS, timeout=BATCH_SECONDS, batch=True),
+        pull_sub=PullSub(batch_size=1, timeout=FETCH_SECONDS),
         ack_policy=AckPolicy.MANUAL,
         decoder=_undecoded,
         title="reports",
@@ -131,8 +130,8 @@ def subscribe(broker: NatsBroker, desk: Desk) -> Callable[[], Awaitable[None]]:
     )
 
     @reports_subscriber
-    async def reports(message: Annotated[NatsBatchMessage, Context("message")]) -> None:
-        await desk.reports(message.raw_message)
+    async def reports(message: NatsMessage) -> None:
+        await desk.report(message.raw_message)
 
     async def resubscribe() -> None:
         await reports_subscriber.stop()
@@ -142,5 +141,5 @@ def subscribe(broker: NatsBroker, desk: Desk) -> Callable[[], Awaitable[None]]:
 
 
 async def _undecoded(message: StreamMessage[Any]) -> Any:
-    """The inbox reads each report itself: one that cannot be read must not spoil its batch."""
+    """The inbox reads reports itself: one that cannot be read is put aside, not redelivered for ever."""
     return message.body

@@ -38,6 +38,7 @@ GAP_DELAY = 1.0
 OUTAGE_DELAY = 2.0
 """Seconds before reports are taken again that database or store could not take."""
 ACK_TIMEOUT = 5.0
+BATCH_REPORTS = 256
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Sorted:
 
 
 class Inbox:
-    """Takes batches from REPORTS, one at a time."""
+    """Gathers what the subscriber delivers one by one, and commits it batch by batch."""
 
     def __init__(
         self,
@@ -87,8 +88,28 @@ class Inbox:
         self._cursors = cursors
         self._waiting: set[int] = set()
         """Stream sequences of the reports that wait for a gap to fill."""
-        self.taking = False
+        self._delivered: asyncio.Queue[Msg] = asyncio.Queue(BATCH_REPORTS)
         self.batches = 0
+        """Batches taken so far, so that a watchdog sees whether anything moves."""
+        self.taking = False
+
+    async def deliver(self, message: Msg) -> None:
+        """Take a message over, in order; waits while a whole batch waits already."""
+        await self._delivered.put(message)
+
+    async def run(self) -> None:
+        """Commit batches until cancelled: one message at once, or all that came during the last commit."""
+        try:
+            while True:
+                messages = [await self._delivered.get()]
+                messages += self._rest(BATCH_REPORTS - 1)
+                await self.take(messages)
+        finally:
+            # Whoever is active next should not have to wait until the server misses us.
+            await _send_back(self._rest(BATCH_REPORTS), 0)
+
+    def _rest(self, limit: int) -> list[Msg]:
+        return [self._delivered.get_nowait() for _ in range(min(limit, self._delivered.qsize()))]
 
     async def take(self, messages: Sequence[Msg]) -> None:
         """Commit a batch and acknowledge it; whatever could not be committed comes again."""

@@ -115,7 +115,8 @@ def inbox_config() -> ConsumerConfig:
         description="commits reports to the log",
         deliver_policy=DeliverPolicy.ALL,
         ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=30,
+        # A commit takes milliseconds; what a killed orchestrator held comes back after this.
+        ack_wait=10,
         max_deliver=-1,
         max_ack_pending=4096,
         filter_subject=REPORTS_SUBJECTS,
