@@ -31,7 +31,7 @@ class Prefix(StrEnum):
     UPLOAD = "upl"
 
 
-ID_PATTERN = re.compile(r"^([a-z]{2,4})_([0-9a-f]{32})$")
+ID_PATTERN = re.compile(r"^([a-z]{2,4})_([0-9a-f]{32})\Z")
 
 UserId = Annotated[str, StringConstraints(pattern=r"^usr_[0-9a-f]{32}$")]
 OrganizationId = Annotated[str, StringConstraints(pattern=r"^org_[0-9a-f]{32}$")]
@@ -71,9 +71,11 @@ def id_uuid(identifier: str) -> UUID:
     Raises:
         ValueError: when `identifier` is not a prefix and 32 hexadecimal digits.
     """
-    match = ID_PATTERN.match(identifier)
+    match = ID_PATTERN.fullmatch(identifier)
     if match is None:
-        raise ValueError(f"{identifier!r} is not an id; expected a prefix and 32 hexadecimal digits, like job_0192…")
+        raise ValueError(
+            f"{identifier!r} is not an id; expected a prefix and 32 hexadecimal digits, like job_0192…"
+        )
     return UUID(hex=match.group(2))
 
 
@@ -83,7 +85,9 @@ def id_prefix(identifier: str) -> Prefix:
     Raises:
         ValueError: when it is not an id or its prefix is unknown.
     """
-    match = ID_PATTERN.match(identifier)
+    match = ID_PATTERN.fullmatch(identifier)
     if match is None:
-        raise ValueError(f"{identifier!r} is not an id; expected a prefix and 32 hexadecimal digits, like job_0192…")
+        raise ValueError(
+            f"{identifier!r} is not an id; expected a prefix and 32 hexadecimal digits, like job_0192…"
+        )
     return Prefix(match.group(1))

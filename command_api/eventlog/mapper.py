@@ -56,17 +56,17 @@ def canonical_state(logged: LoggedEvent) -> bytes:
         raise EventNotCanonical(
             f"recorded_at of {event_type} is {logged.metadata.recorded_at.isoformat()}; give a time in UTC"
         )
-    envelope = Envelope(
-        type=event_type,
-        schema_version=type(logged.event).VERSION,
-        stream_id=logged.stream_id,
-        version=logged.version,
-        metadata=logged.metadata,
-        payload=logged.event.model_dump(mode="json"),
-    )
+    # Not through `Envelope`, whose untyped payload would let pydantic turn NaN into null silently.
+    envelope: dict[str, Any] = {
+        "type": event_type,
+        "schema_version": type(logged.event).VERSION,
+        "stream_id": logged.stream_id,
+        "version": logged.version,
+        "metadata": logged.metadata.model_dump(mode="json"),
+        "payload": logged.event.model_dump(mode="json"),
+    }
     try:
-        # Python mode first, because pydantic's JSON would turn NaN into null and lose it silently.
-        state = rfc8785.dumps(envelope.model_dump(mode="json"))
+        state = rfc8785.dumps(envelope)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise EventNotCanonical(
             f"{event_type} v{logged.version} of {logged.stream_id} cannot be written exactly: {error};"
