@@ -23,6 +23,7 @@ class _Background:
         self.ready: Future[Credentials] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="supervisor")
 
     def start(self) -> None:
@@ -30,6 +31,7 @@ class _Background:
 
     def stop(self) -> None:
         """Stop everything and wait until it is stopped."""
+        self._stopping = True
         if self._loop is not None and self._task is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
@@ -47,6 +49,8 @@ class _Background:
 
     async def _supervise(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._stopping:
+            return
         async with Supervisor(self._folder, owner_username=self._owner, on_event=self._say) as supervisor:
             self.ready.set_result(supervisor.credentials)
             await supervisor.until(asyncio.Event())

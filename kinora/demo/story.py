@@ -94,7 +94,7 @@ def run_demo(output: Path, videos: Path | None, console: Console) -> Result:
         dataset_paths(videos)  # Bad captions are an error now, before anything is started.
     model_folder = output / "base-model"
     with (
-        running_service(output / "data", owner="demo", steps=steps) as credentials,
+        running_service(output / "data", owner="demo", console=console) as credentials,
         Client(credentials) as client,
     ):
         me = client.get("/users/me")
