@@ -1,4 +1,4 @@
-"""The real servers, started once per run; each test gets a database, a bucket and an empty JetStream of its own."""
+"""The real servers, started once per run; each test gets a database, a bucket and an empty JetStream."""
 
 import asyncio
 import secrets

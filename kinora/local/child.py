@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Self
 
 import psutil
 from pydantic import ValidationError
@@ -54,13 +54,26 @@ class _Identity(Message):
     created: float
     program: str
 
+    @classmethod
+    def of(cls, process: psutil.Process) -> Self:
+        return cls(pid=process.pid, created=process.create_time(), program=process.exe())
+
+    def process(self) -> psutil.Process | None:
+        """The process, if it is still there; never another one."""
+        try:
+            found = psutil.Process(self.pid)
+            same = abs(found.create_time() - self.created) < 2 and found.exe() == self.program
+        except psutil.Error:
+            return None
+        return found if same else None
+
 
 class Child:
     """A running `Program`. It gets a session of its own, so that Ctrl-C in a terminal reaches only us.
 
-    On Linux the kernel sends it `stop_signal` when the *thread* that started it ends, so start children in a
-    thread that lives as long as they should. Elsewhere a killed parent leaves it behind, and the next start on
-    the same data folder ends it.
+    On Linux the kernel sends it `stop_signal` when the *thread* that started it ends, so start children in
+    a thread that lives as long as they should. Elsewhere a killed parent leaves it behind, and the next
+    start on the same data folder ends it.
     """
 
     def __init__(self, program: Program, folder: DataFolder) -> None:
@@ -102,11 +115,7 @@ class Child:
                 f"{self.name} cannot be started from {self.program.command[0]}: {error}"
             ) from error
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended at once: the caller's wait will tell
-            created = psutil.Process(self._process.pid).create_time()
-            identity = _Identity(
-                pid=self._process.pid, created=created, program=Path(self.program.command[0]).name
-            )
-            write_private(self._identity_file, revealed_json(identity))
+            write_private(self._identity_file, revealed_json(_Identity.of(psutil.Process(self._process.pid))))
 
     async def ready(self, probe: Callable[[], Awaitable[bool]], *, seconds: float) -> None:
         """Wait until `probe` answers true.
@@ -172,34 +181,29 @@ class Child:
                 start_new_session=True,
                 pass_fds=program.descriptors,
                 preexec_fn=_end_with_parent(program.stop_signal),
-                **_as_account(program.account),
+                user=program.account.uid if program.account else None,
+                group=program.account.gid if program.account else None,
+                extra_groups=[] if program.account else None,
             )
         finally:
             os.close(descriptor)
 
     async def end_leftover(self) -> None:
         """End the process of this name that a crash of ours left behind."""
-        leftover = self._leftover()
+        try:
+            leftover = _Identity.model_validate_json(self._identity_file.read_text()).process()
+        except (FileNotFoundError, ValidationError):
+            return
         if leftover is None:
             return
         # It was told to stop when its parent died; a server may still be writing its last page.
-        for act in (lambda: None, leftover.terminate, leftover.kill):
+        for number in (None, self.program.stop_signal, signal.SIGKILL):
             with contextlib.suppress(psutil.NoSuchProcess):
-                act()
-            if await _gone(leftover, seconds=self.program.stop_seconds if act != leftover.kill else 10):
+                if number is not None:
+                    leftover.send_signal(number)
+            if await _gone(leftover, seconds=self.program.stop_seconds):
                 break
         self._identity_file.unlink(missing_ok=True)
-
-    def _leftover(self) -> psutil.Process | None:
-        try:
-            identity = _Identity.model_validate_json(self._identity_file.read_text())
-            process = psutil.Process(identity.pid)
-            same = abs(process.create_time() - identity.created) < 2
-            # A different program with that number at that second would be a coincidence; a wrong kill is not worth it.
-            named = Path(process.exe()).name == Path(identity.program).resolve().name
-        except (FileNotFoundError, ValidationError, psutil.Error):
-            return None
-        return process if same and (named or identity.program in " ".join(process.cmdline()[:1])) else None
 
     def _rotate_logs(self) -> None:
         for number in range(_KEPT_LOGS - 1, 0, -1):
@@ -216,12 +220,6 @@ async def _gone(process: psutil.Process, *, seconds: float) -> bool:
             return False
         await asyncio.sleep(0.05)
     return True
-
-
-def _as_account(account: Account | None) -> dict[str, object]:
-    if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": []}
 
 
 def _end_with_parent(stop_signal: signal.Signals) -> Callable[[], None] | None:

@@ -79,5 +79,5 @@ class DataFolder:
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise DataFolderRefused(
-                f"the data folder {self.root} cannot be used: {error}; set KINORA_HOME to a folder of your own"
+                f"the data folder {self.root} cannot be used: {error}; set KINORA_HOME to one of your own"
             ) from error

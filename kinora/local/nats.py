@@ -19,7 +19,7 @@ CONTROL_USER = "control"
 AGENT_USER = "agent"
 
 _GIB = 2**30
-_STORE_LIMITS = (1 * _GIB, 16 * _GIB)
+_STORE_LIMITS = (2 * _GIB, 16 * _GIB)
 
 AGENT_MAY_PUBLISH = (
     "kinora.claim.>",
@@ -61,7 +61,7 @@ class NatsServer:
         return f"nats://{LOOPBACK}:{self._port}"
 
     def store_bytes(self) -> int:
-        """What JetStream may fill: half of the disk's free space, chosen once, because streams reserve of it."""
+        """What JetStream may fill: half of the free disk, chosen once, because streams reserve of it."""
         memory = self._folder.nats / "store-bytes"
         if not memory.exists():
             least, most = _STORE_LIMITS
@@ -105,7 +105,7 @@ class NatsServer:
             "ping_interval": "20s",
             "jetstream": {
                 "store_dir": str(self._folder.nats / "store"),
-                "sync_interval": "always",  # the default acknowledges up to two minutes before the disk has it
+                "sync_interval": "always",  # the default acknowledges minutes before the disk has it
                 "max_file_store": self.store_bytes(),
             },
             "authorization": {

@@ -1,4 +1,4 @@
-"""PostgreSQL as our foreground child, from the programs of a wheel: no installation, no daemon left behind."""
+"""PostgreSQL as our foreground child, from the programs of a wheel: no installation, no daemon."""
 
 import asyncio
 import os
@@ -141,7 +141,6 @@ class PostgresServer:
         write_private(password, self._secrets.postgres_superuser_password.get_secret_value())
         if account is not None:
             os.chown(password, account.uid, account.gid)
-        identity = {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
         try:
             done = subprocess.run(
                 [
@@ -164,7 +163,9 @@ class PostgresServer:
                 text=True,
                 pass_fds=(self._descriptor,),
                 check=False,
-                **identity,  # type: ignore[call-overload]
+                user=account.uid if account else None,
+                group=account.gid if account else None,
+                extra_groups=[] if account else None,
             )
         finally:
             password.unlink()

@@ -32,7 +32,7 @@ def kept_secrets(folder: DataFolder) -> LocalSecrets:
     """The data folder's secrets; generated the first time.
 
     Raises:
-        DataFolderRefused: when the file is damaged, or is missing although there are data: new keys would not open them.
+        DataFolderRefused: when the file is damaged, or missing although there are data that it opens.
     """
     try:
         return LocalSecrets.model_validate_json(folder.secrets.read_text())
@@ -53,16 +53,19 @@ def kept_secrets(folder: DataFolder) -> LocalSecrets:
     return made
 
 
+def _password() -> SecretStr:
+    return SecretStr(secrets.token_urlsafe(32))
+
+
 def _generate() -> LocalSecrets:
-    password = lambda: SecretStr(secrets.token_urlsafe(32))  # noqa: E731
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     return LocalSecrets(
         instance_id=secrets.token_hex(8),
-        postgres_superuser_password=password(),
-        postgres_password=password(),
-        nats_control_password=password(),
-        nats_agent_password=password(),
+        postgres_superuser_password=_password(),
+        postgres_password=_password(),
+        nats_control_password=_password(),
+        nats_agent_password=_password(),
         s3_access_key=f"KNR{secrets.token_hex(8).upper()}",
         s3_secret_key=SecretStr(secrets.token_hex(20)),
         token_private_key_pem=SecretStr(pem),

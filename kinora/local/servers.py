@@ -1,6 +1,8 @@
 """The three embedded servers of one data folder, together."""
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Coroutine, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,7 @@ class EmbeddedServers:
         self.folder = DataFolder(data_folder.absolute())
         self._held = ExitStack()
         self._servers: dict[ServerName, Server] = {}
+        self._turns: defaultdict[ServerName, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ports: Ports | None = None
         self._secrets: LocalSecrets | None = None
 
@@ -43,12 +46,7 @@ class EmbeddedServers:
                 "nats": NatsServer(self.folder, self._secrets, self._ports),
                 "s3": S3Server(self.folder, self._secrets, self._ports),
             }
-            started = await asyncio.gather(
-                *(server.start() for server in self._servers.values()), return_exceptions=True
-            )
-            for result in started:
-                if isinstance(result, BaseException):
-                    raise result
+            await _all(server.start() for server in self._servers.values())
         except BaseException:
             await self._stop()
             raise
@@ -121,18 +119,32 @@ class EmbeddedServers:
 
     async def restart(self, name: ServerName) -> None:
         """End one server and start it again on the same address."""
-        await self._servers[name].stop()
-        await self._servers[name].start()
+        async with self._turns[name]:
+            await self._servers[name].stop()
+            await self._servers[name].start()
+
+    async def revive(self, name: ServerName) -> None:
+        """Start a server that has died; does nothing when somebody else just did.
+
+        Raises:
+            LocalError: when it does not become ready.
+        """
+        async with self._turns[name]:
+            if not self.child(name).running:
+                await self._servers[name].stop()
+                await self._servers[name].start()
 
     async def _stop(self) -> None:
         try:
-            results = await asyncio.gather(
-                *(server.stop() for server in self._servers.values()), return_exceptions=True
-            )
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
+            await _all(server.stop() for server in self._servers.values())
             if "postgres" in self._servers:
                 self._postgres.release()
         finally:
             self._held.close()
+
+
+async def _all(actions: Iterable[Coroutine[None, None, None]]) -> None:
+    """Do all of them to their end; raise the first failure afterwards, so that nothing goes on unseen."""
+    for result in await asyncio.gather(*actions, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

@@ -1,7 +1,7 @@
 """Lets root run PostgreSQL, which refuses to be root, without opening a single folder to others.
 
-`initdb` and `postgres` run as ``nobody``. Their data stay in the data folder, whose parents ``nobody`` may not
-enter: the processes inherit an open descriptor of it and reach it as ``/proc/self/fd/<n>``. The programs
+`initdb` and `postgres` run as ``nobody``. Their data stay in the data folder, whose parents ``nobody`` may
+not enter: the processes inherit an open descriptor of it and reach it as ``/proc/self/fd/<n>``. The programs
 themselves must be found by their path, so they are copied to a public place if theirs is not.
 """
 

@@ -1,0 +1,31 @@
+"""Assembles the command line."""
+
+import typer
+
+from kinora.cli import datasets, events, jobs, models, projections, roles
+from kinora.cli.demo import demo
+from kinora.cli.doctor import doctor
+from kinora.cli.up import up
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals hold secrets
+    help="Fine-tune video-text models with QLoRA, every step an event.",
+)
+app.command()(demo)
+app.command()(up)
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(models.app, name="models")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(events.app, name="events")
+app.command()(doctor)
+for role in (roles.api, roles.orchestrator, roles.agent):
+    app.command()(role)
+# Alone the role, with a subcommand what one can do to read models.
+app.add_typer(
+    projections.app,
+    name="projections",
+    callback=roles.projections,
+    invoke_without_command=True,
+    no_args_is_help=False,
+)

@@ -1,0 +1,31 @@
+"""`kinora api|orchestrator|projections|agent`: one process of the service each."""
+
+import typer
+
+from kinora.cli.output import door
+from kinora.roles import run_role
+
+
+@door
+def api() -> None:
+    """Run the REST API and live feed (settings: KINORA_SETTINGS_FILE)."""
+    run_role("api")
+
+
+@door
+def orchestrator() -> None:
+    """Run relay, inbox, policies and leases; a second one waits for its turn."""
+    run_role("orchestrator")
+
+
+@door
+def projections(context: typer.Context) -> None:
+    """Run the read side, or do something to a read model."""
+    if context.invoked_subcommand is None:
+        run_role("projections")
+
+
+@door
+def agent() -> None:
+    """Run the agent of one node."""
+    run_role("agent")

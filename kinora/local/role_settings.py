@@ -1,0 +1,70 @@
+"""The settings of every role when the servers are embedded ones."""
+
+from command_api.settings import ApiSettings, ControlSecrets, OrchestratorSettings
+from kinora.local.ports import LOOPBACK
+from kinora.local.servers import EmbeddedServers
+from projections.settings import ProjectionsSettings
+from schemas.base import Message
+from schemas.ids import AgentId, OrganizationId
+from trainer_agent.settings import AgentSettings
+
+
+class EnrolledAgent(Message):
+    """Who the agent of this machine is, as the control plane answered when it was enrolled."""
+
+    agent_id: AgentId
+    organization_id: OrganizationId
+    pool: str
+    name: str
+
+
+def api_settings(servers: EmbeddedServers) -> ApiSettings:
+    """The API of an embedded installation."""
+    return ApiSettings(
+        host=LOOPBACK,
+        port=servers.ports.api,
+        public_url=f"http://{LOOPBACK}:{servers.ports.api}",
+        postgres=servers.postgres,
+        nats=servers.nats_control,
+        s3=servers.s3,
+        secrets=_control_secrets(servers),
+    )
+
+
+def orchestrator_settings(servers: EmbeddedServers) -> OrchestratorSettings:
+    """The orchestrator of an embedded installation."""
+    standard: int = OrchestratorSettings.model_fields["events_max_bytes"].default
+    return OrchestratorSettings(
+        postgres=servers.postgres,
+        nats=servers.nats_control,
+        s3=servers.s3,
+        secrets=_control_secrets(servers),
+        # Streams reserve what they may fill; a quarter leaves room for the others on a small disk.
+        events_max_bytes=min(standard, servers.nats_store_bytes // 4),
+    )
+
+
+def projections_settings(servers: EmbeddedServers) -> ProjectionsSettings:
+    """The read side of an embedded installation."""
+    return ProjectionsSettings(postgres=servers.postgres)
+
+
+def agent_settings(servers: EmbeddedServers, agent: EnrolledAgent) -> AgentSettings:
+    """The one agent of an embedded installation."""
+    return AgentSettings(
+        agent_id=agent.agent_id,
+        organization_id=agent.organization_id,
+        pool=agent.pool,
+        name=agent.name,
+        nats=servers.nats_agent,
+        work_folder=servers.folder.agent_work,
+    )
+
+
+def _control_secrets(servers: EmbeddedServers) -> ControlSecrets:
+    secrets = servers.secrets
+    return ControlSecrets(
+        token_private_key_pem=secrets.token_private_key_pem,
+        personal_key_hex=secrets.personal_key_hex,
+        index_key_hex=secrets.index_key_hex,
+    )
