@@ -72,7 +72,7 @@ class S3Server:
                 *("--addr", f"{LOOPBACK}:{self._port}"),
                 *("--config", ""),  # nobody's remotes
                 *("--vfs-cache-mode", "off"),  # a cache would hang when the folder changes below it
-                *("--dir-cache-time", "0s"),
+                *("--dir-cache-time", "1s"),  # with 0s a DELETE never returns
                 *("--umask", "077"),
             ],
             # The inner quotes keep the comma: the variable is read as a line of CSV.
