@@ -1,6 +1,7 @@
 """nats-server with JetStream as our child: loopback only, every acknowledged message on disk."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 import signal
@@ -138,6 +139,8 @@ class NatsServer:
             return False
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
         if not greeting.startswith(b"INFO "):
             raise ChildFailed(f"something that is not NATS answers on port {self._port}; end it")
         about = json.loads(greeting.removeprefix(b"INFO "))

@@ -86,14 +86,12 @@ async def test_an_agent_makes_no_streams_or_consumers(nats: NatsSettings, nats_a
 
 
 async def test_strangers_are_refused_by_nats_and_s3(servers: EmbeddedServers, s3: S3Settings) -> None:
+    stranger = nats_client.NATS()
     with pytest.raises(NatsError):
-        await nats_client.connect(
-            servers.nats_control.url,
-            user="control",
-            password="guess",
-            max_reconnect_attempts=0,
-            allow_reconnect=False,
+        await stranger.connect(
+            servers.nats_control.url, user="control", password="guess", allow_reconnect=False
         )
+    await stranger.close()
     async with httpx.AsyncClient() as client:
         listing = await client.get(f"{s3.endpoint_url}/{s3.bucket}")
     assert listing.status_code in (400, 403)

@@ -1,0 +1,47 @@
+"""Settings files keep secrets readable to their role and to nobody else, and say what is wrong with them."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from kinora.settings import SETTINGS_VARIABLE, SettingsRefused, data_folder, read_settings, write_settings
+from projections.settings import ProjectionsSettings
+from schemas.settings import PostgresSettings
+
+SETTINGS = ProjectionsSettings(postgres=PostgresSettings(host="/run/x", password=SecretStr("tell nobody")))
+
+
+def test_settings_survive_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "projections.json"
+    write_settings(path, SETTINGS)
+    assert read_settings(ProjectionsSettings, {SETTINGS_VARIABLE: str(path)}) == SETTINGS
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["projections.json"]
+
+
+def test_an_unnamed_file_is_refused_with_the_remedy() -> None:
+    with pytest.raises(SettingsRefused, match="KINORA_SETTINGS_FILE is not set"):
+        read_settings(ProjectionsSettings, {})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsRefused, match=r"absent\.json cannot be read: No such file"):
+        read_settings(ProjectionsSettings, {SETTINGS_VARIABLE: str(tmp_path / "absent.json")})
+
+
+def test_a_wrong_field_is_named_and_no_secret_is_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "projections.json"
+    path.write_text('{"postgres": {"host": "h", "password": ["tell nobody"]}, "page_size": 0}')
+    with pytest.raises(SettingsRefused, match=r"postgres\.password: .*page_size: ") as refusal:
+        read_settings(ProjectionsSettings, {SETTINGS_VARIABLE: str(path)})
+    assert "tell nobody" not in str(refusal.value)
+    assert refusal.value.__cause__ is None
+
+
+def test_the_data_folder_is_named_or_in_the_users_home() -> None:
+    assert data_folder({"KINORA_HOME": "/srv/kinora"}) == Path("/srv/kinora")
+    assert data_folder({"KINORA_HOME": "~/mine"}) == Path.home() / "mine"
+    assert data_folder({"KINORA_HOME": ""}) == Path.home() / ".local/share/kinora"
+    assert data_folder({}) == Path.home() / ".local/share/kinora"
