@@ -143,6 +143,7 @@ def test_a_number_that_json_lacks_is_refused_and_not_turned_into_null(number: fl
         canonical_state(place(progressed(loss=number)))
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_floats_come_back_bit_for_bit(number: float) -> None:
     state = canonical_state(place(progressed(loss=number)))

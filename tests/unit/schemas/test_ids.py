@@ -5,7 +5,7 @@ import time
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.ids import Prefix, derived_id, id_prefix, id_uuid, new_id, uuid7
@@ -14,6 +14,7 @@ ZEROS = "0" * 32
 PREFIXES = st.sampled_from(list(Prefix))
 
 
+@settings(deadline=None)
 @given(PREFIXES)
 def test_a_new_id_names_its_kind_and_carries_its_uuid(prefix: Prefix) -> None:
     identifier = new_id(prefix)
@@ -35,6 +36,7 @@ def test_ids_do_not_repeat() -> None:
     assert len({uuid7() for _ in range(10_000)}) == 10_000
 
 
+@settings(deadline=None)
 @given(PREFIXES, st.text(max_size=40), st.text(max_size=40))
 def test_a_derived_id_is_always_the_same_and_its_own(prefix: Prefix, name: str, other: str) -> None:
     parent = new_id(Prefix.JOB)
