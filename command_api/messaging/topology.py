@@ -36,9 +36,10 @@ from schemas.subjects import (
 
 logger = logging.getLogger(__name__)
 
-REPORTS_MAX_BYTES = 2**30
-DEAD_LETTERS_MAX_BYTES = 64 * 2**20
-WORK_MAX_BYTES = 256 * 2**20
+REPORTS_MAX_BYTES = 256 * 2**20
+DEAD_LETTERS_MAX_BYTES = 32 * 2**20
+"""The server reserves these sizes, so their sum has to fit a small disk."""
+WORK_MAX_BYTES = 64 * 2**20
 
 _IMMUTABLE = ("retention", "storage")
 """What the server cannot change of a stream in place."""

@@ -1,0 +1,198 @@
+"""The relay: every event once, in order, without a hole, whatever happens to either end."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from nats.aio.client import Client
+from nats.js.api import RawStreamMsg
+
+from command_api.eventlog.log import EventLog
+from command_api.messaging.connection import connect
+from command_api.messaging.epochs import Epochs
+from command_api.messaging.relay import BATCH_EVENTS, Relay
+from command_api.messaging.topology import Topology
+from command_api.messaging.wake import LogWake
+from schemas.commands.agent import MarkAgentLost, MarkAgentOnline
+from schemas.settings import NatsSettings, PostgresSettings
+from schemas.subjects import (
+    EPOCH_HEADER,
+    EVENTS_STREAM,
+    LOG_ID_HEADER,
+    POSITION_HEADER,
+    PREVIOUS_POSITION_HEADER,
+)
+from tests.integration.messaging.world import World, eventually
+
+MAX_BYTES = 64 * 2**20
+
+
+@dataclass
+class Outside:
+    """What the relay publishes to, and its topology."""
+
+    client: Client
+    topology: Topology
+    conninfo: str
+
+    async def messages(self) -> list[RawStreamMsg]:
+        state = (await self.topology.js.stream_info(EVENTS_STREAM)).state
+        sequences = range(state.first_seq, state.last_seq + 1) if state.messages else ()
+        return [await self.topology.js.get_msg(EVENTS_STREAM, sequence) for sequence in sequences]
+
+    async def last_position(self) -> int:
+        info = await self.topology.js.stream_info(EVENTS_STREAM)
+        if not info.state.messages:
+            return 0
+        last = await self.topology.js.get_msg(EVENTS_STREAM, info.state.last_seq)
+        return int((last.headers or {})[POSITION_HEADER])
+
+    async def caught_up(self, log: EventLog) -> None:
+        async def look() -> bool:
+            return await self.last_position() == await asyncio.to_thread(log.head)
+
+        await eventually(look, "a relay that has caught up")
+
+
+@pytest.fixture
+async def outside(database: PostgresSettings, nats: NatsSettings) -> AsyncIterator[Outside]:
+    async with connect(nats, "test") as client:
+        topology = Topology(client.jetstream(), MAX_BYTES)
+        await topology.ensure_streams()
+        yield Outside(client, topology, database.conninfo())
+
+
+@asynccontextmanager
+async def relaying(outside: Outside, log: EventLog) -> AsyncIterator[Relay]:
+    wake = LogWake(outside.conninfo)
+    relay = Relay(outside.client, outside.topology, log, Epochs(outside.conninfo), wake.waiter())
+    tasks = [asyncio.create_task(wake.run()), asyncio.create_task(relay.run())]
+    try:
+        yield relay
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def some_events(world: World, count: int) -> None:
+    agent_id = await world.enroll()
+    for number in range(count):
+        lost = MarkAgentLost(agent_id=agent_id, reason="lease_expired")
+        await world.ask(lost if number % 2 else MarkAgentOnline(agent_id=agent_id))
+
+
+async def check(world: World, outside: Outside) -> list[RawStreamMsg]:
+    """The stream holds the whole log: same bytes, same order, every header chained to the one before."""
+    stored = await asyncio.to_thread(world.log.read_all, 0, 100_000)
+    messages = await outside.messages()
+    assert [message.data for message in messages] == [event.state for event in stored]
+    previous = 0
+    for message, event in zip(messages, stored, strict=True):
+        headers = message.headers or {}
+        assert headers[POSITION_HEADER] == str(event.position)
+        assert headers[PREVIOUS_POSITION_HEADER] == str(previous)
+        assert headers[LOG_ID_HEADER] == world.log.log_id
+        assert headers["Nats-Msg-Id"] == event.event_id
+        previous = event.position
+    return messages
+
+
+async def test_the_log_is_published_with_its_attributes(world: World, outside: Outside) -> None:
+    async with relaying(outside, world.log):
+        await some_events(world, 20)
+        await outside.caught_up(world.log)
+    messages = await check(world, outside)
+    envelope = json.loads(messages[-1].data or b"")
+    headers = messages[-1].headers or {}
+    assert headers["ce-id"] == envelope["metadata"]["event_id"]
+    assert headers["ce-type"] == f"{envelope['type']}.v1"
+    assert headers["ce-subject"] == envelope["stream_id"]
+    assert headers["ce-time"] == envelope["metadata"]["recorded_at"]
+    assert headers["ce-specversion"] == "1.0"
+    assert headers[EPOCH_HEADER] == "1"
+    subject = f"kinora.v1.{world.organization_id}.{world.workspace_id}.agent.lost"
+    assert messages[-1].subject == subject
+
+
+async def test_it_goes_on_where_the_stream_ends(world: World, outside: Outside) -> None:
+    for _ in range(3):
+        async with relaying(outside, world.log):
+            await some_events(world, 10)
+            await outside.caught_up(world.log)
+        await some_events(world, 5)
+    async with relaying(outside, world.log):
+        await outside.caught_up(world.log)
+    await check(world, outside)
+
+
+async def test_a_long_log_is_published_in_batches(world: World, outside: Outside) -> None:
+    agent_id = await world.enroll()
+    toggles = (MarkAgentOnline(agent_id=agent_id), MarkAgentLost(agent_id=agent_id, reason="shut_down"))
+    for number in range(2 * BATCH_EVENTS + 7):
+        await world.ask(toggles[number % 2])
+    async with relaying(outside, world.log):
+        await outside.caught_up(world.log)
+    await check(world, outside)
+
+
+async def test_two_relays_never_publish_twice_or_out_of_order(world: World, outside: Outside) -> None:
+    async with relaying(outside, world.log), relaying(outside, world.log), relaying(outside, world.log):
+        await asyncio.gather(*(some_events(world, 60) for _ in range(4)))
+        await outside.caught_up(world.log)
+    await check(world, outside)
+
+
+async def test_an_emptied_stream_is_filled_again_under_a_new_epoch(world: World, outside: Outside) -> None:
+    async with relaying(outside, world.log) as relay:
+        await some_events(world, 20)
+        await outside.caught_up(world.log)
+        await outside.topology.js.delete_stream(EVENTS_STREAM)
+        relay.check_soon()
+        await outside.topology.ensure_streams()
+        await outside.caught_up(world.log)
+        await some_events(world, 5)
+        await outside.caught_up(world.log)
+    messages = await check(world, outside)
+    assert {(message.headers or {})[EPOCH_HEADER] for message in messages} == {"2"}
+
+
+async def test_a_stream_that_lost_its_messages_but_not_its_count(world: World, outside: Outside) -> None:
+    config = (await outside.topology.js.stream_info(EVENTS_STREAM)).config
+    assert config.deny_purge
+    async with relaying(outside, world.log):
+        await some_events(world, 20)
+        await outside.caught_up(world.log)
+    # What an administrator's retention would do.
+    await outside.topology.js.update_stream(config.evolve(max_age=0.2, duplicate_window=0.1))
+
+    async def empty() -> bool:
+        return (await outside.topology.js.stream_info(EVENTS_STREAM)).state.messages == 0
+
+    await eventually(empty, "an emptied stream")
+    async with relaying(outside, world.log):
+        await outside.caught_up(world.log)
+    messages = await check(world, outside)
+    assert {(message.headers or {})[EPOCH_HEADER] for message in messages} == {"2"}
+
+
+async def test_the_stream_of_another_log_is_replaced(world: World, outside: Outside) -> None:
+    headers = {POSITION_HEADER: "7", LOG_ID_HEADER: "log_of_somebody_else", EPOCH_HEADER: "1"}
+    await outside.topology.js.publish("kinora.v1._._.user.registered", b"{}", headers=headers)
+    async with relaying(outside, world.log):
+        await outside.caught_up(world.log)
+    await check(world, outside)
+
+
+async def test_the_topology_is_only_corrected(outside: Outside) -> None:
+    await outside.topology.ensure_pool("org_1", "default")
+    before = (await outside.topology.js.stream_info(EVENTS_STREAM)).created
+    await outside.topology.ensure_streams()
+    assert not await outside.topology.repair()
+    assert (await outside.topology.js.stream_info(EVENTS_STREAM)).created == before
+    await outside.topology.js.delete_stream("WORK")
+    assert await outside.topology.repair()
+    assert (await outside.topology.js.stream_info("WORK")).state.consumer_count == 6
