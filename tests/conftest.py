@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from command_api.objects import ObjectStore
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
 
@@ -58,10 +59,16 @@ def nats_agent(servers: EmbeddedServers, nats: NatsSettings) -> NatsSettings:
 def s3(servers: EmbeddedServers) -> Iterator[S3Settings]:
     """An empty bucket."""
     bucket = f"test-{secrets.token_hex(6)}"
-    folder = servers.folder.s3 / bucket
-    folder.mkdir()
-    yield servers.s3.model_copy(update={"bucket": bucket})
-    shutil.rmtree(folder)
+    settings = servers.s3.model_copy(update={"bucket": bucket})
+    asyncio.run(_create_bucket(settings))
+    yield settings
+    shutil.rmtree(servers.folder.s3 / bucket)
+
+
+async def _create_bucket(settings: S3Settings) -> None:
+    # Through the server: it would notice a folder that is made behind its back only after a second.
+    async with ObjectStore(settings) as store:
+        await store.ensure_bucket()
 
 
 async def _delete_streams(settings: NatsSettings) -> None:
