@@ -1,4 +1,4 @@
-"""Training state on disk: complete or absent, verified by hash, free of pickles, and enough to go on bit for bit.
+"""Training state on disk: complete or absent, verified by hash, free of pickles, enough to go on bit for bit.
 
 A folder ``checkpoint-{step}`` is a PEFT adapter plus ``optimizer.safetensors`` (moments and random states),
 ``state.json``, ``series.jsonl`` and ``checkpoint.json`` (the SHA-256 of every other file).
@@ -91,12 +91,13 @@ class Checkpoints:
             described = json.loads((folder / STATE_FILE).read_text("utf-8"))
             if described.get("format") != FORMAT:
                 raise CheckpointUnusable(
-                    f"{folder.name} has format {described.get('format')!r}, this engine reads {FORMAT}; start afresh"
+                    f"{folder.name} has format {described.get('format')!r}, but this engine reads {FORMAT};"
+                    " start a new job"
                 )
             state = TrainingState(**described["training"])
             if state.config_hash != config_hash:
                 raise CheckpointUnusable(
-                    f"{folder.name} was written with other hyperparameters, model or dataset; start a new job",
+                    f"{folder.name} belongs to other hyperparameters, model or dataset; start a new job",
                     code="checkpoint_mismatch",
                 )
             self._restore(folder, described)
@@ -184,7 +185,7 @@ def _placed(key: str, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> to
 
 
 def _random_states() -> dict[str, torch.Tensor]:
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - libraries draw from it
+    _, keys, position, has_gauss, gauss = np.random.get_state()
     states = {
         f"{RANDOM}torch": torch.get_rng_state(),
         f"{RANDOM}numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
@@ -199,6 +200,6 @@ def _restore_random(tensors: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(tensors[f"{RANDOM}torch"])
     position, has_gauss, gauss = tensors[f"{RANDOM}numpy_rest"].tolist()
     keys = tensors[f"{RANDOM}numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))  # noqa: NPY002
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     if torch.cuda.is_available() and f"{RANDOM}cuda" in tensors:
         torch.cuda.set_rng_state(tensors[f"{RANDOM}cuda"])

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, BitsAndBytesConfig
@@ -47,7 +47,7 @@ class Loaded:
     def linear_layers(self) -> Iterator[tuple[str, Any]]:
         """Every quantised layer by name."""
         for name, module in self.model.named_modules():
-            if isinstance(module, bitsandbytes.nn.Linear4bit):
+            if isinstance(module, Linear4bit):
                 yield name, module
 
 
@@ -210,7 +210,7 @@ def _freeze(model: Any) -> int:
         shape = parameter.quant_state.shape if getattr(parameter, "quant_state", None) else parameter.shape
         parameters += torch.Size(shape).numel()
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             # bitsandbytes repacks the weights in place in the first evaluation on CPUs with AVX512-BF16;
             # every later training step then loses gradients silently.
             module.support_avx512bf16_for_cpu = False

@@ -33,6 +33,14 @@ LEARNING_RATE = 3e-3
 IMAGE_SIZE = 32
 STILL_PROMPT = "What is in the picture?"
 PLACES = (("up left", "up", "up right"), ("left", "middle", "right"), ("down left", "down", "down right"))
+CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'text' %}{{ ' ' + part['text'] }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""Frames as a row of pictures: the wordy prompt of the large checkpoints is too much for two layers."""
 UNKNOWN = "<|endoftext|>"
 PAD = "<|im_end|>"
 
@@ -68,7 +76,7 @@ def make_tokenizer() -> Any:
         pad_token=PAD,
         unk_token=UNKNOWN,
         additional_special_tokens=[smolvlm.FAKE, smolvlm.IMAGE, smolvlm.GLOBAL, smolvlm.VIDEO],
-        chat_template=smolvlm.CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
         model_max_length=2048,
     )
 
@@ -162,7 +170,7 @@ def _pretrain(
         schedule.step()
         optimizer.zero_grad()
         if progress is not None:
-            progress(f"pre-training on stills (loss {float(loss):.3f})", step + 1, steps)
+            progress(f"pre-training on stills (loss {float(loss.detach()):.3f})", step + 1, steps)
     model.eval()
 
 

@@ -1,6 +1,6 @@
 """SmolVLM and SmolVLM2: one run of image tokens per frame, introduced by its time.
 
-The prompt is what the model's own video processor builds, made here without it, because that needs
+A checkpoint whose chat template knows pictures but no videos gets the frames as a row of pictures. The prompt is what the model's own video processor builds, made here without it, because that needs
 pillow, torchvision and num2words.
 """
 
@@ -58,6 +58,10 @@ class SmolVLMPrompts:
     def _control_tokens(self) -> tuple[str, ...]:
         return tuple(self.tokenizer.all_special_tokens)
 
+    @property
+    def _frame(self) -> str:
+        return FAKE + GLOBAL + IMAGE * self.image_tokens + FAKE
+
     @cached_property
     def _template(self) -> str:
         return self.tokenizer.chat_template or CHAT_TEMPLATE
@@ -71,9 +75,8 @@ class SmolVLMPrompts:
 
     def video_text(self, moments: Moments) -> str:
         """The text that stands for a clip."""
-        frame = FAKE + GLOBAL + IMAGE * self.image_tokens + FAKE
         shown = "".join(
-            f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:{frame}"
+            f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:{self._frame}"
             for second in moments.seconds
         )
         return (
@@ -84,17 +87,25 @@ class SmolVLMPrompts:
     def prompt_text(self, prompt: str, moments: Moments) -> str:
         """Everything before the answer, as text."""
         self._refuse_control_tokens("prompt", prompt)
-        turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}
+        rendered = self._rendered([{"type": "video"}], prompt)
+        if rendered.count(VIDEO) == 1:
+            return rendered.replace(VIDEO, self.video_text(moments))
+        frames = len(moments.seconds)
+        rendered = self._rendered([{"type": "image"}] * frames, prompt)
+        if rendered.count(IMAGE) == frames:
+            return rendered.replace(IMAGE, self._frame)
+        raise ModelRefused(
+            f"the checkpoint's chat template renders {frames} pictures as {rendered[:120]!r}; "
+            "remove chat_template to use the family's own",
+            code="unusable_chat_template",
+        )
+
+    def _rendered(self, shown: list[dict[str, str]], prompt: str) -> str:
+        turn = {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}
         rendered = self.tokenizer.apply_chat_template(
             [turn], chat_template=self._template, add_generation_prompt=True, tokenize=False
         )
-        if rendered.count(VIDEO) != 1:
-            raise ModelRefused(
-                f"the checkpoint's chat template renders a video as {rendered[:120]!r}, without {VIDEO}; "
-                "remove chat_template to use the family's own",
-                code="unusable_chat_template",
-            )
-        return str(rendered.replace(VIDEO, self.video_text(moments)))
+        return str(rendered)
 
     def prompt_ids(self, prompt: str, moments: Moments) -> list[int]:
         return self._ids(self.prompt_text(prompt, moments))

@@ -1,0 +1,88 @@
+"""Judges a base model by using it: load in 4 bits, count layers per part, take one quantised training step."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from qlora_engine.collate import Collator
+from qlora_engine.errors import EngineError, ModelRefused
+from qlora_engine.families.base import Moments
+from qlora_engine.forward import Runner
+from qlora_engine.frames import ClipFrames, Frames
+from qlora_engine.injection import inject
+from qlora_engine.loading import Loaded, load_model
+from qlora_engine.loop import Emit
+from qlora_engine.updates import ModelVerdict, Preparing
+from schemas.datasets import Example, ModelFacts, Problem
+from schemas.training import Hyperparameters, Modality, ModelValidationSpec
+
+PROBE = Example(clip="probe", prompt="What is shown?", response="A noise.", row=1)
+
+
+def validate_model(spec: ModelValidationSpec, emit: Emit) -> ModelVerdict:
+    """Facts, or the reason why the model cannot be trained."""
+    emit(Preparing(phase="loading_model"))
+    try:
+        loaded = load_model(spec.model_folder)
+        facts = _facts(loaded)
+        take_training_step(loaded)
+    except EngineError as error:
+        problem = Problem(code=error.code, where=Path(spec.model_folder).name, message=error.message)
+        return ModelVerdict(facts=None, problems=(problem,))
+    return ModelVerdict(facts=facts)
+
+
+def take_training_step(loaded: Loaded) -> None:
+    """One forward and backward pass of a LoRA over every part, on two frames of noise.
+
+    Raises:
+        ModelRefused: the numbers are not finite or no gradient arrives (code ``training_step_failed``).
+    """
+    modalities: tuple[Modality, ...] = ("vision", "connector", "text")
+    injected = inject(loaded, Hyperparameters(rank=1, alpha=1, target_modalities=modalities))
+    injected.model.train()
+    collator = Collator(loaded.prompts, _Noise(loaded.pixels.size), loaded.context_tokens)
+    try:
+        loss = Runner(injected.model, loaded).loss(collator.batch([PROBE]))
+        loss.backward()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelRefused(
+            f"a training step fails ({type(error).__name__}: {error}); the checkpoint does not fit its config",
+            code="training_step_failed",
+        ) from error
+    without = [name for name, parameter in injected.trainable() if parameter.grad is None]
+    if without or not bool(torch.isfinite(loss)):
+        raise ModelRefused(
+            f"a training step gives loss {float(loss.detach())} and {len(without)} adapter tensors without gradient;"
+            " the weights are damaged",
+            code="training_step_failed",
+        )
+
+
+class _Noise(Frames):
+    """Frames that need no clip."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(Path(), 2, size, 0)
+        self._noise = torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(0))
+
+    def of(self, clip: str) -> ClipFrames:
+        return ClipFrames(self._noise.to(torch.uint8), Moments((0.0, 1.0), 2.0))
+
+
+def _facts(loaded: Loaded) -> ModelFacts:
+    layers = Counter(loaded.family.modality(name) for name, _ in loaded.linear_layers())
+    return ModelFacts(
+        family=loaded.family.name,
+        architecture=type(loaded.model).__name__,
+        parameters=loaded.parameters,
+        quantized_linear_layers=layers.total(),
+        vision_linear_layers=layers["vision"],
+        connector_linear_layers=layers["connector"],
+        text_linear_layers=layers["text"],
+        context_tokens=loaded.context_tokens,
+        image_size=loaded.pixels.size,
+    )

@@ -1,0 +1,164 @@
+"""The engine as a child process: control lines come in on stdin, updates leave on a private pipe.
+
+Run: ``python -m qlora_engine --updates-fd N`` with ``Start`` as the first line on stdin, then ``Stop`` at any
+time. End of file on stdin ends the process at once, and so does the parent's death. SIGTERM is a graceful stop.
+Exit codes: 0 done or stopped, 1 failed (the last update is `EngineFailed`), 2 wrong usage, 3 the parent is gone,
+4 a validation was abandoned.
+"""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import BinaryIO, NoReturn
+
+from pydantic import BaseModel, ValidationError
+
+from qlora_engine.errors import EngineError
+from qlora_engine.parent import ORPHANED, die_with_parent
+from qlora_engine.stopping import StopWish
+from qlora_engine.updates import CONTROL, EngineFailed, Start, Stop, Update
+from schemas.training import DatasetValidationSpec, EngineSpec, ModelValidationSpec, TrainingSpec
+
+FAILED = 1
+MISUSED = 2
+ABANDONED = 4
+
+
+@dataclass
+class UpdatePipe:
+    """Writes one JSON line per update; usable from several threads."""
+
+    stream: BinaryIO
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def emit(self, update: Update | BaseModel) -> None:
+        line = update.model_dump_json().encode() + b"\n"
+        with self._lock:
+            try:
+                self.stream.write(line)
+                self.stream.flush()
+            except BrokenPipeError:
+                os._exit(ORPHANED)
+
+
+@dataclass
+class ControlReader:
+    """Reads stdin on a thread of its own, so that a stop is seen while the device computes."""
+
+    stream: BinaryIO
+    stop: StopWish
+    spec: EngineSpec | None = None
+    _started: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> EngineSpec:
+        """Begin to read; returns the spec of the first line."""
+        threading.Thread(target=self._read, name="control", daemon=True).start()
+        self._started.wait()
+        assert self.spec is not None  # noqa: S101 - an invariant
+        return self.spec
+
+    def _read(self) -> None:
+        for line in iter(self.stream.readline, b""):
+            try:
+                control = CONTROL.validate_json(line)
+            except ValidationError as error:
+                print(f"qlora_engine: a control line is not understood: {error}", file=sys.stderr)  # noqa: T201
+                if self.spec is None:
+                    os._exit(MISUSED)
+                continue
+            match control:
+                case Start(spec=spec) if self.spec is None:
+                    self.spec = spec
+                    self._started.set()
+                case Start():
+                    print("qlora_engine: only the first line may be a start", file=sys.stderr)  # noqa: T201
+                case Stop(mode=mode):
+                    self._ask(mode)
+        os._exit(ORPHANED)
+
+    def _ask(self, mode: str) -> None:
+        if self.spec is not None and not isinstance(self.spec, TrainingSpec):
+            os._exit(ABANDONED)
+        self.stop.ask("immediate" if mode == "immediate" else "graceful")
+
+
+def run(updates: BinaryIO, expected_parent: int | None = None) -> NoReturn:
+    """Be an engine: read the spec, run it, exit."""
+    die_with_parent(expected_parent)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stop = StopWish()
+    reader = ControlReader(sys.stdin.buffer, stop)
+
+    def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+        reader._ask("graceful")
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C at a terminal is for the parent, which then stops us
+    pipe = UpdatePipe(updates)
+    spec = reader.start()
+    try:
+        dispatch(spec, pipe, stop)
+    except EngineError as error:
+        pipe.emit(EngineFailed(code=error.code, message=error.message, retryable=error.retryable))
+        _leave(FAILED)
+    except MemoryError as error:
+        pipe.emit(_out_of_memory(error))
+        _leave(FAILED)
+    except Exception as error:  # the process's door
+        traceback.print_exc()
+        pipe.emit(_out_of_memory(error) if _is_device_memory(error) else _unexpected(error))
+        _leave(FAILED)
+    _leave(0)
+
+
+def dispatch(spec: EngineSpec, pipe: UpdatePipe, stop: StopWish) -> None:
+    """Run one spec; what it needs is imported here, because validating videos needs no torch."""
+    match spec:
+        case TrainingSpec():
+            from qlora_engine.training import train
+
+            train(spec, pipe.emit, stop)
+        case DatasetValidationSpec():
+            from qlora_engine.validation import validate_dataset
+
+            pipe.emit(validate_dataset(spec, pipe.emit))
+        case ModelValidationSpec():
+            from qlora_engine.model_validation import validate_model
+
+            pipe.emit(validate_model(spec, pipe.emit))
+
+
+def _leave(code: int) -> NoReturn:
+    # Not sys.exit: interpreter shutdown waits for library threads, and the control thread sits in a read.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _is_device_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _out_of_memory(error: BaseException) -> EngineFailed:
+    return EngineFailed(
+        code="oom",
+        message=f"the memory does not suffice ({error}); lower micro_batch_size or frames, or turn on gradient_checkpointing",
+        retryable=False,
+    )
+
+
+def _unexpected(error: Exception) -> EngineFailed:
+    return EngineFailed(
+        code="internal",
+        message=f"{type(error).__name__}: {error}; the traceback is in the engine's log",
+        retryable=isinstance(error, OSError),
+    )
