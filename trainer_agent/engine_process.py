@@ -60,7 +60,8 @@ class EngineProcess:
         try:
             with self._log_file.open("ab") as output:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "qlora_engine", *self._arguments, "--updates-fd", str(writable)),
+                    *(sys.executable, "-m", "qlora_engine", *self._arguments),
+                    *("--updates-fd", str(writable), "--parent-pid", str(os.getpid())),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=output,
                     stderr=output,

@@ -16,10 +16,10 @@ async def test_a_late_heartbeat_does_not_take_a_stop_back() -> None:
     orders.hold(HELD)
     await orders.desire(HELD, "stop")
     await orders.desire(HELD, "run")
-    assert orders.order is Order.STOP
+    assert orders.order == Order.STOP
     await orders.desire(HELD, "abandon")
     await orders.desire(HELD, "stop_immediately")
-    assert orders.order is Order.ABANDON
+    assert orders.order == Order.ABANDON
 
 
 async def test_orders_about_another_attempt_are_ignored() -> None:
