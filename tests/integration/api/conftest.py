@@ -1,5 +1,6 @@
 """One application for all tests of this folder; every test signs up people of its own."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 
@@ -8,7 +9,7 @@ import pytest
 from psycopg import sql
 
 from kinora.local.servers import EmbeddedServers
-from tests.integration.api.running import Person, Service, Visit, running_service
+from tests.integration.api.running import Account, Person, Service, Visit, running_service
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +30,27 @@ def service(servers: EmbeddedServers) -> Iterator[Service]:
 @pytest.fixture
 async def visit(service: Service) -> AsyncIterator[Visit]:
     """This test's clients of the service."""
-    visit = Visit(service)
-    async with visit.stack:
+    async with Visit(service) as visit:
         yield visit
 
 
-@pytest.fixture
-async def ada(visit: Visit) -> Person:
-    return await visit.sign_up("ada")
+@pytest.fixture(scope="session")
+def accounts(service: Service) -> dict[str, Account]:
+    """Hashing a password takes a quarter of a second: most tests share these two."""
+
+    async def make() -> dict[str, Account]:
+        async with Visit(service) as visit:
+            return {name: await visit.make_account(name) for name in ("ada", "bob")}
+
+    return asyncio.run(make())
 
 
 @pytest.fixture
-async def bob(visit: Visit) -> Person:
+async def ada(visit: Visit, accounts: dict[str, Account]) -> Person:
+    return await visit.come_in(accounts["ada"])
+
+
+@pytest.fixture
+async def bob(visit: Visit, accounts: dict[str, Account]) -> Person:
     """Of another organization."""
-    return await visit.sign_up("bob")
+    return await visit.come_in(accounts["bob"])

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
@@ -29,14 +29,20 @@ MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
-class Person:
-    """Somebody who is signed in."""
+class Account:
+    """Somebody who signed up."""
 
     username: str
     user_id: str
     organization_id: str
     workspace_id: str
     token: str
+
+
+@dataclass(frozen=True)
+class Person(Account):
+    """Somebody at work, in one test."""
+
     http: httpx.AsyncClient
 
     async def get(self, path: str, **arguments: Any) -> httpx.Response:
@@ -73,6 +79,12 @@ class Visit:
     service: Service
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stack.aclose()
+
     async def client(self, token: str | None = None) -> httpx.AsyncClient:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         client = httpx.AsyncClient(base_url=self.service.url, headers=headers, trust_env=False, timeout=20)
@@ -82,21 +94,26 @@ class Visit:
         return await self.stack.enter_async_context(ObjectStore(self.service.s3))
 
     async def sign_up(self, name: str = "ada") -> Person:
-        """A new person in an organization of their own."""
+        """A new person in an organization of their own, where nothing happened yet."""
+        return await self.come_in(await self.make_account(name))
+
+    async def make_account(self, name: str) -> Account:
         username = f"{name}-{uuid4().hex[:10]}"
         stranger = await self.client()
         body = {"username": username, "email": f"{username}@example.org", "password": PASSWORD}
         answer = await stranger.post("/api/v1/auth/signup", json=body)
         assert answer.status_code == 201, answer.text
         found = answer.json()
-        return Person(
+        return Account(
             username=username,
             user_id=found["user_id"],
             organization_id=found["organization_id"],
             workspace_id=found["workspace_id"],
             token=found["access_token"],
-            http=await self.client(found["access_token"]),
         )
+
+    async def come_in(self, account: Account) -> Person:
+        return Person(**vars(account), http=await self.client(account.token))
 
 
 def settings_for(

@@ -56,7 +56,9 @@ async def test_a_refresh_token_works_once(visit: Visit) -> None:
     spent = {"refresh_token": tokens["refresh_token"]}
     fresh = await stranger.post("/api/v1/auth/refresh", json=spent)
     assert fresh.status_code == 200
-    assert (await (await visit.client(fresh.json()["access_token"])).get("/api/v1/users/me")).status_code == 200
+    assert (
+        await (await visit.client(fresh.json()["access_token"])).get("/api/v1/users/me")
+    ).status_code == 200
     again = await stranger.post("/api/v1/auth/refresh", json=spent)
     assert (again.status_code, again.json()["code"]) == (401, "token_invalid")
     # The second use voided the whole family.
