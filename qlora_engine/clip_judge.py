@@ -53,7 +53,7 @@ def judge(file: Path, path: str) -> Usable | Unusable:
     except MemoryError:
         return Unusable(
             code="undecodable_clip",
-            message=f"{file.name} needs more than {MEMORY_LIMIT >> 30} GiB to decode; make its pictures smaller",
+            message=f"{file.name} needs more than {MEMORY_LIMIT >> 30} GiB to decode; scale it down",
         )
     clip = Clip(
         path=path, sha256=file_sha256(file), size_bytes=file.stat().st_size, **dataclasses.asdict(probed)

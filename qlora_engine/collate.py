@@ -110,7 +110,8 @@ class Collator:
         if len(prompt) + len(response) > self.context_tokens:
             raise SequenceTooLong(
                 f"captions row {example.row} makes {len(prompt) + len(response)} tokens with"
-                f" {len(moments.seconds)} frames, but the model takes {self.context_tokens}; lower frames or shorten the caption"
+                f" {len(moments.seconds)} frames, but the model takes {self.context_tokens};"
+                " lower frames or shorten the caption"
             )
         return prompt, response
 

@@ -20,13 +20,16 @@ tags: [lora, qlora, video-text-to-text]
 # {architecture} adapter
 
 LoRA adapter of rank {facts.rank} (alpha {facts.alpha:g}), trained for {facts.steps} steps on an NF4 base
-(bitsandbytes, double quantisation, {dtype} compute). The base's files have the SHA-256 `{facts.base_model_sha256}`.
+(bitsandbytes, double quantisation, {dtype} compute). SHA-256 over the base's files:
+`{facts.base_model_sha256}`.
 
 ```python
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, {architecture}
 
-quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+quantization = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+)
 base = {architecture}.from_pretrained(BASE_FOLDER, quantization_config=quantization)
 model = PeftModel.from_pretrained(base, ADAPTER_FOLDER)
 ```
@@ -94,7 +97,7 @@ class Exporter:
             "hyperparameters": self.hyperparameters.model_dump(mode="json"),
             "frames": {
                 "count": self.hyperparameters.frames,
-                "sampling": "on the screen in the middle of each of `count` equal stretches of the clip's time",
+                "sampling": "what is shown in the middle of each of `count` equal stretches of time",
                 "resize": {
                     "width": pixels.size,
                     "height": pixels.size,
@@ -103,5 +106,5 @@ class Exporter:
                 "mean": list(pixels.mean),
                 "std": list(pixels.std),
             },
-            "prompt": "the family's chat template with the video first and then the text, as its processor makes it",
+            "prompt": "the chat template, the video first and then the text, as the processor makes it",
         }

@@ -1,4 +1,4 @@
-"""What files and folders contain, as SHA-256, so that a resumed training and an adapter can name their base."""
+"""What files and folders contain, as SHA-256, so that a resume and an adapter can name their base."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ def file_sha256(file: Path) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """The hash of a folder's file names and contents, in the manner of ``sha256sum``; hidden files are left out."""
+    """The hash of a folder's file names and contents, as ``sha256sum`` lists them, without hidden files."""
     lines = []
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)

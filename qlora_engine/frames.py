@@ -22,7 +22,7 @@ class ClipFrames:
 
 
 def resize(picture: Picture, size: int) -> torch.Tensor:
-    """One RGB picture as a uint8 square [3, size, size]; bicubic with antialiasing, as the models' processors do."""
+    """One RGB picture as a uint8 square [3, size, size]; bicubic and antialiased, as processors do."""
     tensor = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
     resized = functional.interpolate(
         tensor, (size, size), mode="bicubic", antialias=True, align_corners=False

@@ -40,14 +40,14 @@ def target_modules(loaded: Loaded, modalities: Sequence[Modality]) -> list[str]:
     for modality, found in names.items():
         if not found:
             raise ModelRefused(
-                f"target_modalities names {modality!r}, but the model has no quantised layer there; leave it out",
+                f"target_modalities names {modality!r}, but the model has no layer there; leave it out",
                 code="empty_modality",
             )
     return sorted(name for found in names.values() for name in found)
 
 
 def inject(loaded: Loaded, hyperparameters: Hyperparameters) -> Injected:
-    """Add LoRA to `loaded.model`, in place; the seed decides the first weights. B is zero: nothing changes yet."""
+    """Add LoRA to `loaded.model`, in place; the seed decides A, and B is zero: nothing changes yet."""
     torch.manual_seed(hyperparameters.seed)
     config = LoraConfig(
         r=hyperparameters.rank,

@@ -96,7 +96,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     family_for(config.get("model_type"))
     if "quantization_config" in config:
         raise ModelRefused(
-            "config.json has quantization_config: the checkpoint is already quantised; use the unquantised weights",
+            "config.json has quantization_config: it is already quantised; use the unquantised weights",
             code="already_quantized",
         )
     _check_weights(folder)

@@ -1,4 +1,4 @@
-"""The optimizer loop: take a batch, sum gradients over its parts, check, clip, step, report, and stop when asked."""
+"""The optimizer loop: sum gradients over a batch's parts, check, clip, step, report, and stop when asked."""
 
 import json
 import math
@@ -139,7 +139,7 @@ class Loop:
     def _non_finite(self, what: str, value: float, step: int) -> NonFiniteLoss:
         return NonFiniteLoss(
             f"{what} is {value} at step {step}; the step was not taken. Lower learning_rate"
-            f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm ({self.hyperparameters.max_grad_norm:g})"
+            f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm"
         )
 
     def _report(self, point: ProgressPoint) -> None:

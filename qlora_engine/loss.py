@@ -16,6 +16,6 @@ def predicting(labels: torch.Tensor) -> torch.Tensor:
 
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the supervised tokens; `logits` are those at `predicting(labels)`, flattened."""
+    """Cross-entropy summed over the supervised tokens; `logits` are those at `predicting(labels)`."""
     shifted = labels[:, 1:]
     return functional.cross_entropy(logits.float(), shifted[shifted != IGNORED], reduction="sum")

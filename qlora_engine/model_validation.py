@@ -1,4 +1,4 @@
-"""Judges a base model by using it: load in 4 bits, count layers per part, take one quantised training step."""
+"""Judges a base model by using it: load in 4 bits, count layers per part, take one training step."""
 
 from collections import Counter
 from pathlib import Path
@@ -50,14 +50,14 @@ def take_training_step(loaded: Loaded) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ModelRefused(
-            f"a training step fails ({type(error).__name__}: {error}); the checkpoint does not fit its config",
+            f"a training step fails ({type(error).__name__}: {error}); the weights do not fit config.json",
             code="training_step_failed",
         ) from error
     without = [name for name, parameter in injected.trainable() if parameter.grad is None]
     if without or not bool(torch.isfinite(loss)):
         raise ModelRefused(
-            f"a training step gives loss {float(loss.detach())} and {len(without)} adapter tensors without gradient;"
-            " the weights are damaged",
+            f"a training step gives loss {float(loss.detach())} and {len(without)} adapter tensors"
+            " without gradient; the weights are damaged",
             code="training_step_failed",
         )
 

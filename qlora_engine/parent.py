@@ -12,8 +12,8 @@ ORPHANED = 3
 def die_with_parent(expected_parent: int | None = None) -> None:
     """Ask Linux to kill this process when the thread that started it ends.
 
-    `expected_parent`, where the caller knows it, closes the gap between fork and this call: a parent that died
-    before it sends no signal any more.
+    `expected_parent`, where the caller knows it, closes the gap between fork and this call: a parent that
+    died before it sends no signal any more.
     """
     if os.uname().sysname == "Linux":
         libc = ctypes.CDLL(None, use_errno=True)

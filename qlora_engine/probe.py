@@ -42,7 +42,7 @@ def probe() -> ProbeResult:
 
 
 def four_bit_step(device: torch.device) -> bool:
-    """True when a quantised layer with a low-rank update trains on `device`; the reason goes to stderr if not."""
+    """True when a quantised layer with a low-rank update trains on `device`; if not, stderr says why."""
     try:
         dtype = compute_dtype(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -1,9 +1,9 @@
 """The engine as a child process: control lines come in on stdin, updates leave on a private pipe.
 
 Run: ``python -m qlora_engine --updates-fd N`` with ``Start`` as the first line on stdin, then ``Stop`` at any
-time. End of file on stdin ends the process at once, and so does the parent's death. SIGTERM is a graceful stop.
-Exit codes: 0 done or stopped, 1 failed (the last update is `EngineFailed`), 2 wrong usage, 3 the parent is gone,
-4 a validation was abandoned.
+time. End of file on stdin ends the process at once, and so does the parent's death. SIGTERM stops gracefully.
+Exit codes: 0 done or stopped, 1 failed (the last update is `EngineFailed`), 2 wrong usage, 3 the parent is
+gone, 4 a validation was abandoned.
 """
 
 import os
@@ -110,7 +110,7 @@ def run(updates: BinaryIO, expected_parent: int | None = None) -> NoReturn:
     except MemoryError as error:
         pipe.emit(_out_of_memory(error))
         _leave(FAILED)
-    except Exception as error:  # the process's door
+    except Exception as error:  # noqa: BLE001 - the process's door
         traceback.print_exc()
         pipe.emit(_out_of_memory(error) if _is_device_memory(error) else _unexpected(error))
         _leave(FAILED)
@@ -151,7 +151,8 @@ def _is_device_memory(error: Exception) -> bool:
 def _out_of_memory(error: BaseException) -> EngineFailed:
     return EngineFailed(
         code="oom",
-        message=f"the memory does not suffice ({error}); lower micro_batch_size or frames, or turn on gradient_checkpointing",
+        message=f"the memory does not suffice ({error}); lower micro_batch_size or frames,"
+        " or turn on gradient_checkpointing",
         retryable=False,
     )
 

@@ -1,4 +1,4 @@
-"""Which examples are trained on, held out, and taken at which step: pure functions, so a resume repeats nothing.
+"""Which examples are trained on, held out, and taken at which step: pure functions, so resuming is exact.
 
 Free of torch.
 """
@@ -26,7 +26,7 @@ class Split:
 def split(manifest: Manifest, fraction: float, seed: int) -> Split:
     """Hold out `fraction` of the clips: those whose hash with the seed is smallest.
 
-    With 5 clips or more and a fraction above 0, at least one is held out; at least one is always left to train.
+    With 5 clips or more and a fraction above 0, at least one is held out; at least one always trains.
     """
     content = {clip.path: clip.sha256 for clip in manifest.clips}
     ranked = sorted(set(content.values()), key=lambda sha256: _rank(seed, sha256))

@@ -7,7 +7,7 @@ from schemas.training import Hyperparameters
 
 
 def learning_rate_factor(hyperparameters: Hyperparameters, steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate at step `taken` + 1; never 0 within the training, so no step is wasted."""
+    """The factor on the learning rate at step `taken` + 1; never 0 before the last step is taken."""
     warmup = math.ceil(hyperparameters.warmup_ratio * steps) if hyperparameters.warmup_ratio else 0
 
     def factor(taken: int) -> float:

@@ -1,4 +1,4 @@
-"""Sample clips made on the spot: coloured shapes that move, so that anyone can try a training without own videos.
+"""Sample clips made on the spot: coloured shapes that move, so that anyone can try a training at once.
 
 Run: ``python -m qlora_engine.shapes FOLDER [--clips 200] [--seed 0]``
 """

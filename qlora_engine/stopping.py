@@ -1,4 +1,4 @@
-"""The wish to stop, set from other threads and signal handlers, honoured by the loop between optimizer steps."""
+"""The wish to stop, set by other threads and signal handlers, honoured between optimizer steps."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -36,7 +36,8 @@ PLACES = (("up left", "up", "up right"), ("left", "middle", "right"), ("down lef
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'text' %}{{ ' ' + part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}<image>{% endif %}"
+    "{% if part['type'] == 'text' %}{{ ' ' + part['text'] }}{% endif %}"
     "{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
@@ -82,7 +83,7 @@ def make_tokenizer() -> Any:
 
 
 def _tokenizer_lines() -> Iterator[str]:
-    yield "User: You are provided the following series of one two three four five six seven eight frames from a"
+    yield "User: You are provided the following series of one two three four five six seven frames from a"
     yield " 0:00:02 [H:MM:SS] video.\n\nFrame from 00:01:\n\n"
     for _ in range(2):  # merges want to be seen twice
         yield f"User: {STILL_PROMPT} {shapes.PROMPT}\nAssistant:"
@@ -94,7 +95,7 @@ def _tokenizer_lines() -> Iterator[str]:
             yield from (f" a {colour} {shape} moves {direction}" for direction in shapes.DIRECTIONS)
     for _ in range(2):
         yield " the a an of in on at to from and is are not with it its this that man woman person dog cat"
-        yield " ball car hand walks runs turns opens closes picks puts slowly quickly around into out over under"
+        yield " ball car hand walks runs turns opens closes picks puts slowly quickly around into out over"
 
 
 def make_config(tokenizer: Any) -> Any:

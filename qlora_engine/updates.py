@@ -1,4 +1,4 @@
-"""What an engine tells its parent, one JSON line each on a private pipe. Free of torch, so agents may import it."""
+"""What an engine tells its parent, one JSON line each on a private pipe. Free of torch: agents import it."""
 
 from typing import Annotated, Literal
 

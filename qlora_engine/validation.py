@@ -118,7 +118,7 @@ class _JudgeProcess:
             self.close()
             return Unusable(
                 code="clip_too_slow",
-                message=f"{file.name} takes longer than {self.seconds_per_file:g} s to decode; shorten or convert it",
+                message=f"{file.name} takes longer than {self.seconds_per_file:g} s to decode; shorten it",
             )
         if not line:
             self.close()
@@ -166,7 +166,7 @@ def _refused(problems: Sequence[Problem]) -> DatasetVerdict:
         more = Problem(
             code="more_problems",
             where="dataset",
-            message=f"{len(problems) - MOST_PROBLEMS + 1} further problems are not listed; correct these first",
+            message=f"{len(problems) - MOST_PROBLEMS + 1} further problems are not listed; start with these",
         )
         kept = (*kept[:-1], more)
     return DatasetVerdict(facts=None, manifest_file=None, problems=kept)

@@ -172,7 +172,7 @@ def sample_clip(file: Path, count: int) -> SampledClip:
 
 
 def _sample_by_counting(file: Path, count: int) -> SampledClip:
-    """For files whose packets do not tell the frames' times: decode once for the times, once for the frames."""
+    """For files whose packets do not tell the times: decode once for the times, once for the frames."""
     with _opened(file) as (container, stream):
         stamps = []
         last_duration = 0

@@ -18,6 +18,6 @@ def family_for(model_type: str | None) -> Family:
             return family
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     raise ModelRefused(
-        f"config.json has model_type {model_type!r}, which no family here loads; use a checkpoint of: {known}",
+        f"config.json has model_type {model_type!r}, which no family here loads; use one of: {known}",
         code="unknown_family",
     )

@@ -1,7 +1,8 @@
 """SmolVLM and SmolVLM2: one run of image tokens per frame, introduced by its time.
 
-A checkpoint whose chat template knows pictures but no videos gets the frames as a row of pictures. The prompt is what the model's own video processor builds, made here without it, because that needs
-pillow, torchvision and num2words.
+A checkpoint whose chat template knows pictures but no videos gets the frames as a row of pictures. The prompt
+is what the model's own video processor builds, made here without it, because that needs pillow, torchvision
+and num2words.
 """
 
 import json
@@ -70,7 +71,7 @@ class SmolVLMPrompts:
         for token in self._control_tokens:
             if token in text:
                 raise ControlTokenInCaption(
-                    f"{field} {text[:80]!r} holds {token!r}, which steers the model; take it out of the caption"
+                    f"{field} {text[:80]!r} holds {token!r}, which steers the model; take it out"
                 )
 
     def video_text(self, moments: Moments) -> str:
@@ -155,7 +156,7 @@ class SmolVLM:
         missing = [token for token in (FAKE, IMAGE, GLOBAL, END) if token not in vocabulary]
         if missing or tokenizer.pad_token_id is None:
             raise ModelRefused(
-                f"the tokenizer lacks {', '.join(missing) or 'a padding token'}; use the tokenizer files of the checkpoint",
+                f"the tokenizer lacks {', '.join(missing) or 'a padding token'}; use the checkpoint's own",
                 code="unusable_tokenizer",
             )
         if vocabulary[IMAGE] != config.image_token_id:
