@@ -1,4 +1,4 @@
-"""What tests need to have happened first: uploads over HTTP, and the agent's side straight through the bus."""
+"""What tests need to have happened first: uploads over HTTP, and the agent's side through the bus."""
 
 import hashlib
 import json
