@@ -1,10 +1,11 @@
 """The log as the rest of the control plane sees it: append, read, and look a command up."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 from eventsourcing.persistence import EventStore, IntegrityError, InterfaceError, OperationalError
@@ -28,6 +29,10 @@ MAX_OVERFLOW = 6
 CONNECT_TIMEOUT_SECONDS = 3
 LOCK_TIMEOUT_SECONDS = 10
 IDLE_IN_TRANSACTION_SECONDS = 15
+READ_ATTEMPTS = 5
+READ_PAUSE_SECONDS = 0.2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,6 @@ class EventLog:
             pool_size=POOL_SIZE,
             max_overflow=MAX_OVERFLOW,
             lock_timeout=LOCK_TIMEOUT_SECONDS,
-            pre_ping=True,
         )
         try:
             recorder = LogRecorder(datastore)
@@ -126,29 +130,31 @@ class EventLog:
     def _positions_if_stored(self, events: Sequence[LoggedEvent]) -> list[int]:
         """Tells a real conflict from our own commit whose reply was lost: that one clashes with itself."""
         event_ids = [event.metadata.event_id for event in events]
-        with self._cursor() as cursor:
-            found = reader.positions_of(cursor, event_ids)
+        found = self._read(lambda cursor: reader.positions_of(cursor, event_ids))
         return [found[event_id] for event_id in event_ids] if len(found) == len(event_ids) else []
 
-    @contextmanager
-    def _cursor(self) -> Iterator[Cursor[DictRow]]:
-        try:
-            with self._datastore.cursor() as cursor:
-                yield cursor
-        except (InterfaceError, OperationalError) as error:
-            raise LogUnavailable(f"the event log cannot be read: {error}") from error
+    def _read(self, query: Callable[[Cursor[DictRow]], T]) -> T:
+        """Run a query; a connection that died since its last use is found out here and replaced."""
+        for attempt in itertools.count(1):
+            try:
+                with self._datastore.cursor() as cursor:
+                    return query(cursor)
+            except (InterfaceError, OperationalError) as error:
+                if attempt == READ_ATTEMPTS:
+                    raise LogUnavailable(f"the event log cannot be read: {error}") from error
+                time.sleep(READ_PAUSE_SECONDS)
+        raise AssertionError("unreachable")
 
     # ---- reading --------------------------------------------------------------------------------
 
     def head(self) -> int:
         """Position of the last event; 0 when there is none."""
-        with self._cursor() as cursor:
-            return reader.head(cursor)
+        return self._read(reader.head)
 
     def read_stream(self, stream_id: str, after_version: int = 0) -> list[Recorded]:
         """The stream's events after a version, in order; none for a stream that does not exist."""
-        with self._cursor() as cursor:
-            return [raw.recorded() for raw in reader.stream(cursor, stream_id, after_version)]
+        raws = self._read(lambda cursor: reader.stream(cursor, stream_id, after_version))
+        return [raw.recorded() for raw in raws]
 
     def read_all(
         self,
@@ -159,17 +165,15 @@ class EventLog:
         stream_id: str | None = None,
     ) -> list[RawEvent]:
         """At most `limit` events with a position greater than `after`, in order."""
-        with self._cursor() as cursor:
-            return reader.page(
+        return self._read(
+            lambda cursor: reader.page(
                 cursor, after, limit, types=types, organization_id=organization_id, stream_id=stream_id
             )
+        )
 
     def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredCommand]:
         """Those of the (principal, key) pairs that were carried out."""
-        if not keys:
-            return {}
-        with self._cursor() as cursor:
-            return reader.commands(cursor, keys)
+        return self._read(lambda cursor: reader.commands(cursor, keys)) if keys else {}
 
     def find_command(self, principal: str, key: str) -> StoredCommand | None:
         return self.find_commands([(principal, key)]).get((principal, key))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psycopg
 import pytest
 from psycopg import Cursor
 from psycopg.rows import DictRow
@@ -58,3 +59,15 @@ def test_a_connection_lost_before_the_commit_is_repeated(database: PostgresSetti
         (positions,) = log.append([Append((logged(),), rows=(row,))])
         assert len(row.written) == 2
         assert [raw.position for raw in log.read_all(0, 10)] == list(positions)
+
+
+def test_connections_that_died_unnoticed_are_replaced(database: PostgresSettings) -> None:
+    end_all = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()
+    """
+    with EventLog.open(database) as log, psycopg.connect(database.conninfo(), autocommit=True) as other:
+        log.append([one(logged())])
+        other.execute(end_all, (database.dbname,))
+        assert log.head() == 1
+        other.execute(end_all, (database.dbname,))
+        assert log.append([one(logged())]) == [(2,)]
