@@ -33,6 +33,7 @@ from command_api.messaging.leases import Leases
 from command_api.messaging.policies import Admission
 from command_api.messaging.presigning import Presigning
 from command_api.messaging.relay import Relay
+from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
 from command_api.messaging.watchdog import Watchdog
@@ -52,21 +53,16 @@ async def run(settings: OrchestratorSettings, stop: asyncio.Event, *, ready: Cal
     """
     while not stop.is_set():
         try:
-            async with asyncio.TaskGroup() as group:
-                active = group.create_task(_be_active(settings, ready))
-                await stop.wait()
-                active.cancel()
-        except* (ActivityLost, LogUnavailable, psycopg.OperationalError) as lost:
-            logger.warning("orchestrator: not active any more: %s; starting over", lost.exceptions[0])
+            await run_together(stop.wait(), _be_active(settings, ready))
+        except (ActivityLost, LogUnavailable, psycopg.OperationalError) as lost:
+            logger.warning("orchestrator: not active any more: %s; starting over", lost)
             await _pause(stop, RETRY_SECONDS)
 
 
 async def _be_active(settings: OrchestratorSettings, ready: Callable[[], None]) -> None:
     async with Activity(settings.postgres.conninfo()) as activity:
         await activity.acquire()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(activity.watch())
-            group.create_task(_orchestrate(settings, ready))
+        await run_together(activity.watch(), _orchestrate(settings, ready))
 
 
 async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]) -> None:
@@ -126,20 +122,18 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
         stack.push_async_callback(broker.stop)
         await _until_answered("subscribing", broker.start)
 
-        async with asyncio.TaskGroup() as group:
-            for task in (
-                wake.run(),
-                follower.run(),
-                relay.run(),
-                work.run(),
-                expiry.run(),
-                inbox.run(),
-                controls.run(),
-                admission.run(),
-                Watchdog(topology, inbox, resubscribe).run(),
-            ):
-                group.create_task(task)
-            ready()
+        ready()
+        await run_together(
+            wake.run(),
+            follower.run(),
+            relay.run(),
+            work.run(),
+            expiry.run(),
+            inbox.run(),
+            controls.run(),
+            admission.run(),
+            Watchdog(topology, inbox, resubscribe).run(),
+        )
 
 
 async def _until_answered(what: str, ask: Callable[[], Awaitable[None]]) -> None:

@@ -14,6 +14,7 @@ from command_api.eventlog.log import EventLog
 from command_api.messaging.connection import connect
 from command_api.messaging.epochs import Epochs
 from command_api.messaging.relay import BATCH_EVENTS, Relay
+from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
 from schemas.commands.agent import MarkAgentLost, MarkAgentOnline
@@ -69,13 +70,13 @@ async def outside(database: PostgresSettings, nats: NatsSettings) -> AsyncIterat
 async def relaying(outside: Outside, log: EventLog) -> AsyncIterator[Relay]:
     wake = LogWake(outside.conninfo)
     relay = Relay(outside.client, outside.topology, log, Epochs(outside.conninfo), wake.waiter())
-    tasks = [asyncio.create_task(wake.run()), asyncio.create_task(relay.run())]
+    end = asyncio.Event()
+    running = asyncio.create_task(run_together(end.wait(), wake.run(), relay.run()))
     try:
         yield relay
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        end.set()
+        await running
 
 
 async def some_events(world: World, count: int) -> None:
