@@ -55,11 +55,13 @@ class Subscription:
         """Catch up and follow, until cancelled. `head` is the log's end as the subscription began."""
         caught_up = False
         while True:
-            # Taken before the rows are read: whatever is at or before it is in them.
-            reached = max(head, self.tail.head)
-            rows = self.tail.since(self.position)
+            # Taken before the rows are read: whatever is at or before `reached` is in them. The tail may
+            # be behind the head that the subscription began with; then only the log itself will do.
+            reached = self.tail.head
+            rows = self.tail.since(self.position) if reached >= head else None
             complete = rows is not None
             if rows is None:
+                reached = max(reached, head)
                 rows = await self._page()
                 complete = len(rows) < PAGE
             for row in rows:

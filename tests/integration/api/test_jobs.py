@@ -79,7 +79,9 @@ async def check_logs(ada: Person, job_id: str, end: dict[str, int]) -> None:
     first = (await ada.get(f"/jobs/{job_id}/logs", params=end | {"limit": 3})).json()
     assert [line["message"] for line in first["data"]] == LOG_LINES[:3]
     assert first["data"][0]["level"] == "info"
-    second = (await ada.get(f"/jobs/{job_id}/logs", params={"limit": 3, "cursor": first["next_cursor"]})).json()
+    second = (
+        await ada.get(f"/jobs/{job_id}/logs", params={"limit": 3, "cursor": first["next_cursor"]})
+    ).json()
     assert [(line["line"], line["message"]) for line in second["data"]] == list(enumerate(LOG_LINES, 1))[3:6]
     rest = (await ada.get(f"/jobs/{job_id}/logs", params={"after_line": 6})).json()
     assert ([line["message"] for line in rest["data"]], rest["has_more"]) == (LOG_LINES[6:], False)
@@ -148,7 +150,9 @@ async def test_every_command_can_be_repeated_by_key(visit: Visit, ada: Person) -
         assert again.headers["idempotent-replayed"] == "true"
     inputs = await ready_inputs(visit, ada)
     job, key = await request_job(ada, inputs), uuid4().hex
-    first, again = [await ada.post(f"/jobs/{job['id']}/stop", {"reason": "enough"}, key=key) for _ in range(2)]
+    first, again = [
+        await ada.post(f"/jobs/{job['id']}/stop", {"reason": "enough"}, key=key) for _ in range(2)
+    ]
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.json() == again.json()
     assert first.headers["x-event-position"] == again.headers["x-event-position"]
