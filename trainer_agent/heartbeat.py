@@ -22,7 +22,8 @@ _DEFAULT_SECONDS = 5.0
 
 
 async def beat(connection: Connection, settings: AgentSettings, orders: Orders, standing: Standing) -> None:
-    """Send heartbeats for ever."""
+    """Send heartbeats for ever, from the first welcome on."""
+    await standing.accepted.wait()
     subject = heartbeat_subject(settings.organization_id, settings.agent_id)
     loop = asyncio.get_running_loop()
     answered = True

@@ -46,11 +46,23 @@ async def run(settings: AgentSettings, stop: asyncio.Event, *, ready: Callable[[
         if capabilities is None:
             return
         log.info("probed", device=capabilities.device, profile=capabilities.profile)
-        async with http_client() as http:
-            await Node(settings, folder, http).serve(capabilities, stop, ready)
+        await serve(settings, folder, capabilities, stop, ready=ready)
 
 
-class Node:
+async def serve(
+    settings: AgentSettings,
+    folder: WorkFolder,
+    capabilities: Capabilities,
+    stop: asyncio.Event,
+    *,
+    ready: Callable[[], None],
+) -> None:
+    """`run` for a node whose capabilities are known."""
+    async with http_client() as http:
+        await _Node(settings, folder, http).serve(capabilities, stop, ready)
+
+
+class _Node:
     """Everything that the attempts on this node share."""
 
     def __init__(self, settings: AgentSettings, folder: WorkFolder, http: httpx.AsyncClient) -> None:

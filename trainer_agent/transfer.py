@@ -21,7 +21,7 @@ T = TypeVar("T")
 _CHUNK = 1 << 20
 _BUSY = frozenset({408, 425, 429})
 _EXPIRED = frozenset({400, 401, 403})
-"""A URL that has expired looks like one that was never allowed, or (rclone) malformed; a renewed one tells."""
+"""A URL that has expired looks like one never allowed or, to rclone, malformed; a renewed one tells."""
 
 
 @asynccontextmanager

@@ -1,22 +1,35 @@
 """A peer to talk to, and what an attempt needs of an agent without running the whole of one."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from schemas.events.agent import Capabilities
 from schemas.ids import Prefix, new_id
+from schemas.objects import StoredObject, content_key
 from schemas.settings import NatsSettings, S3Settings
 from schemas.subjects import agent_inbox
-from schemas.work import HeldItem
-from tests.integration.trainer_agent.peer import POOL, Peer, serving_peer
+from schemas.training import Hyperparameters
+from schemas.work import HeldItem, TrainAssignment
+from tests.integration.trainer_agent.peer import POOL, Peer, manifest_of, serving_peer
 from trainer_agent.cache import ContentCache
 from trainer_agent.connection import Connection
+from trainer_agent.folders import locked
 from trainer_agent.presign import Presigner
+from trainer_agent.run import serve
 from trainer_agent.settings import AgentSettings
 from trainer_agent.transfer import http_client
+
+CAPABILITIES = Capabilities(
+    profile="cpu", device="test node", cpu_cores=1, memory_bytes=2**30, four_bit_kernel=True, versions={}
+)
 
 
 @pytest.fixture
@@ -61,3 +74,108 @@ async def parts(settings: AgentSettings, tmp_path: Path) -> AsyncIterator[Parts]
     ):
         await connection.session_after(0)
         yield Parts(connection, http, cache, held, Presigner(connection, settings, held))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Real clips and a real, hardly trained model, as folders."""
+
+    clips: Path
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    """Made by the engine's own commands, because no test process of the agent imports torch."""
+    folder = tmp_path_factory.mktemp("samples")
+    code = (
+        "import sys; from qlora_engine.shapes import make_sample_dataset;"
+        " from qlora_engine.tiny import make_tiny_model;"
+        " make_sample_dataset(sys.argv[1], clips=24); make_tiny_model(sys.argv[2], steps=1)"
+    )
+    made = Samples(folder / "clips", folder / "model")
+    subprocess.run([sys.executable, "-c", code, str(made.clips), str(made.model)], check=True)
+    return made
+
+
+@dataclass
+class Training:
+    """A job to train, in the store, with a number of steps that a test chooses."""
+
+    peer: Peer
+    assignment: TrainAssignment
+    held: HeldItem
+
+    async def offer(self) -> None:
+        await self.peer.offer(self.held, self.assignment, "train")
+
+
+MakeTraining = Callable[..., Awaitable[Training]]
+
+
+@pytest.fixture
+def make_training(peer: Peer, samples: Samples) -> MakeTraining:
+    async def make(steps: int, *, checkpoint_every: int = 4) -> Training:
+        model, _ = await peer.put_folder(samples.model)
+        dataset, files = await peer.put_folder(samples.clips)
+        captions = await asyncio.to_thread((samples.clips / "captions.jsonl").read_bytes)
+        manifest = await peer.put_content(
+            "manifest.json", manifest_of(files, captions).model_dump_json().encode()
+        )
+        hyperparameters = Hyperparameters(
+            max_steps=steps,
+            batch_size=2,
+            frames=2,
+            checkpoint_every_steps=checkpoint_every,
+            held_out_fraction=0.1,
+            max_new_tokens=2,
+        )
+        assignment = TrainAssignment(
+            model_listing=model,
+            dataset_listing=dataset,
+            manifest=StoredObject(
+                **manifest.model_dump(), key=content_key(peer.organization_id, manifest.sha256)
+            ),
+            hyperparameters=hyperparameters,
+            total_steps=steps,
+        )
+        return Training(peer, assignment, HeldItem(item_id=new_id(Prefix.JOB), attempt=1))
+
+    return make
+
+
+@dataclass
+class RunningAgent:
+    """A whole agent in this process."""
+
+    stop: asyncio.Event
+    task: "asyncio.Task[None]"
+
+    async def ends(self, seconds: float = 60.0) -> None:
+        self.stop.set()
+        await asyncio.wait_for(self.task, seconds)
+
+
+@pytest.fixture
+async def agent(settings: AgentSettings) -> AsyncIterator[RunningAgent]:
+    """Welcomed and looking for work. Its probe is left out here: it takes as long as a whole training."""
+    stop, ready = asyncio.Event(), asyncio.Event()
+    with locked(settings.work_folder) as folder:
+        task = asyncio.create_task(serve(settings, folder, CAPABILITIES, stop, ready=ready.set))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({task, waiting}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        assert ready.is_set(), task
+        running = RunningAgent(stop, task)
+        yield running
+        await running.ends()
+
+
+def engines_of(pid: int) -> list[psutil.Process]:
+    """The engine processes that were started by `pid`, also when it is gone."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "qlora_engine" in command and str(pid) in command:  # --parent-pid
+            found.append(process)
+    return found

@@ -5,21 +5,21 @@ import asyncio
 import pytest
 
 from schemas.ids import Prefix, new_id
-from schemas.work import HeldItem
+from schemas.work import DesiredState, HeldItem
 from trainer_agent.orders import Order, Orders
 
+DESIRED: tuple[DesiredState, ...] = ("stop", "run", "abandon", "stop_immediately")
 HELD = HeldItem(item_id=new_id(Prefix.JOB), attempt=2)
 
 
 async def test_a_late_heartbeat_does_not_take_a_stop_back() -> None:
     orders = Orders()
     orders.hold(HELD)
-    await orders.desire(HELD, "stop")
-    await orders.desire(HELD, "run")
-    assert orders.order == Order.STOP
-    await orders.desire(HELD, "abandon")
-    await orders.desire(HELD, "stop_immediately")
-    assert orders.order == Order.ABANDON
+    seen = []
+    for desired in DESIRED:
+        await orders.desire(HELD, desired)
+        seen.append(orders.order)
+    assert seen == [Order.STOP, Order.STOP, Order.ABANDON, Order.ABANDON]
 
 
 async def test_orders_about_another_attempt_are_ignored() -> None:
