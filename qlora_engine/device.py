@@ -1,5 +1,7 @@
 """Which device computes, in which precision, and what it is called."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -25,6 +27,17 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{_processor()} ({psutil.cpu_count() or 1} cores)"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For models so small that threads only wait for one another, badly so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def is_jetson() -> bool:

@@ -24,6 +24,7 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfi
 from transformers.utils.logging import disable_progress_bar
 
 from qlora_engine import shapes
+from qlora_engine.device import one_thread
 from qlora_engine.families import smolvlm
 from qlora_engine.families.base import Moments
 
@@ -185,7 +186,7 @@ def make_tiny_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
-    with torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SmolVLMForConditionalGeneration(make_config(tokenizer))
         prompts = smolvlm.SmolVLM().prompts(model.config, tokenizer)

@@ -1,0 +1,138 @@
+"""Clips of every common kind are read by their time stamps; broken ones are refused by name."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from qlora_engine.errors import ClipUndecodable, ClipWithoutVideo, FramesExceedClip
+from qlora_engine.video import Timeline, probe_clip, sample_clip
+from tests.engine.videos import HEIGHT, WIDTH, shown_index, write_sound, write_video
+
+CODECS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9", "libsvtav1": "av1", "mpeg4": "mpeg4"}
+CONTAINERS = {
+    "libx264": ("mp4", "mov", "mkv", "avi"),
+    "libx265": ("mp4", "mov", "mkv"),
+    "libvpx-vp9": ("mp4", "mkv", "webm", "avi"),
+    "libsvtav1": ("mp4", "mkv", "webm", "avi"),
+    "mpeg4": ("mp4", "mov", "mkv", "avi"),
+}
+COMBINATIONS = [(codec, container) for codec in CODECS for container in CONTAINERS[codec]]
+
+
+@pytest.mark.parametrize("audio", [False, True], ids=["silent", "sound"])
+@pytest.mark.parametrize(("codec", "container"), COMBINATIONS)
+def test_every_codec_in_every_container(codec: str, container: str, audio: bool, tmp_path: Path) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot encode {codec}")
+    file = write_video(tmp_path / f"clip.{container}", codec, audio=audio)
+
+    probed = probe_clip(file)
+    sampled = sample_clip(file, 4)
+
+    assert probed.codec == CODECS[codec]
+    assert (probed.frames, probed.width, probed.height, probed.rotation) == (20, WIDTH, HEIGHT, 0)
+    assert probed.has_audio is audio
+    assert probed.duration_seconds == pytest.approx(2.0, abs=0.01)
+    assert not probed.variable_frame_rate
+    assert [shown_index(picture, 20) for picture in sampled.pictures] == [2, 7, 12, 17]
+    assert sampled.seconds == pytest.approx([0.2, 0.7, 1.2, 1.7], abs=0.005)
+
+
+def test_variable_frame_rate_is_sampled_by_time_not_by_count(tmp_path: Path) -> None:
+    times = [*range(0, 500, 50), 1000, 2000, 3000]  # ten quick frames, then one every second
+    file = write_video(tmp_path / "phone.mp4", frames=len(times), milliseconds=times, options={"bf": "0"})
+
+    probed = probe_clip(file)
+    sampled = sample_clip(file, 4)
+
+    assert probed.variable_frame_rate
+    assert probed.frames == len(times)
+    shown = [shown_index(picture, len(times)) for picture in sampled.pictures]
+    expected = Timeline(tuple(time / 1000 for time in times), sampled.duration).evenly(4)
+    assert shown == expected
+    assert shown == [7, 10, 10, 11]  # by counting it would be 1, 4, 8, 11
+
+
+@pytest.mark.parametrize(
+    ("counter_clockwise", "clockwise", "red"), [(90, 270, (-3, 2)), (180, 180, (-3, -3)), (-90, 90, (2, -3))]
+)
+def test_rotation_is_applied(
+    counter_clockwise: int, clockwise: int, red: tuple[int, int], tmp_path: Path
+) -> None:
+    file = write_video(tmp_path / "turned.mp4", rotation=counter_clockwise)
+
+    probed = probe_clip(file)
+    picture = sample_clip(file, 2).pictures[0]
+
+    assert probed.rotation == clockwise
+    assert picture.shape == (probed.height, probed.width, 3)
+    assert (probed.width, probed.height) == ((WIDTH, HEIGHT) if clockwise == 180 else (HEIGHT, WIDTH))
+    red_value, green_value, _ = picture[red]
+    assert red_value > 200
+    assert green_value < 60
+
+
+def test_seeking_and_scanning_find_the_same_frames(tmp_path: Path) -> None:
+    seekable = write_video(tmp_path / "seek.mp4", frames=200, options={"g": "10"})
+    one_group = write_video(tmp_path / "scan.mp4", frames=200, options={"g": "400"})
+
+    for file, count in itertools.product((seekable, one_group), (2, 5)):
+        seconds = [(index + 0.5) * 20 / count for index in range(count)]
+        sampled = sample_clip(file, count)
+        assert sampled.seconds == pytest.approx([int(second * 10) / 10 for second in seconds], abs=0.01)
+
+
+def test_every_frame_once_when_as_many_are_asked_for(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "clip.mp4", frames=8)
+    assert [shown_index(picture, 8) for picture in sample_clip(file, 8).pictures] == list(range(8))
+
+
+def test_more_frames_than_the_clip_has(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "short.mp4", frames=3)
+    with pytest.raises(FramesExceedClip, match="frames is 4, but short.mp4 has only 3") as refused:
+        sample_clip(file, 4)
+    assert refused.value.code == "frames_exceed_clip"
+
+
+def _broken(kind: str, folder: Path) -> Path:
+    file = write_video(folder / f"{kind}.{'mkv' if kind == 'truncated_mkv' else 'mp4'}", frames=60)
+    content = file.read_bytes()
+    match kind:
+        case "empty":
+            content = b""
+        case "text":
+            content = b"this is not a video\n" * 50
+        case "truncated_mp4" | "truncated_mkv":
+            content = content[: len(content) // 2]
+        case "overwritten":
+            middle = content.index(b"mdat") + 400
+            content = content[:middle] + b"\xa5" * 3000 + content[middle + 3000 :]
+        case "playlist":
+            content = b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n"
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "text", "truncated_mp4", "truncated_mkv", "overwritten", "playlist"]
+)
+def test_broken_files_are_refused(kind: str, tmp_path: Path) -> None:
+    file = _broken(kind, tmp_path)
+    with pytest.raises(ClipUndecodable, match=kind) as refused:
+        probe_clip(file)
+    assert refused.value.code == "undecodable_clip"
+
+
+def test_sound_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ClipWithoutVideo, match=r"sound\.m4a holds no video stream"):
+        probe_clip(write_sound(tmp_path / "sound.m4a"))
+
+
+def test_torch_stays_out() -> None:
+    modules = "qlora_engine.updates, qlora_engine.video, qlora_engine.captions, qlora_engine.validation, qlora_engine.shapes"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

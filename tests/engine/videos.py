@@ -1,0 +1,76 @@
+"""Writes the odd clips that tests need."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+WIDTH, HEIGHT = 96, 64
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    """Grey bars that grow to the right, with a red corner at the top left: frame and orientation are visible."""
+    drawn = []
+    for index in range(count):
+        picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        picture[:, : (index + 1) * WIDTH // count] = 200
+        picture[: HEIGHT // 2, : WIDTH // 4] = (255, 0, 0)
+        drawn.append(picture)
+    return drawn
+
+
+def shown_index(picture: np.ndarray, count: int) -> int:
+    """Which of `pictures(count)` this is."""
+    bar = int((picture[-4, :, 1] > 100).sum())
+    return round(bar * count / WIDTH) - 1
+
+
+def write_video(
+    file: Path,
+    codec: str = "libx264",
+    frames: int = 20,
+    *,
+    rotation: int | None = None,
+    audio: bool = False,
+    milliseconds: Sequence[int] | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """`frames` pictures at 10 frames per second, or at the given times."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        if milliseconds is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        sound = None
+        if audio:
+            sound = container.add_stream("libopus" if file.suffix in (".webm", ".mkv") else "aac", rate=48000)
+        for index, picture in enumerate(pictures(frames)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if milliseconds is not None:
+                frame.pts, frame.time_base = milliseconds[index], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        if sound is not None:
+            container.mux(_silence(sound))
+        container.mux(stream.encode(None))
+    return file
+
+
+def write_sound(file: Path) -> Path:
+    """An audio file without pictures."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        container.mux(_silence(stream))
+    return file
+
+
+def _silence(stream: av.AudioStream) -> list[av.Packet]:
+    packets = []
+    for _ in range(40):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1024), np.int16), format="s16", layout="stereo")
+        frame.sample_rate = 48000
+        packets.extend(stream.encode(frame))
+    return [*packets, *stream.encode(None)]
