@@ -9,6 +9,11 @@ from pydantic import Field, SecretStr
 from schemas.base import Message
 
 
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 class PostgresSettings(Message):
     """How to reach the database."""
 
@@ -21,7 +26,6 @@ class PostgresSettings(Message):
 
     def conninfo(self) -> str:
         """A libpq connection string. It holds the password: never log it."""
-        quote = lambda value: "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"  # noqa: E731
         parts = {
             "host": self.host,
             "port": self.port,
@@ -29,7 +33,7 @@ class PostgresSettings(Message):
             "user": self.user,
             "password": self.password.get_secret_value(),
         }
-        return " ".join(f"{name}={quote(value)}" for name, value in parts.items())
+        return " ".join(f"{name}={_quoted(str(value))}" for name, value in parts.items())
 
 
 class NatsSettings(Message):

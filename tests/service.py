@@ -120,10 +120,10 @@ class Service:
         found = []
         for process in psutil.process_iter(["cmdline", "cwd"]):
             command = process.info["cmdline"] or []
-            if command[1:3] == ["-m", "qlora_engine"] and "--probe" not in command:
-                environment = process.environ()
-                if environment.get("KINORA_HOME") == str(self.home):
-                    found.append(process)
+            # Its environment names nothing of ours, but it works in a folder of its attempt.
+            inside = (process.info["cwd"] or "").startswith(str(self.home))
+            if command[1:3] == ["-m", "qlora_engine"] and "--probe" not in command and inside:
+                found.append(process)
         return found
 
 
