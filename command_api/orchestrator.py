@@ -33,6 +33,7 @@ from command_api.messaging.leases import Leases
 from command_api.messaging.policies import Admission
 from command_api.messaging.presigning import Presigning
 from command_api.messaging.relay import Relay
+from command_api.messaging.tables import ensure_tables
 from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
@@ -73,7 +74,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
         bus = await stack.enter_async_context(CommandBus(log, HANDLERS))
         store = await stack.enter_async_context(ObjectStore(settings.s3))
         cursors = Cursors(conninfo)
-        await cursors.ensure_table()
+        await ensure_tables(conninfo)
 
         wake = LogWake(conninfo)
         follower = Follower(log, Board(), wake.waiter())
@@ -118,8 +119,11 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             report=inbox.deliver,
         )
         broker = make_broker(settings.nats, reconnected=reconnected)
-        resubscribe = subscribe(broker, desk)
+        reports = subscribe(broker, desk)
+        # In this order backwards: no more reports are fetched, those at hand are settled, then all ends.
         stack.push_async_callback(broker.stop)
+        stack.push_async_callback(inbox.finish)
+        stack.push_async_callback(reports.stop)
         await _until_answered("subscribing", broker.start)
 
         ready()
@@ -132,7 +136,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             inbox.run(),
             controls.run(),
             admission.run(),
-            Watchdog(topology, inbox, resubscribe).run(),
+            Watchdog(topology, inbox, reports.again).run(),
         )
 
 

@@ -76,8 +76,21 @@ def make_broker(settings: NatsSettings, *, reconnected: Callback | None = None) 
     )
 
 
-def subscribe(broker: NatsBroker, desk: Desk) -> Callable[[], Awaitable[None]]:
-    """Declare every subscriber; the result subscribes to REPORTS again."""
+@dataclass(frozen=True)
+class ReportsSubscription:
+    """The pull loop on REPORTS, which can be ended before the broker and begun anew."""
+
+    stop: Callable[[], Awaitable[None]]
+    start: Callable[[], Awaitable[None]]
+
+    async def again(self) -> None:
+        """Subscribe anew."""
+        await self.stop()
+        await self.start()
+
+
+def subscribe(broker: NatsBroker, desk: Desk) -> ReportsSubscription:
+    """Declare every subscriber; they begin with the broker."""
 
     @broker.subscriber(
         claim_subject(ORGANIZATION, AGENT),
@@ -133,11 +146,7 @@ def subscribe(broker: NatsBroker, desk: Desk) -> Callable[[], Awaitable[None]]:
     async def reports(message: NatsMessage) -> None:
         await desk.report(message.raw_message)
 
-    async def resubscribe() -> None:
-        await reports_subscriber.stop()
-        await reports_subscriber.start()
-
-    return resubscribe
+    return ReportsSubscription(reports_subscriber.stop, reports_subscriber.start)
 
 
 async def _undecoded(message: StreamMessage[Any]) -> Any:

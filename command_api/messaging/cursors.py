@@ -10,14 +10,6 @@ from psycopg.rows import DictRow
 from command_api.domain.errors import Conflict
 from command_api.eventlog.errors import LogUnavailable
 
-TABLE = """
-CREATE TABLE IF NOT EXISTS kinora_report_cursors (
-    item_id text NOT NULL,
-    attempt integer NOT NULL,
-    sequence bigint NOT NULL,
-    PRIMARY KEY (item_id, attempt)
-)
-"""
 FIRST = (
     "INSERT INTO kinora_report_cursors (item_id, attempt, sequence) VALUES (%s, %s, 1) ON CONFLICT DO NOTHING"
 )
@@ -65,10 +57,6 @@ class Cursors:
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._known: dict[Attempt, int] = {}
-
-    async def ensure_table(self) -> None:
-        """Make the table where it is missing."""
-        await self._execute(TABLE)
 
     async def last(self, attempt: Attempt) -> int:
         """Sequence of the last committed report; 0 before the first.

@@ -2,13 +2,6 @@
 
 import psycopg
 
-TABLE = """
-CREATE TABLE IF NOT EXISTS kinora_relay_epoch (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    epoch bigint NOT NULL
-)
-"""
-
 
 class Epochs:
     """The counter lives in the database, because the stream that lost everything cannot know it."""
@@ -19,7 +12,6 @@ class Epochs:
     async def begin(self) -> int:
         """The next epoch, from 1."""
         async with await psycopg.AsyncConnection.connect(self._conninfo) as connection:
-            await connection.execute(TABLE)
             cursor = await connection.execute(
                 "INSERT INTO kinora_relay_epoch (epoch) VALUES (1)"
                 " ON CONFLICT (only_row) DO UPDATE SET epoch = kinora_relay_epoch.epoch + 1 RETURNING epoch"

@@ -92,6 +92,7 @@ class Inbox:
         self.batches = 0
         """Batches taken so far, so that a watchdog sees whether anything moves."""
         self.taking = False
+        self._current: asyncio.Future[None] | None = None
 
     async def deliver(self, message: Msg) -> None:
         """Take a message over, in order; waits while a whole batch waits already."""
@@ -99,14 +100,18 @@ class Inbox:
 
     async def run(self) -> None:
         """Commit batches until cancelled: one message at once, or all that came during the last commit."""
-        try:
-            while True:
-                messages = [await self._delivered.get()]
-                messages += self._rest(BATCH_REPORTS - 1)
-                await self.take(messages)
-        finally:
-            # Whoever is active next should not have to wait until the server misses us.
-            await _send_back(self._rest(BATCH_REPORTS), 0)
+        while True:
+            messages = [await self._delivered.get()]
+            messages += self._rest(BATCH_REPORTS - 1)
+            self._current = asyncio.ensure_future(self.take(messages))
+            # A commit is never cut off: its acknowledgements would be lost, and the reports come again late.
+            await asyncio.shield(self._current)
+
+    async def finish(self) -> None:
+        """After `run` was cancelled: end the last batch, and give back what was never begun."""
+        if self._current is not None:
+            await self._current
+        await _send_back(self._rest(BATCH_REPORTS), 0)
 
     def _rest(self, limit: int) -> list[Msg]:
         return [self._delivered.get_nowait() for _ in range(min(limit, self._delivered.qsize()))]
@@ -219,7 +224,7 @@ class Inbox:
             batch.done.append(letter)
             return 0
         if letter.report.sequence > expected:
-            logger.info("inbox: %s came before report %d", _name(letter), expected)
+            logger.debug("inbox: %s came before report %d", _name(letter), expected)
             batch.early.append(letter)
             return 0
         try:

@@ -117,7 +117,7 @@ def inbox_config() -> ConsumerConfig:
         deliver_policy=DeliverPolicy.ALL,
         ack_policy=AckPolicy.EXPLICIT,
         # A commit takes milliseconds; what a killed orchestrator held comes back after this.
-        ack_wait=10,
+        ack_wait=5,
         max_deliver=-1,
         max_ack_pending=4096,
         filter_subject=REPORTS_SUBJECTS,

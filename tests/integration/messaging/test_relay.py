@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import pytest
 from nats.aio.client import Client
 from nats.js.api import RawStreamMsg
+from nats.js.errors import NotFoundError
 
 from command_api.eventlog.log import EventLog
 from command_api.messaging.connection import connect
 from command_api.messaging.epochs import Epochs
 from command_api.messaging.relay import BATCH_EVENTS, Relay
+from command_api.messaging.tables import ensure_tables
 from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
@@ -22,6 +24,7 @@ from schemas.settings import NatsSettings, PostgresSettings
 from schemas.subjects import (
     EPOCH_HEADER,
     EVENTS_STREAM,
+    EVENTS_SUBJECTS,
     LOG_ID_HEADER,
     POSITION_HEADER,
     PREVIOUS_POSITION_HEADER,
@@ -45,10 +48,10 @@ class Outside:
         return [await self.topology.js.get_msg(EVENTS_STREAM, sequence) for sequence in sequences]
 
     async def last_position(self) -> int:
-        info = await self.topology.js.stream_info(EVENTS_STREAM)
-        if not info.state.messages:
-            return 0
-        last = await self.topology.js.get_msg(EVENTS_STREAM, info.state.last_seq)
+        try:
+            last = await self.topology.js.get_last_msg(EVENTS_STREAM, EVENTS_SUBJECTS)
+        except NotFoundError:
+            return 0  # empty, or just being made
         return int((last.headers or {})[POSITION_HEADER])
 
     async def caught_up(self, log: EventLog) -> None:
@@ -63,6 +66,7 @@ async def outside(database: PostgresSettings, nats: NatsSettings) -> AsyncIterat
     async with connect(nats, "test") as client:
         topology = Topology(client.jetstream(), MAX_BYTES)
         await topology.ensure_streams()
+        await ensure_tables(database.conninfo())
         yield Outside(client, topology, database.conninfo())
 
 

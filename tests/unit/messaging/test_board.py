@@ -1,0 +1,197 @@
+"""The board shows what waits, what is queued and who holds what, and nothing that is over."""
+
+from datetime import timedelta
+
+from command_api.messaging.board import LIFECYCLE_TYPES, Board
+from command_api.messaging.leases import Held
+from schemas.envelope import Metadata, Recorded
+from schemas.events import REGISTRY, Event
+from schemas.events.agent import AgentEnrolled, AgentLost, AgentOnline
+from schemas.events.dataset import (
+    DatasetRegistered,
+    DatasetRejected,
+    DatasetUploaded,
+    DatasetValidationInterrupted,
+    DatasetValidationStarted,
+)
+from schemas.events.job import (
+    CheckpointSaved,
+    JobAssigned,
+    JobFailed,
+    JobPlanned,
+    JobProgressed,
+    JobQueued,
+    JobRequested,
+    JobStopped,
+    JobStopRequested,
+    JobSucceeded,
+    JobValidationStarted,
+    LeaseExpired,
+    PinnedInput,
+    TrainingFinished,
+)
+from schemas.ids import Prefix, new_id
+from schemas.training import Hyperparameters
+from tests.unit.domain.samples import AGENT, DATASET, JOB, LISTING, MANIFEST, MODEL, NOON, PROBLEM, USER, sha
+
+ORGANIZATION, WORKSPACE = "org_" + "1" * 32, "ws_" + "1" * 32
+PINNED = PinnedInput(listing=LISTING, content_sha256=sha(1))
+REQUESTED = JobRequested(
+    name="",
+    owner_id=USER,
+    dataset_id=DATASET,
+    model_id=MODEL,
+    dataset=PINNED,
+    model=PINNED,
+    manifest=MANIFEST,
+    hyperparameters=Hyperparameters(),
+    pool="gpu",
+    priority="high",
+    labels={},
+    max_attempts=5,
+)
+PLANNED = JobPlanned(total_steps=10, training_examples=8, held_out_examples=2, epochs=1.0)
+REGISTERED = DatasetRegistered(
+    name="d",
+    description="",
+    format="video_text",
+    owner_id=USER,
+    listing=LISTING,
+    file_count=1,
+    size_bytes=1,
+)
+QUEUED = (REQUESTED, JobValidationStarted(), PLANNED, JobQueued(attempt=1, reason="requested"))
+ASSIGNED = (*QUEUED, JobAssigned(attempt=1, agent_id=AGENT))
+CHECKPOINT = CheckpointSaved(attempt=1, step=50, objects=(LISTING,))
+
+
+def told(*events: Event, stream_id: str = JOB, board: Board | None = None) -> Board:
+    board = board or Board()
+    for event in events:
+        position = board.position + 1
+        metadata = Metadata(
+            event_id=new_id(Prefix.EVENT),
+            recorded_at=NOON,
+            organization_id=ORGANIZATION,
+            workspace_id=WORKSPACE,
+            actor=USER,
+            correlation_id="req_1",
+            causation_id="req_1",
+        )
+        board.apply(
+            Recorded(position=position, stream_id=stream_id, version=position, metadata=metadata, event=event)
+        )
+    return board
+
+
+def test_a_requested_job_waits_for_a_policy() -> None:
+    (item,) = told(REQUESTED).undecided()
+    assert (item.item_id, item.phase, item.workspace_id) == (JOB, "requested", WORKSPACE)
+    (item,) = told(REQUESTED, JobValidationStarted()).undecided()
+    assert item.phase == "validating"
+
+
+def test_a_queued_job_is_offered_to_its_pool() -> None:
+    board = told(*QUEUED)
+    assert board.undecided() == []
+    offer = board.offers()[JOB]
+    assert (offer.pool, offer.item.attempt, offer.item.priority, offer.item.lane) == (
+        "gpu",
+        1,
+        "high",
+        "train",
+    )
+    assert offer.item.not_before is None
+
+
+def test_a_backoff_delays_the_offer() -> None:
+    retry = JobQueued(attempt=2, reason="retry", not_before_seconds=8)
+    board = told(*ASSIGNED, LeaseExpired(attempt=1, agent_id=AGENT), retry)
+    assert board.offers()[JOB].item.not_before == NOON + timedelta(seconds=8)
+
+
+def test_an_assigned_job_is_held_and_no_longer_offered() -> None:
+    board = told(*ASSIGNED)
+    assert board.offers() == {}
+    assert board.held() == [Held(JOB, 1, AGENT)]
+    assert board.holds(Held(JOB, 1, AGENT)) is not None
+    assert board.holds(Held(JOB, 2, AGENT)) is None
+
+
+def test_the_next_attempt_goes_on_from_the_checkpoint_and_keeps_doing_so() -> None:
+    requeued = JobQueued(attempt=2, reason="lease_expired", resume_step=50)
+    later = CheckpointSaved(attempt=2, step=100, objects=(MANIFEST,))
+    board = told(
+        *ASSIGNED,
+        CHECKPOINT,
+        LeaseExpired(attempt=1, agent_id=AGENT),
+        requeued,
+        JobAssigned(attempt=2, agent_id=AGENT),
+        later,
+    )
+    assert board.items[JOB].resume == CHECKPOINT
+    assert board.items[JOB].checkpoint == later
+
+
+def test_between_two_attempts_nobody_holds_it() -> None:
+    board = told(*ASSIGNED, LeaseExpired(attempt=1, agent_id=AGENT))
+    assert board.held() == []
+    assert board.offers() == {}
+
+
+def test_a_stop_is_what_the_holder_should_do_until_the_training_is_finished() -> None:
+    stop = JobStopRequested(mode="graceful", reason="")
+    assert told(*ASSIGNED).items[JOB].desired == "run"
+    board = told(*ASSIGNED, stop)
+    assert board.items[JOB].desired == "stop"
+    told(JobStopRequested(mode="immediate", reason=""), board=board)
+    assert board.items[JOB].desired == "stop_immediately"
+    told(TrainingFinished(attempt=1, steps=1, loss_first=1, loss_last=1, seconds=1), board=board)
+    assert board.items[JOB].desired == "run"
+
+
+def test_what_is_over_leaves_the_board() -> None:
+    for end in (
+        JobSucceeded(attempt=1, output_model_id=MODEL),
+        JobFailed(attempt=1, code="oom", message="", retryable=True),
+        JobStopped(attempt=1, step=0, reason=""),
+    ):
+        assert told(*ASSIGNED, end).items == {}
+
+
+def test_an_uploaded_dataset_is_offered_until_it_is_judged() -> None:
+    board = told(REGISTERED, stream_id=DATASET)
+    assert board.offers() == {}
+    told(DatasetUploaded(upload_id="u"), stream_id=DATASET, board=board)
+    assert board.offers()[DATASET].item.attempt == 1
+    told(DatasetValidationStarted(agent_id=AGENT, attempt=1), stream_id=DATASET, board=board)
+    assert board.held() == [Held(DATASET, 1, AGENT)]
+    told(DatasetValidationInterrupted(attempt=1, reason="released"), stream_id=DATASET, board=board)
+    assert board.offers()[DATASET].item.attempt == 2
+    assert board.held() == []
+    told(DatasetRejected(attempt=1, problems=(PROBLEM,)), stream_id=DATASET, board=board)
+    assert board.items == {}
+
+
+def test_a_validation_goes_to_a_pool_that_has_agents() -> None:
+    board = told(REGISTERED, DatasetUploaded(upload_id="u"), stream_id=DATASET)
+    assert board.offers()[DATASET].pool == "default"
+    told(AgentEnrolled(name="n", pool="gpu"), stream_id=AGENT, board=board)
+    assert board.offers()[DATASET].pool == "gpu"
+    told(AgentEnrolled(name="m", pool="default"), stream_id="agt_" + "9" * 32, board=board)
+    assert board.offers()[DATASET].pool == "default"
+    assert board.pools() == {(ORGANIZATION, "default"), (ORGANIZATION, "gpu")}
+
+
+def test_agents_come_and_go() -> None:
+    board = told(AgentEnrolled(name="n", pool="gpu"), stream_id=AGENT)
+    assert board.online() == []
+    told(AgentOnline(), stream_id=AGENT, board=board)
+    assert board.online() == [AGENT]
+    told(AgentLost(reason="shut_down"), stream_id=AGENT, board=board)
+    assert board.online() == []
+
+
+def test_measurements_are_not_read() -> None:
+    assert JobProgressed.TYPE not in LIFECYCLE_TYPES
+    assert set(LIFECYCLE_TYPES) <= {event.TYPE for event in REGISTRY.types}
