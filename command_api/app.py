@@ -29,6 +29,7 @@ from command_api.routes import (
     health,
     jobs,
     models,
+    problem_docs,
     problem_pages,
     projections,
 )
@@ -67,6 +68,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     app.state.public_url = settings.public_url.rstrip("/")
     problems.install(app)
+    problem_docs.describe(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestStory)
     api = APIRouter(prefix="/api/v1")

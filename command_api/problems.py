@@ -1,9 +1,9 @@
 """Every error leaves as RFC 9457 problem details: a stable code, a page that explains it, nothing leaked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,17 +13,11 @@ from starlette.exceptions import HTTPException
 
 from command_api.auth.errors import AuthError
 from command_api.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
+from command_api.problem_catalogue import CATALOGUE
 from schemas.errors import FieldError, KinoraError
 
 PROBLEM_JSON = "application/problem+json"
 _log = structlog.get_logger(__name__)
-
-
-class TooManyRequests(KinoraError):
-    """A limit on rate or concurrency was reached."""
-
-    code = "too_many_requests"
-    retryable = True
 
 
 class BadPosition(KinoraError):
@@ -56,73 +50,6 @@ class ProblemDetails(BaseModel):
     errors: list[FieldError] = []
 
 
-@dataclass(frozen=True, slots=True)
-class ProblemType:
-    """What a code means, as `GET /problems/{code}` explains it."""
-
-    status: int
-    title: str
-    remedy: str
-
-
-CATALOGUE: Mapping[str, ProblemType] = {
-    "agent_unknown": ProblemType(
-        404, "No such agent", "Enrol the agent, or check the organization you are in."
-    ),
-    "bad_cursor": ProblemType(400, "Bad cursor", "Start again without `cursor`; use next_cursor unchanged."),
-    "bad_position": ProblemType(400, "Bad position", "Name a position that the log has reached."),
-    "body_too_large": ProblemType(413, "Body too large", "Send less; files go through an upload session."),
-    "conflict": ProblemType(
-        409, "Conflict", "Read the resource again: its present state forbids the command."
-    ),
-    "event_not_canonical": ProblemType(422, "Not storable", "Send finite numbers and valid Unicode."),
-    "event_too_large": ProblemType(422, "Too large to record", "Shorten the text fields of the request."),
-    "forbidden": ProblemType(403, "Forbidden", "Ask an owner of the organization for the right."),
-    "hash_mismatch": ProblemType(
-        422,
-        "Hash mismatch",
-        "The named file's bytes differ from its declaration: upload it again, or register anew.",
-    ),
-    "email_taken": ProblemType(409, "E-mail address taken", "Log in, or use another address."),
-    "idempotency_key_reused": ProblemType(
-        422, "Idempotency key reused", "Use a new key: this one belongs to another request."
-    ),
-    "internal": ProblemType(
-        500, "Internal error", "Report the request id; the log of the service holds the cause."
-    ),
-    "invalid": ProblemType(422, "Invalid", "Correct the fields named in `errors`."),
-    "invalid_request": ProblemType(422, "Invalid request", "Correct the fields named in `errors`."),
-    "log_unavailable": ProblemType(
-        503, "Log unavailable", "Repeat with the same Idempotency-Key: nothing happens twice."
-    ),
-    "malformed_json": ProblemType(400, "Malformed JSON", "Send a JSON document as the body."),
-    "method_not_allowed": ProblemType(405, "Method not allowed", "Use a method named in the Allow header."),
-    "not_found": ProblemType(404, "Not found", "Check the id and the organization you are in."),
-    "object_store_unavailable": ProblemType(503, "Object store unavailable", "Try again later."),
-    "projection_behind": ProblemType(
-        503, "Projection behind", "Try again: the read model has not reached min_position yet."
-    ),
-    "secret_already_issued": ProblemType(
-        409, "Secret already issued", "A secret is shown once; ask for a new one with a new idempotency key."
-    ),
-    "missing_scope": ProblemType(403, "Missing scope", "Ask an owner of the organization for it."),
-    "token_expired": ProblemType(401, "Token expired", "Use POST /auth/refresh, or log in."),
-    "token_invalid": ProblemType(401, "Token invalid", "Log in again."),
-    "token_missing": ProblemType(401, "Token missing", "Log in and send the access token."),
-    "too_many_requests": ProblemType(429, "Too many requests", "Wait for Retry-After seconds."),
-    "unauthenticated": ProblemType(401, "Unauthenticated", "Log in and send the access token."),
-    "unavailable": ProblemType(503, "Unavailable", "Try again later; GET /health says what is missing."),
-    "unknown_view": ProblemType(404, "No such read model", "GET /projections lists them."),
-    "upload_expired": ProblemType(
-        409, "Upload expired", "POST …/upload again for fresh addresses, and repeat the file."
-    ),
-    "upload_unknown": ProblemType(404, "No such upload", "Open a session with POST …/upload."),
-    "unsupported_media_type": ProblemType(415, "Unsupported media type", "Send application/json."),
-    "username_taken": ProblemType(409, "User name taken", "Log in, or choose another name."),
-    "version_conflict": ProblemType(409, "Changed meanwhile", "Repeat: others were changing the same thing."),
-    "wrong_credentials": ProblemType(401, "Wrong credentials", "Check user name and password."),
-}
-
 _BY_CLASS: tuple[tuple[type[KinoraError], int], ...] = (
     (AuthError, 401),
     (NotFound, 404),
@@ -154,11 +81,6 @@ def status_of(error: KinoraError) -> int:
         if isinstance(error, kind):
             return status
     return 503 if error.retryable else 500
-
-
-def explain(code: str) -> ProblemType | None:
-    """What `GET /problems/{code}` says, or None when there is no such code."""
-    return CATALOGUE.get(code)
 
 
 def problem_response(
@@ -200,6 +122,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(KinoraError, _kinora_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
+    for away in (psycopg.OperationalError, psycopg.errors.UndefinedTable):
+        app.add_exception_handler(away, _database_away)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -262,6 +186,18 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     }.get(error.status_code, str(error.detail))
     return problem_response(
         request, status=error.status_code, code=code, detail=detail, headers=error.headers
+    )
+
+
+async def _database_away(request: Request, error: Exception) -> JSONResponse:
+    # A missing table means that `kinora projections` never ran on this database.
+    _log.warning("request.database_away", path=request.url.path, reason=str(error))
+    return problem_response(
+        request,
+        status=503,
+        code="unavailable",
+        detail="the database, or a read model in it, is not there at the moment; try again",
+        retryable=True,
     )
 
 

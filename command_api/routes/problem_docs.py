@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
 from command_api.problems import PROBLEM_JSON, ProblemDetails
 
 Responses = dict[int | str, dict[str, Any]]
@@ -21,12 +24,24 @@ _TEXTS = {
 
 def problems(*statuses: int) -> Responses:
     """OpenAPI entries for these statuses."""
-    content = {
-        PROBLEM_JSON: {
-            "schema": ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-        }
-    }
+    content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
     return {status: {"description": _TEXTS[status], "content": content} for status in statuses}
+
+
+def describe(app: FastAPI) -> None:
+    """Give the OpenAPI document the schema that every error refers to."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        _, definitions = models_json_schema(
+            [(ProblemDetails, "serialization")], ref_template="#/components/schemas/{model}"
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(definitions["$defs"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 QUERY = (400, 401, 404, 422, 503)

@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 from kinora.local.servers import EmbeddedServers
-from tests.integration.api.running import Account, Person, Service, Visit, running_service
+from tests.integration.api.running import Account, Backing, Person, Service, Visit, running_service
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def service(servers: EmbeddedServers) -> Iterator[Service]:
             )
         )
     database = servers.postgres.model_copy(update={"dbname": name})
-    with running_service(database, servers.nats_control, s3) as running:
+    with running_service(Backing(database, servers.nats_control, s3)) as running:
         yield running
 
 

@@ -75,6 +75,7 @@ async def raw_socket(
         subprotocols=[Subprotocol(name) for name in protocols] or None,
         additional_headers=headers,
         proxy=None,
+        compression=None,
         close_timeout=0.5,  # a test that leaves with frames unread need not wait for the handshake
     ) as socket:
         yield socket

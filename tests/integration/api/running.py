@@ -65,6 +65,7 @@ class Service:
     app: FastAPI
     url: str
     s3: S3Settings
+    loop: asyncio.AbstractEventLoop
 
     @property
     def parts(self) -> Parts:
@@ -116,69 +117,87 @@ class Visit:
         return Person(**vars(account), http=await self.client(account.token))
 
 
-def settings_for(
-    database: PostgresSettings, nats: NatsSettings, s3: S3Settings, port: int, **changes: Any
-) -> ApiSettings:
+def fresh_secrets() -> ControlSecrets:
     key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return ApiSettings(
-        port=port,
-        public_url=f"http://127.0.0.1:{port}",
-        postgres=database,
-        nats=nats,
-        s3=s3,
-        secrets=ControlSecrets(
-            token_private_key_pem=SecretStr(key.decode()),
-            personal_key_hex=SecretStr("11" * 32),
-            index_key_hex=SecretStr("22" * 32),
-        ),
-        upload_part_bytes=5 * MEBIBYTE,
-        max_body_bytes=2 * MEBIBYTE,
-        **changes,
+    return ControlSecrets(
+        token_private_key_pem=SecretStr(key.decode()),
+        personal_key_hex=SecretStr("11" * 32),
+        index_key_hex=SecretStr("22" * 32),
     )
+
+
+@dataclass(frozen=True)
+class Backing:
+    """The servers below an application, and its keys."""
+
+    postgres: PostgresSettings
+    nats: NatsSettings
+    s3: S3Settings
+    secrets: ControlSecrets = field(default_factory=fresh_secrets)
+
+    def settings(self, port: int) -> ApiSettings:
+        return ApiSettings(
+            port=port,
+            public_url=f"http://127.0.0.1:{port}",
+            postgres=self.postgres,
+            nats=self.nats,
+            s3=self.s3,
+            secrets=self.secrets,
+            upload_part_bytes=5 * MEBIBYTE,
+            max_body_bytes=2 * MEBIBYTE,
+        )
 
 
 @asynccontextmanager
-async def _serve(database: PostgresSettings, nats: NatsSettings, s3: S3Settings) -> AsyncIterator[Service]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    port = listening.getsockname()[1]
-    app = create_app(settings_for(database, nats, s3, port))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
+async def _serving(backing: Backing) -> AsyncIterator[Service]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        settings = backing.settings(listening.getsockname()[1])
+        app = create_app(settings)
+        config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listening]))
+        try:
+            async with asyncio.timeout(30):
+                while not server.started:
+                    assert not task.done(), "the application did not start"
+                    await asyncio.sleep(0.01)
+            yield Service(app, settings.public_url, backing.s3, asyncio.get_running_loop())
+        finally:
+            server.should_exit = True
+            await task
+
+
+@asynccontextmanager
+async def _projecting(backing: Backing) -> AsyncIterator[None]:
     stop, ready = asyncio.Event(), asyncio.Event()
-    folding = asyncio.create_task(
-        projections.run.run(ProjectionsSettings(postgres=database), stop, ready=ready.set)
-    )
+    settings = ProjectionsSettings(postgres=backing.postgres)
+    task = asyncio.create_task(projections.run.run(settings, stop, ready=ready.set))
     try:
         async with asyncio.timeout(30):
             await ready.wait()
-            while not server.started:
-                assert not serving.done(), "the application did not start"
-                await asyncio.sleep(0.01)
-        yield Service(app, f"http://127.0.0.1:{port}", s3)
+        yield
     finally:
-        server.should_exit = True
-        await serving
         stop.set()
-        await folding
-        listening.close()
+        await task
 
 
 @contextmanager
-def running_service(database: PostgresSettings, nats: NatsSettings, s3: S3Settings) -> Iterator[Service]:
+def running_service(backing: Backing, *, projecting: bool = True) -> Iterator[Service]:
     """Serve in a thread of its own, so that tests with loops of their own can share it."""
     started: list[Service] = []
-    ready, stop = threading.Event(), threading.Event()
     failed: list[BaseException] = []
+    ready, stop = threading.Event(), threading.Event()
 
     async def serve() -> None:
-        async with _serve(database, nats, s3) as service:
-            started.append(service)
+        async with AsyncExitStack() as stack:
+            started.append(await stack.enter_async_context(_serving(backing)))
+            if projecting:
+                await stack.enter_async_context(_projecting(backing))
             ready.set()
             await asyncio.to_thread(stop.wait)
 
     def body() -> None:
         try:
-            # `Runner.run` would take SIGINT for itself only in the main thread: fine here.
             asyncio.run(serve())
         except BaseException as error:
             failed.append(error)

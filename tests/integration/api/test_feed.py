@@ -142,7 +142,7 @@ async def test_only_what_was_asked_for(visit: Visit, ada: Person) -> None:
         assert nothing["sub"] == "nowhere"
         await follower.send({"type": "unsubscribe", "sub": "types"})
         end = await train(agent, job["id"])
-        live = []
+        live: list[frames.Frame] = []
         while not live or live[-1]["position"] < end:
             live += await follower.events(1)
         assert {frame["sub"] for frame in live} == {"job"}

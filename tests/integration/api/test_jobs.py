@@ -10,6 +10,7 @@ from tests.integration.api.stories import (
     ADAPTER,
     LOG_LINES,
     Agent,
+    Files,
     evaluation,
     ready_inputs,
     register,
@@ -87,7 +88,7 @@ async def check_logs(ada: Person, job_id: str, end: dict[str, int]) -> None:
     assert ([line["message"] for line in rest["data"]], rest["has_more"]) == (LOG_LINES[6:], False)
 
 
-async def check_files(files: list[dict[str, str]], expected: dict[str, bytes]) -> None:
+async def check_files(files: list[dict[str, str]], expected: Files) -> None:
     assert {file["path"] for file in files} == set(expected)
     async with httpx.AsyncClient(trust_env=False) as store:
         for file in files:
@@ -202,7 +203,8 @@ async def test_lists_are_paged_and_filtered(visit: Visit) -> None:
     stopped = (await ada.post(f"/jobs/{jobs[0]['id']}/stop")).json()
     fresh = {"min_position": stopped["last_position"]}
     newest_first = [job["id"] for job in reversed(jobs)]
-    found, url = [], "/jobs?limit=2"
+    found: list[str] = []
+    url = "/jobs?limit=2"
     while url:
         answer = await ada.get(url, params=None if found else fresh)
         page = answer.json()

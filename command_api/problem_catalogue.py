@@ -1,0 +1,108 @@
+"""Every problem code that can leave the service: its status, and what to do about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """What a code means, as `GET /problems/{code}` explains it."""
+
+    status: int
+    title: str
+    remedy: str
+
+
+_REMEDIES: Mapping[int, Mapping[str, str]] = {
+    400: {
+        "bad_cursor": "Start again without `cursor`; send next_cursor unchanged.",
+        "bad_position": "Name a position that the log has reached.",
+        "malformed_json": "Send a JSON document as the body.",
+    },
+    401: {
+        "token_expired": "Exchange the refresh token at POST /auth/refresh, or log in.",
+        "token_invalid": "Log in again.",
+        "token_missing": "Log in and send `Authorization: Bearer <access token>`.",
+        "unauthenticated": "Log in and send `Authorization: Bearer <access token>`.",
+        "wrong_credentials": "Check user name and password.",
+    },
+    403: {
+        "forbidden": "Ask an owner of the organization for the right.",
+        "missing_scope": "Ask an owner of the organization for the scope that `detail` names.",
+    },
+    404: {
+        "not_found": "Check the id, and the organization that you are in.",
+        "unknown_view": "GET /projections lists the read models.",
+        "upload_unknown": "Open a session with POST …/upload.",
+    },
+    405: {"method_not_allowed": "Use a method that the Allow header names."},
+    409: {
+        "agent_exists": "Use a new id.",
+        "already_assigned": "Stop the job instead.",
+        "already_finalizing": "Wait for the job's end: its training is over.",
+        "already_uploaded": "Files never change once they are complete: register another dataset or model.",
+        "attempt_not_held": "End the attempt and report nothing more of it.",
+        "attempts_exhausted": "Look at the last attempt's error, put it right, and request a new job.",
+        "conflict": "Read the resource again: its present state forbids the command.",
+        "dataset_deleted": "Choose another dataset, or register it again.",
+        "dataset_exists": "Use a new id.",
+        "dataset_not_ready": "Wait until the dataset is ready.",
+        "dataset_rejected": "See the dataset's problems, and register corrected files.",
+        "email_taken": "Log in, or use another address.",
+        "job_ended": "The job is over; nothing is left to be done.",
+        "job_exists": "Use a new id.",
+        "model_deleted": "Choose another model, or register it again.",
+        "model_exists": "Use a new id.",
+        "model_not_ready": "Wait until the model is ready.",
+        "model_rejected": "See the model's problems, and register corrected files.",
+        "no_adapter": "Wait until the job has succeeded; a job that failed leaves no adapter.",
+        "not_a_base_model": "Choose a base model: adapters cannot be trained further or uploaded.",
+        "not_uploaded": "Complete the upload first.",
+        "not_validating": "The job has to be validated first.",
+        "offer_gone": "Forget the offer: somebody else took it, or it is over.",
+        "organization_exists": "Use a new id.",
+        "other_pool": "An agent takes work of its own pool only.",
+        "refused": "Read the resource again: its present state forbids the command.",
+        "report_out_of_place": "Report the steps of an attempt in their order.",
+        "secret_already_issued": "A secret is shown once: log in, or ask with a new Idempotency-Key.",
+        "upload_expired": "POST …/upload again for fresh URLs, and send the named files anew.",
+        "upload_not_open": "POST …/upload, and complete the session that it answers.",
+        "user_exists": "Use a new id.",
+        "username_taken": "Log in, or choose another name.",
+        "version_conflict": "Repeat the request: others were changing the same thing.",
+    },
+    413: {"body_too_large": "Send less; files go through an upload session."},
+    415: {"unsupported_media_type": "Send application/json."},
+    422: {
+        "empty_dataset": "Declare at least one file that is not empty.",
+        "empty_model": "Declare at least one file that is not empty.",
+        "empty_verdict": "Report problems, or both facts and content.",
+        "event_not_canonical": "Send finite numbers and valid Unicode.",
+        "event_too_large": "Shorten the text fields of the request.",
+        "file_missing": "PUT the named file to its URL, then complete.",
+        "frames_exceed_clip": "Ask for fewer frames, or leave the shortest clip out.",
+        "hash_mismatch": "The named file differs from its declaration: send it again, or register anew.",
+        "idempotency_key_reused": "Use a new key: this one belongs to another request.",
+        "invalid": "Correct the fields named in `errors`.",
+        "invalid_request": "Correct the fields named in `errors`.",
+        "object_outside_attempt": "Report only objects below the attempt's own prefixes.",
+        "parts_refused": "Send the named file's parts anew, and name each of them once, in order.",
+        "size_limit": "Declare at least one byte, and no more than `detail` allows.",
+        "unknown_file": "Complete only files that the session asked for.",
+        "validation_failed": "Check the files and register them again.",
+    },
+    429: {"too_many_requests": "Wait for Retry-After seconds."},
+    500: {"internal": "Report the request id: it finds the cause in the service's log."},
+    503: {
+        "log_unavailable": "Repeat with the same Idempotency-Key: nothing happens twice.",
+        "object_store_unavailable": "Try again later; GET /health says what is missing.",
+        "projection_behind": "Try again: the read model has not reached min_position yet.",
+        "unavailable": "Try again later; GET /health says what is missing.",
+    },
+}
+
+CATALOGUE: Mapping[str, ProblemType] = {
+    code: ProblemType(status, code.replace("_", " ").capitalize().replace("json", "JSON"), remedy)
+    for status, remedies in _REMEDIES.items()
+    for code, remedy in remedies.items()
+}

@@ -1,0 +1,91 @@
+"""Agents, read models and health."""
+
+import asyncio
+from uuid import uuid4
+
+from schemas.commands.agent import MarkAgentOnline
+from tests.integration.api.running import Person, Visit
+from tests.integration.api.stories import Agent, register
+
+
+async def test_agents(visit: Visit) -> None:
+    ada = await visit.sign_up()
+    answer = await ada.post("/agents/enroll", {"name": "bench", "pool": "lab"})
+    agent = answer.json()
+    assert (answer.status_code, agent["name"], agent["pool"]) == (201, "bench", "lab")
+    assert answer.headers["location"] == f"/api/v1/agents/{agent['id']}"
+    fresh = {"min_position": agent["last_position"]}
+    assert (await ada.get(f"/agents/{agent['id']}", params=fresh)).json()["online"] is False
+    side = Agent(visit, ada, agent["id"])
+    position = await side.execute(MarkAgentOnline(agent_id=agent["id"]))
+    shown = (await ada.get("/agents", params={"min_position": position})).json()["data"]
+    assert [(each["id"], each["online"], each["current"]) for each in shown] == [(agent["id"], True, None)]
+    assert (await ada.get("/agents", params={"status": "offline"})).json()["data"] == []
+
+
+async def test_read_models_can_be_listed_and_built_anew(ada: Person) -> None:
+    item = await register(ada, "datasets", {"a": uuid4().bytes})
+    await ada.get("/datasets", params={"min_position": item["last_position"]})
+    answer = await ada.get("/projections")
+    views = {view["name"]: view for view in answer.json()["data"]}
+    assert set(views) == {"activity", "agents", "datasets", "jobs", "logs", "loss_curve", "models"}
+    assert views["datasets"]["position"] >= item["last_position"]
+    assert all(view["lag"] >= 0 and view["parked"] == 0 for view in views.values())
+    answer = await ada.post("/projections/datasets/rebuild")
+    rebuild = answer.json()
+    assert (answer.status_code, rebuild["name"]) == (202, "datasets")
+    async with asyncio.timeout(20):
+        while rebuild["status"] != "done":
+            assert rebuild["status"] in ("requested", "running"), rebuild
+            await asyncio.sleep(0.05)
+            # Reads are served throughout.
+            assert (await ada.get(f"/datasets/{item['id']}")).status_code == 200
+            listed = (await ada.get("/projections")).json()["data"]
+            rebuild = next(view for view in listed if view["name"] == "datasets")["rebuild"]
+    assert (await ada.get(f"/datasets/{item['id']}")).json()["name"] == "shapes"
+    unknown = await ada.post("/projections/horoscopes/rebuild")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_view")
+
+
+async def test_health_names_every_part(visit: Visit, ada: Person) -> None:
+    stranger = await visit.client()
+    for path in ("/health", "/api/v1/health"):
+        answer = await stranger.get(path)
+        found = answer.json()
+        assert answer.status_code == 200
+        assert found["status"] == "ok", found
+        assert {name: part["ok"] for name, part in found["parts"].items()} == {
+            "postgres": True,
+            "nats": True,
+            "object_store": True,
+            "projections": True,
+        }
+        assert found["position"] > 0
+        assert found["log_id"] == visit.service.parts.log.log_id
+        assert found["instance_id"] == visit.service.parts.instance_id
+        assert set(found["projections"]) >= {"jobs", "datasets"}
+
+
+async def test_the_document_is_stable_and_complete(visit: Visit) -> None:
+    stranger = await visit.client()
+    document = (await stranger.get("/openapi.json")).json()
+    assert (await stranger.get("/api/v1/openapi.json")).json() == document
+    assert document["openapi"].startswith("3.1")
+    operations = [
+        (method, path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    names = [operation["operationId"] for _, _, operation in operations]
+    assert len(names) == len(set(names))
+    assert {"jobs_create", "jobs_stop", "datasets_upload_complete", "events_list"} <= set(names)
+    assert {"ProblemDetails", "FieldError", "JobDetail"} <= set(document["components"]["schemas"])
+    for method, path, operation in operations:
+        assert operation["tags"], path
+        assert operation["summary"], path
+        for status, response in operation["responses"].items():
+            if status.startswith(("4", "5")):
+                assert set(response["content"]) == {"application/problem+json"}, (method, path, status)
+        if method == "post":
+            headers = {parameter["name"] for parameter in operation["parameters"]}
+            assert "Idempotency-Key" in headers, path
