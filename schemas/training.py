@@ -27,10 +27,17 @@ class Hyperparameters(Message):
     max_grad_norm: float = Field(1.0, gt=0)
     batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, le=4096, description="Examples per forward pass; the batch size when absent. The gradient is exact."
+        None,
+        ge=1,
+        le=4096,
+        description="Examples per forward pass; the batch size when absent. The gradient is exact.",
     )
-    epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the training split; ignored with max_steps.")
-    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Optimizer steps, instead of epochs.")
+    epochs: float = Field(
+        3.0, gt=0, le=10_000, description="Passes over the training split; ignored with max_steps."
+    )
+    max_steps: int | None = Field(
+        None, ge=1, le=10_000_000, description="Optimizer steps, instead of epochs."
+    )
     frames: int = Field(4, ge=1, le=512, description="Frames taken from each clip, evenly spaced in time.")
     held_out_fraction: float = Field(0.2, ge=0, le=0.9, description="Share of the clips kept for evaluation.")
     checkpoint_every_steps: int = Field(50, ge=1)
@@ -107,7 +114,9 @@ class ModelValidationSpec(Message):
     model_folder: str
 
 
-EngineSpec = Annotated[TrainingSpec | DatasetValidationSpec | ModelValidationSpec, Field(discriminator="kind")]
+EngineSpec = Annotated[
+    TrainingSpec | DatasetValidationSpec | ModelValidationSpec, Field(discriminator="kind")
+]
 
 
 class AdapterFacts(Message):

@@ -3,4 +3,14 @@
 from schemas.events import agent, dataset, identity, job, model
 from schemas.events.registry import REGISTRY, Event, Registry, UnknownEventType
 
-__all__ = ["REGISTRY", "Event", "Registry", "UnknownEventType", "agent", "dataset", "identity", "job", "model"]
+__all__ = [
+    "REGISTRY",
+    "Event",
+    "Registry",
+    "UnknownEventType",
+    "agent",
+    "dataset",
+    "identity",
+    "job",
+    "model",
+]
