@@ -37,8 +37,10 @@ def database(servers: EmbeddedServers) -> Iterator[PostgresSettings]:
                 sql.Identifier(name), sql.Identifier(servers.postgres.user)
             )
         )
-        yield servers.postgres.model_copy(update={"dbname": name})
-        # By force: a failed test may have left connections open.
+    yield servers.postgres.model_copy(update={"dbname": name})
+    # Another connection, because the test may have restarted the server; by force, because a failed test
+    # may have left connections open.
+    with psycopg.connect(servers.postgres_superuser.conninfo(), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 ORGANIZATION, AGENT = "{organization}", "{agent}"
 AT_ONCE = 16
 """Requests of one kind that are answered at the same time; each agent asks one by one."""
-FETCH_SECONDS = 5.0
+FETCH_SECONDS = 2.0
 
 Token = Annotated[str, Path()]
 

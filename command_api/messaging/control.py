@@ -9,7 +9,9 @@ from command_api.messaging.board import Item
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.follower import Follower
 from schemas.envelope import Recorded
+from schemas.events.dataset import DatasetDeleted
 from schemas.events.job import JobFailed, JobStopped, JobStopRequested, LeaseExpired
+from schemas.events.model import ModelDeleted
 from schemas.subjects import control_subject
 from schemas.work import Control, HeldItem
 
@@ -41,7 +43,7 @@ class Controls:
         match recorded.event:
             case JobStopRequested():
                 desired = self._follower.board.items[before.item_id].desired
-            case JobStopped() | JobFailed() | LeaseExpired():
+            case JobStopped() | JobFailed() | LeaseExpired() | DatasetDeleted() | ModelDeleted():
                 desired = "abandon"
             case _:
                 return

@@ -37,6 +37,8 @@ GAP_DELAY = 1.0
 """Seconds before a report that came too early is looked at again."""
 OUTAGE_DELAY = 2.0
 """Seconds before reports are taken again that database or store could not take."""
+TRIES = 10
+"""Deliveries after which a report that breaks our own code is put aside, so that its job can go on."""
 ACK_TIMEOUT = 5.0
 BATCH_REPORTS = 256
 
@@ -124,6 +126,9 @@ class Inbox:
         except (LogUnavailable, *UNREACHABLE) as error:
             logger.warning("inbox: %s; %d reports come again", error or type(error).__name__, len(messages))
             await _send_back(messages, OUTAGE_DELAY)
+        except Exception:  # the inbox's door: one report must not end the whole orchestrator
+            logger.exception("inbox: a batch of %d reports failed and comes again", len(messages))
+            await _send_back(messages, OUTAGE_DELAY)
         finally:
             self.taking = False
             self.batches += 1
@@ -192,7 +197,7 @@ class Inbox:
         return sorted(letters.values(), key=lambda letter: letter.report.sequence)
 
     async def _put_aside(self, message: Msg, reason: str) -> None:
-        logger.error("inbox: a message on %s cannot be read (%s); dead-lettered", message.subject, reason)
+        logger.error("inbox: a message on %s goes to the dead letters: %s", message.subject, reason)
         await self._js.publish(
             dead_letter_subject(REPORTS_STREAM),
             message.data,
@@ -265,6 +270,10 @@ class Inbox:
                 batch.done.append(letter)
             elif _is_final(answer):
                 logger.warning("inbox: %s refused: %s", _name(letter), answer)
+                await self._cursors.skip(letter.attempt, letter.report.sequence)
+                batch.done.append(letter)
+            elif _bug(answer) and letter.messages[0].metadata.num_delivered >= TRIES:
+                await self._put_aside(letter.messages[0], f"it cannot be decided: {answer!r}")
                 await self._cursors.skip(letter.attempt, letter.report.sequence)
                 batch.done.append(letter)
             else:

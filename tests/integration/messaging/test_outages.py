@@ -1,8 +1,10 @@
 """Restarts of NATS and of the orchestrator itself: nothing is lost, doubled, or expired by mistake."""
 
 import asyncio
+import contextlib
 
 import psycopg
+from nats.errors import NoRespondersError
 
 from command_api.messaging.activity import LOCK
 from kinora.local.servers import EmbeddedServers
@@ -154,6 +156,28 @@ async def test_reports_and_claims_survive_an_orchestrator(
             assert (await agent.beat(offer)).desired == "run"
             assert (await agent.claim(job_id, 1)).outcome == "granted"
     assert world.events(job_id).count(JobAssigned) == 1
+
+
+async def test_a_restart_of_the_database_is_survived(
+    world: World, agent: Agent, servers: EmbeddedServers
+) -> None:
+    job_id = await world.request_job()
+    offer = await agent.take()
+    await agent.report(offer, Accepted())
+    await world.event(job_id, AgentAccepted)
+    restart = asyncio.create_task(servers.restart("postgres"))
+    await agent.report(offer, started())
+    await agent.report(offer, progressed(1))
+    await restart
+
+    async def is_held() -> bool:
+        with contextlib.suppress(TimeoutError, NoRespondersError):
+            return (await agent.beat(offer)).desired == "run"
+        return False
+
+    await eventually(is_held, "an orchestrator that answers")
+    await world.event(job_id, JobProgressed)
+    assert LeaseExpired not in world.events(job_id)
 
 
 async def test_it_waits_for_a_nats_that_is_not_there_yet(
