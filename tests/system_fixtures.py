@@ -25,9 +25,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     subprocess.run(
         [sys.executable, "-m", "qlora_engine.shapes", str(folder / "clips"), "--clips", "60"], check=True
     )
-    subprocess.run(
-        [sys.executable, "-m", "qlora_engine.tiny", str(folder / "model"), "--steps", "60"], check=True
-    )
+    subprocess.run([sys.executable, "-m", "qlora_engine.tiny", str(folder / "model")], check=True)
     return Samples(folder / "clips", folder / "model")
 
 
