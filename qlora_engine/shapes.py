@@ -27,7 +27,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "yellow": (235, 215, 55),
     "white": (240, 240, 240),
 }
-SHAPES = ("square", "circle", "triangle")
+SHAPES = ("square", "ring", "triangle")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 Image = NDArray[np.uint8]
@@ -52,8 +52,8 @@ def draw(figure: Figure, x: float, y: float) -> Image:
     across, down, radius = np.abs(_COLUMNS - x), _ROWS - y, figure.radius
     if figure.shape == "square":
         inside = (across <= radius * 0.9) & (np.abs(down) <= radius * 0.9)
-    elif figure.shape == "circle":
-        inside = across**2 + down**2 <= radius**2
+    elif figure.shape == "ring":
+        inside = ((radius * 0.5) ** 2 <= across**2 + down**2) & (across**2 + down**2 <= radius**2)
     else:
         inside = (down <= radius * 0.9) & (across * 2 <= down + radius * 0.9)
     picture = np.full((SIDE, SIDE, 3), figure.background, dtype=np.uint8)

@@ -1,0 +1,86 @@
+"""The split never shares a clip, and any step's batch can be asked for without the steps before it."""
+
+import hashlib
+from collections import Counter
+
+import pytest
+
+from qlora_engine.samples import Sampler, batch, split, total_steps
+from schemas.datasets import Clip, Example, Manifest
+from schemas.training import Hyperparameters
+
+
+def manifest(clips: int, *, captions_each: int = 1, same_content: bool = False) -> Manifest:
+    made = []
+    for index in range(clips):
+        content = index // 2 if same_content else index
+        sha256 = hashlib.sha256(str(content).encode()).hexdigest()
+        made.append(
+            Clip(
+                path=f"{index}.mp4",
+                sha256=sha256,
+                size_bytes=1,
+                frames=8,
+                duration_seconds=1,
+                width=8,
+                height=8,
+                codec="h264",
+            )
+        )
+    rows = [
+        Example(clip=clip.path, prompt="?", response=str(number), row=1)
+        for clip in made
+        for number in range(captions_each)
+    ]
+    return Manifest(clips=tuple(made), examples=tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("clips", "fraction", "held_out"),
+    [(100, 0.2, 20), (5, 0.01, 1), (4, 0.2, 0), (1, 0.9, 0), (10, 0.0, 0), (10, 0.9, 9)],
+)
+def test_how_many_clips_are_held_out(clips: int, fraction: float, held_out: int) -> None:
+    found = split(manifest(clips, captions_each=3), fraction, seed=1)
+    assert len({example.clip for example in found.held_out}) == held_out
+    assert len({example.clip for example in found.training}) == clips - held_out
+    assert len(found.held_out) == 3 * held_out
+
+
+def test_no_clip_is_on_both_sides_not_even_as_a_copy() -> None:
+    whole = manifest(40, same_content=True)
+    content = {clip.path: clip.sha256 for clip in whole.clips}
+    found = split(whole, 0.25, seed=3)
+    training = {content[example.clip] for example in found.training}
+    held_out = {content[example.clip] for example in found.held_out}
+    assert held_out
+    assert not training & held_out
+
+
+def test_the_split_depends_on_seed_and_content_only() -> None:
+    whole = manifest(50)
+    turned = Manifest(clips=whole.clips[::-1], examples=whole.examples[::-1])
+    one, other = split(whole, 0.2, 1), split(turned, 0.2, 1)
+    assert set(one.held_out) == set(other.held_out)
+    assert set(one.held_out) != set(split(whole, 0.2, 2).held_out)
+
+
+def test_every_epoch_takes_every_example_once_in_another_order() -> None:
+    sampler = Sampler(examples=10, seed=4)
+    stream = [index for step in range(10) for index in sampler.take(step * 3, 3)]
+    assert Counter(stream) == Counter({index: 3 for index in range(10)})
+    assert stream[:10] != stream[10:20]
+    assert sampler.take(13, 7) == stream[13:20]
+    assert sampler.take(0, 25) == stream[:25]
+
+
+def test_a_batch_is_found_without_the_ones_before_it() -> None:
+    examples = manifest(7).examples
+    sampler = Sampler(len(examples), 0)
+    in_turn = [batch(sampler, examples, step, 4) for step in range(1, 9)]
+    assert batch(Sampler(len(examples), 0), examples, 6, 4) == in_turn[5]
+
+
+def test_total_steps() -> None:
+    assert total_steps(Hyperparameters(max_steps=7), 1000) == 7
+    assert total_steps(Hyperparameters(epochs=2.5, batch_size=8), 100) == 32
+    assert total_steps(Hyperparameters(epochs=0.01, batch_size=8), 10) == 1
