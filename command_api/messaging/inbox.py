@@ -29,12 +29,15 @@ from command_api.objects import ObjectStore, ObjectStoreUnavailable
 from schemas.commands.job import ReportAttempt
 from schemas.errors import KinoraError
 from schemas.subjects import INBOX_DURABLE, REPORTS_STREAM, dead_letter_subject
-from schemas.work import Report
+from schemas.work import Failed, Report
 
 logger = logging.getLogger(__name__)
 
 GAP_DELAY = 1.0
 """Seconds before a report that came too early is looked at again."""
+GAP_TRIES = 120
+"""Looks after which the missing report counts as lost with its store, and the attempt as failed: an agent
+never sends again what JetStream has acknowledged, so the job would otherwise wait for ever."""
 OUTAGE_DELAY = 2.0
 """Seconds before reports are taken again that database or store could not take."""
 TRIES = 10
@@ -228,6 +231,10 @@ class Inbox:
         if letter.report.sequence < expected:
             batch.done.append(letter)
             return 0
+        if letter.report.sequence > expected and letter.messages[0].metadata.num_delivered >= GAP_TRIES:
+            logger.error("inbox: %s still came before report %d; that one is lost", _name(letter), expected)
+            lost = Failed(code="reports_lost", message=f"report {expected} never arrived", retryable=True)
+            letter.report = letter.report.model_copy(update={"sequence": expected, "body": lost})
         if letter.report.sequence > expected:
             logger.debug("inbox: %s came before report %d", _name(letter), expected)
             batch.early.append(letter)

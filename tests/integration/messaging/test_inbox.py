@@ -2,6 +2,9 @@
 
 import hashlib
 
+import pytest
+
+from command_api.messaging import inbox
 from schemas.datasets import Problem
 from schemas.events.agent import AgentEnrolled
 from schemas.events.dataset import DatasetRejected, DatasetValidationInterrupted
@@ -112,6 +115,22 @@ async def test_a_gap_holds_what_follows_until_it_fills(world: World, agent: Agen
     await world.event(job_id, JobProgressed, count=2)
     steps = [r.event.step for r in world.story(job_id) if isinstance(r.event, JobProgressed)]
     assert steps == [1, 2]
+
+
+async def test_a_gap_that_never_fills_fails_the_attempt(
+    world: World, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "GAP_TRIES", 2)
+    job_id = await world.request_job()
+    offer = await agent.take()
+    await agent.report(offer, Accepted(), sequence=1)
+    await agent.report(offer, progressed(2), sequence=4)
+    await agent.report(offer, progressed(1), sequence=3)
+    failed = await world.event(job_id, AttemptFailed)
+    assert isinstance(failed, AttemptFailed)
+    assert failed.code == "reports_lost"
+    await eventually(lambda: settled(agent), "an empty REPORTS")
+    assert world.events(job_id)[-2:] == [AttemptFailed, JobQueued]
 
 
 async def test_only_the_holder_is_believed(world: World, agent: Agent, nats: NatsSettings) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import psycopg
+from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
 from command_api.messaging.activity import LOCK
@@ -17,9 +18,10 @@ from schemas.events.job import (
     LeaseExpired,
     TrainingFinished,
 )
+from schemas.objects import StoredObject
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
 from schemas.subjects import EVENTS_STREAM, POSITION_HEADER
-from schemas.work import Accepted, AdapterUploaded, WorkOffer
+from schemas.work import Accepted, AdapterUploaded, ReportBody, WorkOffer
 from tests.integration.messaging.world import (
     ADAPTER_FACTS,
     Agent,
@@ -35,19 +37,13 @@ from tests.integration.messaging.world import (
 )
 
 
-async def persistently(agent: Agent, offer: WorkOffer, body: object) -> None:
+async def persistently(agent: Agent, offer: WorkOffer, body: ReportBody) -> None:
     """As a real reporter does: the same report until it is acknowledged."""
-    report = None
+    report = agent.number(offer, body)
     while True:
         try:
-            if report is None:
-                report = await agent.report(offer, body)  # type: ignore[arg-type]
-            else:
-                await agent.send(report)
-        except Exception:
-            place = offer.item_id, offer.attempt
-            if report is None:
-                agent.sequence[place] -= 1
+            await agent.send(report)
+        except (NatsError, TimeoutError):
             await asyncio.sleep(0.1)
         else:
             return
@@ -65,12 +61,12 @@ async def attempt(world: World, agent: Agent, offer: WorkOffer) -> None:
     await world.event(offer.item_id, JobSucceeded, seconds=40)
 
 
-async def _upload(agent: Agent, offer: WorkOffer):  # type: ignore[no-untyped-def]
+async def _upload(agent: Agent, offer: WorkOffer) -> StoredObject:
     while True:
         try:
             return await agent.upload(offer, "adapter", "adapter_model.safetensors", b"adapter")
-        except Exception:
-            await asyncio.sleep(0.2)
+        except (NatsError, TimeoutError):
+            await asyncio.sleep(0.1)
 
 
 async def test_a_restart_of_nats_under_load_loses_nothing(

@@ -311,20 +311,26 @@ class Agent:
         subject = presign_subject(self.organization_id, self.agent_id)
         return work.PresignReply.model_validate_json(await self.request(subject, request))
 
-    async def report(
-        self, offer: work.WorkOffer, body: work.ReportBody, *, sequence: int | None = None
+    def number(
+        self, offer: work.WorkOffer, body: work.ReportBody, sequence: int | None = None
     ) -> work.Report:
-        """Publish the next report of the attempt, or one with a sequence of its own."""
+        """The next report of the attempt, or one with a sequence of its own."""
         place = offer.item_id, offer.attempt
         if sequence is None:
             sequence = self.sequence[place] = self.sequence.get(place, 0) + 1
-        report = work.Report(
+        return work.Report(
             item_id=offer.item_id,
             attempt=offer.attempt,
             sequence=sequence,
             occurred_at=datetime.now(UTC),
             body=body,
         )
+
+    async def report(
+        self, offer: work.WorkOffer, body: work.ReportBody, *, sequence: int | None = None
+    ) -> work.Report:
+        """Number a report and publish it once."""
+        report = self.number(offer, body, sequence)
         await self.send(report)
         return report
 
