@@ -20,7 +20,7 @@ from tests.integration.messaging.world import (
     started,
 )
 
-LEASE = 3.0
+LEASE = 2.0
 
 
 @pytest.fixture
