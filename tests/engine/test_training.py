@@ -221,7 +221,7 @@ def test_checkpoints_are_complete_few_and_verified(
     content = bytearray((damaged / "optimizer.safetensors").read_bytes())
     content[-1] ^= 1
     (damaged / "optimizer.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointUnusable, match="optimizer.safetensors is damaged"):
+    with pytest.raises(CheckpointUnusable, match=r"optimizer\.safetensors is damaged"):
         verify(damaged)
     (damaged / "checkpoint.json").unlink()
     with pytest.raises(CheckpointUnusable, match="incomplete"):
