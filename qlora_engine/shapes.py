@@ -1,6 +1,6 @@
 """Sample clips made on the spot: coloured shapes that move, so that anyone can try a training at once.
 
-Run: ``python -m qlora_engine.shapes FOLDER [--clips 200] [--seed 0]``
+Run: ``python -m qlora_engine.shapes FOLDER [--clips 240] [--seed 0]``
 """
 
 import argparse
@@ -66,14 +66,14 @@ def random_figure(rng: random.Random) -> Figure:
     return Figure(
         colour=rng.choice(tuple(COLOURS)),
         shape=rng.choice(SHAPES),
-        radius=rng.uniform(9, 12),
+        radius=rng.uniform(12, 15),
         background=rng.randint(0, 40),
     )
 
 
 def moving(figure: Figure, direction: str, rng: random.Random) -> list[Image]:
     """The pictures of a clip; left is the exact mirror of right, so no single picture tells the direction."""
-    margin = 12
+    margin = 15
     step_x, step_y = DIRECTIONS[direction]
     across = rng.uniform(margin, SIDE - margin)
     travel = rng.uniform(26, SIDE - 2 * margin)
@@ -101,7 +101,7 @@ def write_clip(file: Path, pictures: list[Image]) -> None:
 
 
 def make_sample_dataset(
-    folder: Path | str, clips: int = 200, seed: int = 0, progress: Progress | None = None
+    folder: Path | str, clips: int = 240, seed: int = 0, progress: Progress | None = None
 ) -> Path:
     """Write `clips` mp4 files and ``captions.jsonl`` into `folder`; the same seed gives the same captions.
 
@@ -139,7 +139,7 @@ def print_progress(what: str, done: int, total: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m qlora_engine.shapes", description="Write sample clips.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     make_sample_dataset(arguments.folder, arguments.clips, arguments.seed, print_progress)

@@ -136,8 +136,8 @@ def make_config(tokenizer: Any) -> Any:
 
 def _still(rng: random.Random) -> tuple[torch.Tensor, str]:
     figure = shapes.random_figure(rng)
-    x, y = rng.uniform(10, 54), rng.uniform(10, 54)
-    row, column = (min(2, int((place - 10) / 44 * 3)) for place in (y, x))
+    x, y = rng.uniform(15, 49), rng.uniform(15, 49)
+    row, column = (min(2, int((place - 15) / 34 * 3)) for place in (y, x))
     caption = f"a {figure.colour} {figure.shape} sits {PLACES[row][column]}"
     return torch.from_numpy(shapes.draw(figure, x, y)), caption
 
