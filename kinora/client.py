@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -79,9 +80,13 @@ class Credentials(Message):
 class Client:
     """One person's session with the service. Not for use from several threads."""
 
-    def __init__(self, credentials: Credentials, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self, credentials: Credentials, *, timeout: float = 60.0, patience_seconds: float = 3.0
+    ) -> None:
+        """Requests are repeated for `patience_seconds` while nothing answers or the answer is a passing 503."""
         self.credentials = credentials
         self._http = httpx.Client(base_url=credentials.url, timeout=timeout, trust_env=False)
+        self._patience_seconds = patience_seconds
         self._token: str | None = None
         self._token_ends = 0.0
 
@@ -144,19 +149,24 @@ class Client:
 
     def _send(self, method: str, path: str, **request: Any) -> Json:
         # Safe to repeat: reads have no effect, and every POST carries its idempotency key.
-        for attempt in range(4):
+        deadline = time.monotonic() + self._patience_seconds
+        for attempt in count():
+            last = time.monotonic() > deadline
             try:
                 response = self._http.request(method, path, **request)
-                break
             except httpx.TransportError as error:
-                if attempt == 3:
+                if last:
                     raise Unreachable(
                         f"{self.credentials.url} does not answer ({error}); start it with `kinora up`"
                     ) from error
-                time.sleep(0.3 * 2**attempt)
-        if response.is_success:
-            return dict(response.json()) if response.content else {}
-        raise ApiError(response.status_code, _problem(response))
+            else:
+                if response.is_success:
+                    return dict(response.json()) if response.content else {}
+                problem = _problem(response)
+                if last or response.status_code != 503 or not problem.get("retryable"):
+                    raise ApiError(response.status_code, problem)
+            time.sleep(min(2.0, 0.2 * 2**attempt))
+        raise AssertionError("counting never ends")
 
 
 def _problem(response: httpx.Response) -> Json:

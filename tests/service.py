@@ -93,8 +93,8 @@ class Service:
         return done
 
     def client(self) -> Client:
-        """A session of the service's owner."""
-        return Client(Credentials.find(self.home))
+        """A session of the service's owner, patient with a service that is being restarted."""
+        return Client(Credentials.find(self.home), patience_seconds=30)
 
     def role(self, name: str) -> psutil.Process:
         """The process of a role of ours."""

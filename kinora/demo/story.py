@@ -95,7 +95,7 @@ def run_demo(output: Path, videos: Path | None, console: Console) -> Result:
     model_folder = output / "base-model"
     with (
         running_service(output / "data", owner="demo", console=console) as credentials,
-        Client(credentials) as client,
+        Client(credentials, patience_seconds=30) as client,
     ):
         me = client.get("/users/me")
         console.print(
