@@ -83,7 +83,7 @@ class Client:
     def __init__(
         self, credentials: Credentials, *, timeout: float = 60.0, patience_seconds: float = 3.0
     ) -> None:
-        """Requests are repeated for `patience_seconds` while nothing answers or the answer is a passing 503."""
+        """Requests are repeated for `patience_seconds` while nothing answers or a 503 says that it passes."""
         self.credentials = credentials
         self._http = httpx.Client(base_url=credentials.url, timeout=timeout, trust_env=False)
         self._patience_seconds = patience_seconds

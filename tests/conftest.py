@@ -13,6 +13,10 @@ from psycopg import sql
 from command_api.objects import ObjectStore
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
+from tests.system_fixtures import registered, samples, service
+
+__all__ = ["registered", "samples", "service"]
+"""Fixtures of the running service, here so that acceptance and fault tests share one."""
 
 
 @pytest.fixture(scope="session")

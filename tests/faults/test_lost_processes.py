@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(240)
 TERMINAL = {"succeeded", "failed", "stopped"}
 
 
-def submit(client: Client, registered: Registered, *, steps: int = 120) -> str:
+def submit(client: Client, registered: Registered, *, steps: int = 60) -> str:
     body = {
         "dataset_id": registered.dataset_id,
         "model_id": registered.model_id,
@@ -102,7 +102,7 @@ def test_a_killed_control_process_comes_back_and_the_job_never_notices(
     service: Service, registered: Registered, role: str
 ) -> None:
     with service.client() as client:
-        job_id = submit(client, registered, steps=80)
+        job_id = submit(client, registered, steps=50)
         until_step(client, job_id, 5)
         victim = service.role(role)
         victim.send_signal(signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_a_killed_control_process_comes_back_and_the_job_never_notices(
 
 def test_nats_restarts_under_a_running_job(service: Service, registered: Registered) -> None:
     with service.client() as client:
-        job_id = submit(client, registered, steps=80)
+        job_id = submit(client, registered, steps=50)
         until_step(client, job_id, 5)
         server = service.server("nats-server")
         server.send_signal(signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_a_feed_client_that_drops_and_resumes_sees_every_event_once_and_in_order
 ) -> None:
     seen: list[int] = []
     with service.client() as client:
-        job_id = submit(client, registered, steps=60)
+        job_id = submit(client, registered, steps=40)
         finished = False
         while not finished:
             # A new connection for every three events: most drops happen while the job is running.
@@ -161,7 +161,7 @@ def test_a_feed_client_that_drops_and_resumes_sees_every_event_once_and_in_order
 def test_ctrl_c_and_up_again_goes_on_where_it_was(service: Service, registered: Registered) -> None:
     ports = json.loads((service.home / "ports.json").read_text())
     with service.client() as client:
-        job_id = submit(client, registered, steps=300)
+        job_id = submit(client, registered, steps=120)
         until_checkpoint(client, job_id)
     assert service.stop() == 0
     assert service.engines() == []
