@@ -13,6 +13,9 @@ from schemas.api import CompleteUploadBody, RegisterBody, UploadedFile, UploadPa
 from schemas.errors import KinoraError
 from schemas.objects import FileEntry
 
+Kind = Literal["datasets", "models"]
+"""As the API's paths name them."""
+
 Report = Callable[[str, int, int], None]
 """(what is going on, bytes done, bytes in all)"""
 
@@ -52,7 +55,7 @@ def declare(folder: Path, paths: Sequence[str], report: Report) -> tuple[FileEnt
 
 def upload_folder(
     client: Client,
-    kind: Literal["datasets", "models"],
+    kind: Kind,
     folder: Path,
     paths: Sequence[str],
     *,

@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from kinora.cli.output import connect, door, print_facts, print_json, print_table, size, talk
-from kinora.cli.progress import problems_text, transfer_bar, until_ready
+from kinora.cli.progress import add_folder, problems_text
 from kinora.sources import dataset_paths
-from kinora.upload import upload_folder
 
 app = typer.Typer(no_args_is_help=True, help="Videos with captions to train on.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -26,18 +25,7 @@ def add(
     """Upload a folder of clips and have an agent validate it."""
     paths = dataset_paths(folder)
     with connect() as client:
-        with transfer_bar() as report:
-            item = upload_folder(
-                client,
-                "datasets",
-                folder,
-                paths,
-                name=name or folder.resolve().name,
-                description=description,
-                report=report,
-            )
-        if wait:
-            item = until_ready(client, "datasets", item)
+        item = add_folder(client, "datasets", folder, paths, name=name, description=description, wait=wait)
     if as_json:
         print_json(item)
         return

@@ -10,12 +10,12 @@ from typing import Literal
 
 import httpx
 import typer
-from kinora.settings import data_folder
 from rich.markup import escape
 
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import door, out, print_json, size, talk
 from kinora.client import Client, Credentials
+from kinora.settings import data_folder
 from qlora_engine.updates import UPDATE, EngineFailed, ProbeResult
 from schemas.errors import KinoraError
 

@@ -9,9 +9,8 @@ import typer
 
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import connect, door, print_facts, print_json, print_table, size, talk
-from kinora.cli.progress import problems_text, transfer_bar, until_ready
+from kinora.cli.progress import add_folder, problems_text
 from kinora.sources import model_paths
-from kinora.upload import upload_folder
 
 app = typer.Typer(no_args_is_help=True, help="Base models, and the adapters that jobs made.")
 
@@ -28,18 +27,7 @@ def add(
     """Upload a base model and have an agent load it in 4 bits."""
     paths = model_paths(folder)
     with connect() as client:
-        with transfer_bar() as report:
-            item = upload_folder(
-                client,
-                "models",
-                folder,
-                paths,
-                name=name or folder.resolve().name,
-                description=description,
-                report=report,
-            )
-        if wait:
-            item = until_ready(client, "models", item)
+        item = add_folder(client, "models", folder, paths, name=name, description=description, wait=wait)
     if as_json:
         print_json(item)
         return

@@ -7,12 +7,12 @@ from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
-from kinora.settings import data_folder
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kinora.client import ApiError, Client, Credentials, Json, NoCredentials, Unreachable
+from kinora.settings import data_folder
 from schemas.errors import KinoraError
 
 out = Console()

@@ -1,13 +1,15 @@
-"""Progress bars for uploads and for waiting until something is validated."""
+"""Uploads a folder and waits for its verdict, with bars that say how far it is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from kinora.cli.output import talk
 from kinora.client import Client, Json
 from kinora.feed import follow
+from kinora.upload import Kind, upload_folder
 from schemas.errors import KinoraError
 
 
@@ -33,7 +35,7 @@ def transfer_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total)
 
 
-def until_ready(client: Client, kind: str, item: Json) -> Json:
+def until_ready(client: Client, kind: Kind, item: Json) -> Json:
     """Wait until a dataset or model is validated, woken by its events.
 
     Raises:
@@ -52,6 +54,23 @@ def until_ready(client: Client, kind: str, item: Json) -> Json:
             if current["status"] in ("rejected", "deleted"):
                 raise Rejected(problems_text(current))
     raise AssertionError("the feed never ends by itself")
+
+
+def add_folder(
+    client: Client, kind: Kind, folder: Path, paths: Sequence[str], *, name: str, description: str, wait: bool
+) -> Json:
+    """Upload the files at `paths` with a bar, and wait for the verdict if asked to."""
+    with transfer_bar() as report:
+        item = upload_folder(
+            client,
+            kind,
+            folder,
+            paths,
+            name=name or folder.resolve().name,
+            description=description,
+            report=report,
+        )
+    return until_ready(client, kind, item) if wait else item
 
 
 def problems_text(item: Json) -> str:

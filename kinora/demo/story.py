@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.live import Live
 
 from kinora.artifacts import download_adapter
-from kinora.cli.progress import transfer_bar, until_ready
+from kinora.cli.progress import add_folder
 from kinora.client import Client, Json
 from kinora.demo.audit import audit_table
 from kinora.demo.plots import save_loss_curve
 from kinora.demo.service import running_service
 from kinora.feed import follow
 from kinora.sources import dataset_paths, model_paths
-from kinora.upload import upload_folder
+from kinora.upload import Kind
 from kinora.watch import TERMINAL, JobProgress, percent, picture
 from schemas.errors import KinoraError
 
@@ -152,11 +152,9 @@ def _make_base_model(folder: Path, steps: Steps) -> None:
         _engine_tool("qlora_engine.tiny", str(folder))
 
 
-def _send(client: Client, kind: str, folder: Path, paths: list[str], steps: Steps) -> Json:
+def _send(client: Client, kind: Kind, folder: Path, paths: list[str], steps: Steps) -> Json:
     began = time.monotonic()
-    with transfer_bar() as report:
-        item = upload_folder(client, kind, folder, paths, name=folder.name, report=report)  # type: ignore[arg-type]
-    item = until_ready(client, kind, item)
+    item = add_folder(client, kind, folder, paths, name="", description="", wait=True)
     steps.finished(f"{kind.removesuffix('s')} [bold]{item['name']}[/] uploaded and validated", began)
     return item
 
