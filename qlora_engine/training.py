@@ -30,6 +30,8 @@ from schemas.training import Hyperparameters, TrainingSpec
 
 ADAPTER_FOLDER = "adapter"
 SERIES_FILE = "series.jsonl"
+TINY = 5_000_000
+"""Parameters up to which more threads make a step slower."""
 
 
 def train(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device | None = None) -> None:
@@ -117,8 +119,6 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     output.mkdir(parents=True, exist_ok=True)
     series = output / SERIES_FILE
     series.write_text("", "utf-8")
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
     manifest = read_manifest(Path(spec.manifest_file))
     emit(Preparing(phase="loading_data", total=len(manifest.clips)))
     _check_clips(manifest, Path(spec.dataset_folder), hyperparameters.frames)
@@ -126,6 +126,7 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     steps = total_steps(hyperparameters, len(examples.training))
     emit(Preparing(phase="loading_model"))
     base = load_model(spec.model_folder, device)
+    _set_threads(spec.threads, base.parameters)
     base_sha256 = folder_sha256(base.folder)
     injected = inject(base, hyperparameters)
     exporter = Exporter(base, injected, hyperparameters, base_sha256)
@@ -207,6 +208,14 @@ def _check_clips(manifest: Manifest, folder: Path, frames: int) -> None:
             raise DatasetError(
                 f"{clip.path} is missing or changed since the dataset was validated; fetch it again"
             )
+
+
+def _set_threads(limit: int | None, parameters: int) -> None:
+    """All cores or as many as allowed, but one for a tiny model, whose threads would only wait."""
+    if parameters < TINY:
+        torch.set_num_threads(1)
+    elif limit is not None:
+        torch.set_num_threads(limit)
 
 
 def _config_hash(hyperparameters: Hyperparameters, base_sha256: str, manifest_sha256: str) -> str:

@@ -17,8 +17,8 @@ from qlora_engine.updates import Update
 from qlora_engine.validation import validate_dataset
 from schemas.training import DatasetValidationSpec, Hyperparameters, ResumePoint, TrainingSpec
 
-PRETRAINING_STEPS = 60
-CLIPS = 40
+PRETRAINING_STEPS = 250
+CLIPS = 80
 
 THIRD_PARTY = (
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",

@@ -5,6 +5,7 @@ argv: base folder, adapter folder, request file. The request has the clips' fram
 
 import json
 import sys
+from pathlib import Path
 
 import bitsandbytes
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, SmolVLMForConditiona
 base_folder, adapter_folder, request_file = sys.argv[1:]
 request = np.load(request_file)
 prompts = json.loads(str(request["prompts"]))
-described = json.load(open(f"{adapter_folder}/kinora_adapter.json"))["frames"]
+described = json.loads((Path(adapter_folder) / "kinora_adapter.json").read_text("utf-8"))["frames"]
 
 quantization = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True

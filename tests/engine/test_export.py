@@ -1,4 +1,4 @@
-"""The adapter is an ordinary PEFT adapter: strangers reproduce its answers, and it names no folder of ours."""
+"""The adapter is an ordinary PEFT adapter: strangers reproduce its answers; it names no folder of ours."""
 
 import json
 import subprocess

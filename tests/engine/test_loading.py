@@ -74,13 +74,13 @@ def test_refusals(code: str, folder: Path, recorded: Recorded) -> None:
 
 def test_a_tensor_that_is_missing_is_named(folder: Path) -> None:
     without_a_tensor(folder)
-    with pytest.raises(ModelRefused, match="connector.modality_projection.proj.weight"):
+    with pytest.raises(ModelRefused, match=r"connector\.modality_projection\.proj\.weight"):
         load_model(str(folder))
 
 
 def test_remote_code_in_the_tokenizer_is_refused_too(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
-    with pytest.raises(ModelRefused, match="tokenizer_config.json") as refused:
+    with pytest.raises(ModelRefused, match=r"tokenizer_config\.json") as refused:
         load_model(str(folder))
     assert refused.value.code == "remote_code"
 
@@ -126,7 +126,8 @@ def test_the_prompt_of_large_checkpoints_names_the_frames_times(tiny: Path) -> N
     assert isinstance(prompts, SmolVLMPrompts)
     frame = "<fake_token_around_image><global-img><image><fake_token_around_image>"
     assert prompts.prompt_text("Why?", Moments((0.5, 61.9), 125.0)) == (
-        "<|im_start|>User: You are provided the following series of two frames from a 0:02:05 [H:MM:SS] video.\n"
+        "<|im_start|>User: You are provided the following series of two frames"
+        " from a 0:02:05 [H:MM:SS] video.\n"
         f"\nFrame from 00:00:{frame}\nFrame from 01:01:{frame}\n\nWhy?<end_of_utterance>\nAssistant:"
     )
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qlora_engine.process import ABANDONED, FAILED, MISUSED
 from qlora_engine.parent import ORPHANED
+from qlora_engine.process import ABANDONED, FAILED, MISUSED
 from qlora_engine.updates import UPDATE, ProbeResult, Start, Stop
 from schemas.training import DatasetValidationSpec, ModelValidationSpec
 from tests.engine.child import EngineChild
-from tests.engine.conftest import MakeSpec
+from tests.engine.conftest import CLIPS, MakeSpec
 
 pytestmark = pytest.mark.slow_process
 TIMEOUT = 60
@@ -63,7 +63,8 @@ def test_it_dies_with_its_parent_even_when_stdin_stays_open(tmp_path: Path, make
     start = Start(spec=make_spec(max_steps=100_000, held_out_fraction=0)).model_dump_json()
     code = (
         "import os, subprocess, sys\n"
-        "engine = subprocess.Popen([sys.executable, '-m', 'qlora_engine', '--parent-pid', str(os.getpid())],\n"
+        "engine = subprocess.Popen(\n"
+        "    [sys.executable, '-m', 'qlora_engine', '--parent-pid', str(os.getpid())],\n"
         "    stdin=int(sys.argv[1]), stdout=int(sys.argv[2]))\n"
         "print(engine.pid, flush=True)\n"
         "engine.wait()\n"
@@ -118,7 +119,7 @@ def test_a_dataset_is_validated(child: EngineChild, clips: Path, tmp_path: Path)
     assert verdict.kind == "dataset_verdict"
     assert verdict.problems == ()
     assert verdict.manifest_file is not None
-    assert len(json.loads(Path(verdict.manifest_file).read_bytes())["clips"]) == 40
+    assert len(json.loads(Path(verdict.manifest_file).read_bytes())["clips"]) == CLIPS
 
 
 def test_a_validation_is_abandoned_when_asked_to_stop(

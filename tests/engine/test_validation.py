@@ -1,4 +1,4 @@
-"""A dataset is judged by decoding all of it; the manifest's bytes are canonical; hostile files cannot hang it."""
+"""A dataset is judged by decoding all of it; the manifest is canonical; hostile files cannot hang it."""
 
 import os
 import signal
@@ -118,7 +118,8 @@ def test_a_decoder_that_dies_is_replaced(tmp_path: Path) -> None:
 def test_decoders_do_not_outlive_their_parent(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from qlora_engine.validation import _JudgeProcess;"
-        "p = _JudgeProcess(30); p.judge(Path(sys.argv[1]), 'a'); print(p._process.pid, flush=True); time.sleep(60)"
+        "p = _JudgeProcess(30); p.judge(Path(sys.argv[1]), 'a');"
+        "print(p._process.pid, flush=True); time.sleep(60)"
     )
     file = write_video(tmp_path / "good.mp4")
     parent = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE)

@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 96, 64
 
 
 def pictures(count: int) -> list[np.ndarray]:
-    """Grey bars that grow to the right, with a red corner at the top left: frame and orientation are visible."""
+    """Grey bars that grow to the right, with a red corner at the top left: frame and turn are visible."""
     drawn = []
     for index in range(count):
         picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
