@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from qlora_engine.errors import ClipUndecodable, ClipWithoutVideo, FramesExceedClip
@@ -81,9 +82,13 @@ def test_seeking_and_scanning_find_the_same_frames(tmp_path: Path) -> None:
     one_group = write_video(tmp_path / "scan.mp4", frames=200, options={"g": "400"})
 
     for file, count in itertools.product((seekable, one_group), (2, 5)):
-        seconds = [(index + 0.5) * 20 / count for index in range(count)]
+        with av.open(str(file)) as container:
+            whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         sampled = sample_clip(file, count)
-        assert sampled.seconds == pytest.approx([int(second * 10) / 10 for second in seconds], abs=0.01)
+        indices = [int((place + 0.5) * 200 / count) for place in range(count)]
+        assert sampled.seconds == pytest.approx([index / 10 for index in indices], abs=0.01)
+        for picture, index in zip(sampled.pictures, indices, strict=True):
+            assert np.array_equal(picture, whole[index])
 
 
 def test_every_frame_once_when_as_many_are_asked_for(tmp_path: Path) -> None:
