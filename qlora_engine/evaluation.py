@@ -10,11 +10,31 @@ import torch
 from qlora_engine.collate import Collator
 from qlora_engine.forward import Runner
 from qlora_engine.stopping import StopWish
+from schemas.base import Message
 from schemas.datasets import Example
 from schemas.events.job import Evaluation
 
 FEWEST_FOR_EXACT_MATCH = 8
 """Below that a share of right answers says nothing."""
+
+
+class Answer(Message):
+    """What the model said to one held-out row."""
+
+    video: str
+    prompt: str
+    response: str
+    """What the captions file asks for."""
+    answer: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation and the answers that it rests on."""
+
+    evaluation: Evaluation
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -27,10 +47,10 @@ class Evaluator:
     batch_size: int
     max_new_tokens: int
 
-    def measure(self, stop: StopWish, progress: Callable[[int, int], None]) -> Evaluation | None:
+    def measure(self, stop: StopWish, progress: Callable[[int, int], None]) -> Measured | None:
         """One pass over the held-out examples; None when a stop was asked for on the way."""
-        loss, tokens, right = 0.0, 0, 0
-        counted = len(self.examples) >= FEWEST_FOR_EXACT_MATCH
+        loss, tokens = 0.0, 0
+        answers: list[Answer] = []
         with undisturbed(self.runner.model, self.runner.base.device):
             for start in range(0, len(self.examples), self.batch_size):
                 if stop.mode is not None:
@@ -39,18 +59,26 @@ class Evaluator:
                 batch = self.collator.batch(part)
                 loss += float(self.runner.loss(batch))
                 tokens += batch.supervised
-                right += sum(self._right(part)) if counted else 0
+                answers.extend(self._answers(part))
                 progress(start + len(part), len(self.examples))
-        return Evaluation(
+        counted = len(answers) >= FEWEST_FOR_EXACT_MATCH
+        evaluation = Evaluation(
             examples=len(self.examples),
             loss=loss / tokens if tokens else None,
-            exact_match=right / len(self.examples) if counted else None,
+            exact_match=sum(answer.right for answer in answers) / len(answers) if counted else None,
         )
+        return Measured(evaluation, tuple(answers))
 
-    def _right(self, examples: Sequence[Example]) -> Iterator[bool]:
+    def _answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         answers = self.runner.answers(self.collator.questions(examples), self.max_new_tokens)
         for example, answer in zip(examples, answers, strict=True):
-            yield answer == example.response.strip()
+            yield Answer(
+                video=example.clip,
+                prompt=example.prompt,
+                response=example.response,
+                answer=answer,
+                right=answer == example.response.strip(),
+            )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Writes the adapter in PEFT's own format, with a card and the facts that another program needs to use it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from qlora_engine.evaluation import Answer
 from qlora_engine.injection import Injected
 from qlora_engine.loading import Loaded
 from schemas.training import AdapterFacts, Hyperparameters
 
 FACTS_FILE = "kinora_adapter.json"
+ANSWERS_FILE = "held_out_answers.jsonl"
 CARD = """---
 library_name: peft
 tags: [lora, qlora, video-text-to-text]
@@ -34,6 +37,7 @@ base = {architecture}.from_pretrained(BASE_FOLDER, quantization_config=quantizat
 model = PeftModel.from_pretrained(base, ADAPTER_FOLDER)
 ```
 
+`{answers_file}` holds what this adapter answered to the clips that it was not trained on.
 `{facts_file}` says how frames and prompts were prepared in training; prepare them in the same way.
 On CPUs with AVX512-BF16 set `module.support_avx512bf16_for_cpu = False` on every `bitsandbytes.nn.Linear4bit`
 before the first forward pass: the packed weights that bitsandbytes makes there give other answers.
@@ -69,6 +73,7 @@ class Exporter:
             dtype=str(self.base.model.dtype).removeprefix("torch."),
             facts=facts,
             facts_file=FACTS_FILE,
+            answers_file=ANSWERS_FILE,
         )
         (folder / "README.md").write_text(card, "utf-8")
         return facts
@@ -108,3 +113,9 @@ class Exporter:
             },
             "prompt": "the chat template, the video first and then the text, as the processor makes it",
         }
+
+
+def write_answers(folder: Path, answers: Sequence[Answer]) -> None:
+    """Keep the tuned answers beside the adapter, so that others can reproduce them."""
+    lines = "".join(answer.model_dump_json() + "\n" for answer in answers)
+    (folder / ANSWERS_FILE).write_text(lines, "utf-8")

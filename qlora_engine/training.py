@@ -13,8 +13,8 @@ from qlora_engine.checkpoints import Checkpoints, TrainingState
 from qlora_engine.collate import Collator
 from qlora_engine.device import best_device, device_name
 from qlora_engine.errors import CheckpointUnusable, DatasetError, FramesExceedClip
-from qlora_engine.evaluation import Evaluator
-from qlora_engine.export import Exporter
+from qlora_engine.evaluation import Answer, Evaluator
+from qlora_engine.export import Exporter, write_answers
 from qlora_engine.fingerprints import file_sha256, folder_sha256
 from qlora_engine.forward import Runner
 from qlora_engine.frames import Frames
@@ -59,6 +59,8 @@ class _Attempt:
     evaluator: Evaluator
     exporter: Exporter
     start_step: int
+    answers: tuple[Answer, ...] = ()
+    """Of the last evaluation."""
 
     @property
     def _output(self) -> Path:
@@ -67,16 +69,18 @@ class _Attempt:
     def evaluate(self, phase: Literal["before", "during", "after"]) -> None:
         emit, total = self.loop.emit, len(self.evaluator.examples)
         emit(Preparing(phase="evaluating", total=total))
-        evaluation = self.evaluator.measure(
+        measured = self.evaluator.measure(
             self.loop.stop, lambda done, total: emit(Preparing(phase="evaluating", done=done, total=total))
         )
-        if evaluation is not None:
-            emit(EvaluationDone(step=self.loop.state.step, phase=phase, evaluation=evaluation))
+        if measured is not None:
+            self.answers = measured.answers
+            emit(EvaluationDone(step=self.loop.state.step, phase=phase, evaluation=measured.evaluation))
 
     def finish(self) -> None:
         state = self.loop.state
         self.loop.emit(Preparing(phase="saving"))
         folder = self._write_adapter()
+        write_answers(folder, self.answers)
         self.loop.emit(
             TrainingDone(
                 steps=state.step,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
 from kinora.artifacts import download_adapter
 from kinora.cli.progress import add_folder
@@ -229,9 +230,21 @@ def _show(client: Client, result: Result, output: Path, console: Console) -> Non
         highlight=False,
     )
     if result.adapter_dir:
+        _show_answers(Path(result.adapter_dir) / "held_out_answers.jsonl", console)
         console.print(f"adapter      {result.adapter_dir}", soft_wrap=True, highlight=False)
         console.print(f"loss curve   {output / 'loss.png'}", soft_wrap=True, highlight=False)
     console.print(f"report       {output / 'report.json'}", soft_wrap=True, highlight=False)
+
+
+def _show_answers(file: Path, console: Console) -> None:
+    answers = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for answer in answers[:4]:
+        mark = "[green]✓[/]" if answer["right"] else "[red]✗[/]"
+        console.print(
+            f"  {mark} {escape(answer['video'])}: [italic]{escape(answer['answer'])}[/]"
+            + ("" if answer["right"] else f" [dim](expected: {escape(answer['response'])})[/]"),
+            highlight=False,
+        )
 
 
 def _next_commands(result: Result, output: Path, console: Console) -> None:
