@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qlora_engine.collate import Collator
-from qlora_engine.export import FACTS_FILE
+from qlora_engine.export import ANSWERS_FILE, FACTS_FILE
 from qlora_engine.fingerprints import folder_sha256
 from qlora_engine.forward import Runner
 from qlora_engine.frames import Frames
@@ -61,7 +61,7 @@ def test_the_files_say_what_is_needed_and_nothing_of_this_machine(
     (done,) = recorded.of("training_done")
     adapter = Path(done.adapter_folder)
     assert sorted(file.name for file in adapter.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", FACTS_FILE,
+        "README.md", "adapter_config.json", "adapter_model.safetensors", ANSWERS_FILE, FACTS_FILE,
     ]  # fmt: skip
     for name in ("README.md", "adapter_config.json", FACTS_FILE):
         text = (adapter / name).read_text("utf-8")
