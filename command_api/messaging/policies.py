@@ -22,6 +22,8 @@ from schemas.events.job import JobRequested
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
+MAX_MANIFEST_BYTES = 64 * 2**20
+"""Far more than any dataset needs. Agents write manifests, and this process reads them."""
 
 
 class Admission:
@@ -47,6 +49,9 @@ class Admission:
                 except KinoraError as error:
                     failed = True
                     logger.warning("admission of %s: %s; trying again", item.item_id, error)
+                except Exception:  # the policy's door: one job must not end the whole orchestrator
+                    failed = True
+                    logger.exception("admission of %s failed and is tried again", item.item_id)
             try:
                 async with asyncio.timeout(RETRY_SECONDS if failed else None):
                     await self._changed.wait()
@@ -76,26 +81,35 @@ class Admission:
         await self._follower.reach(outcome.position)
 
     async def _verdict(self, job_id: str, request: JobRequested) -> AdmitJob | RefuseJob:
+        key = request.manifest.key
+        if request.manifest.size_bytes > MAX_MANIFEST_BYTES:
+            return _invalid_dataset(job_id, f"its manifest {key} is larger than {MAX_MANIFEST_BYTES} bytes")
         try:
-            body = await self._store.get_bytes(request.manifest.key)
+            body = await self._store.get_bytes(key, limit=MAX_MANIFEST_BYTES)
         except ObjectMissing:
-            return _invalid_dataset(job_id, f"its manifest {request.manifest.key} is not in the store")
-        if hashlib.sha256(body).hexdigest() != request.manifest.sha256:
-            return _invalid_dataset(job_id, f"its manifest {request.manifest.key} is not what was validated")
-        try:
-            manifest = Manifest.model_validate_json(body)
-        except ValidationError as error:
-            return _invalid_dataset(job_id, f"its manifest cannot be read: {error.error_count()} problems")
-        if len(manifest.examples) == 0:
-            return _invalid_dataset(job_id, "it has no examples")
-        plan = plan_training(_facts(manifest), request.hyperparameters)
-        return AdmitJob(
-            job_id=job_id,
-            total_steps=plan.total_steps,
-            training_examples=plan.training_examples,
-            held_out_examples=plan.held_out_examples,
-            epochs=plan.epochs,
-        )
+            return _invalid_dataset(job_id, f"its manifest {key} is not in the store")
+        # Off the loop, which answers heartbeats meanwhile.
+        return await asyncio.to_thread(_judge, job_id, request, body)
+
+
+def _judge(job_id: str, request: JobRequested, body: bytes) -> AdmitJob | RefuseJob:
+    """Plan the job from its dataset's manifest, which an agent wrote and nobody has checked yet."""
+    if hashlib.sha256(body).hexdigest() != request.manifest.sha256:
+        return _invalid_dataset(job_id, f"its manifest {request.manifest.key} is not what was validated")
+    try:
+        manifest = Manifest.model_validate_json(body)
+    except ValidationError as error:
+        return _invalid_dataset(job_id, f"its manifest cannot be read: {error.error_count()} problems")
+    if not manifest.clips or not manifest.examples:
+        return _invalid_dataset(job_id, "it has no clips or no examples")
+    plan = plan_training(_facts(manifest), request.hyperparameters)
+    return AdmitJob(
+        job_id=job_id,
+        total_steps=plan.total_steps,
+        training_examples=plan.training_examples,
+        held_out_examples=plan.held_out_examples,
+        epochs=plan.epochs,
+    )
 
 
 def _facts(manifest: Manifest) -> DatasetFacts:
