@@ -8,7 +8,8 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from projections.reader import LogReader, LogTail
+from projections.reader import LogReader, LogTail, page_query
+from schemas.ids import id_uuid
 from tests.integration.projections.world import Writer, cut_connections, eventually, new_users, timed
 from tests.stories import DATASET, JOB, ORGANIZATION, STRANGERS, USER, admitted, requested, whole_dataset
 
@@ -45,6 +46,30 @@ async def test_pages_and_filters(reader: LogReader, writer: Writer) -> None:
     public = row.public("log_1")
     assert (public["position"], public["log_id"], public["metadata"]["actor"]) == (first[0], "log_1", USER)
     assert (row.version, row.event_id) == (1, recorded.metadata.event_id)
+
+
+async def test_a_stream_is_paged_by_its_key(reader: LogReader, writer: Writer, conninfo: str) -> None:
+    writer.append(JOB, *admitted())
+    writer.logins(2000, new_users(200))
+    last = writer.append(DATASET, *whole_dataset())[-1]
+    async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        await connection.execute("ANALYZE kinora_events")
+        # As a prepared statement is planned after some runs: without knowing the values.
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        query = page_query({"organization_id", "stream_id"})
+        values = {
+            "after": 0,
+            "limit": 1,
+            "organization_id": ORGANIZATION,
+            "stream_id": DATASET,
+            "originator_id": id_uuid(DATASET),
+        }
+        plan = await (await connection.execute(f"EXPLAIN {query}", values)).fetchall()
+    assert "kinora_events_pkey" in str(plan)
+    rows = await reader.page(0, 100, stream_id=DATASET)
+    assert [row.version for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[-1].position == last
+    assert await reader.page(0, 100, stream_id=DATASET.replace("ds_", "mdl_")) == []
 
 
 async def test_one_append_wakes_everybody(writer: Writer, conninfo: str) -> None:
