@@ -102,8 +102,9 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             bus,
             leases,
             clock,
-            connected=lambda: client.is_connected,
-            drained=inbox.drained,
+            # Heartbeats come over the broker's connection, everything else over the other.
+            connected=lambda: client.is_connected and broker.connection.is_connected,
+            unread=inbox.unread,
         )
         reconnections += [relay.check_soon, work.republish_soon, expiry.restart]
         controls = Controls(client, follower)
@@ -146,7 +147,7 @@ async def _until_answered(what: str, ask: Callable[[], Awaitable[None]]) -> None
         try:
             await ask()
         except (*UNREACHABLE, APIError) as error:
-            logger.warning("NATS: %s failed (%s); trying again", what, error or type(error).__name__)
+            logger.warning("NATS: %s failed (%s); trying again", what, str(error) or type(error).__name__)
             await asyncio.sleep(RETRY_SECONDS)
         else:
             return

@@ -24,7 +24,7 @@ async def with_proven_artifacts(store: ObjectStore, item: Item, report: Report) 
     Raises:
         ObjectStoreUnavailable: when the store cannot say.
     """
-    wrong = await _first_wrong(store, item, _objects(report.body))
+    wrong = await _first_wrong(store, item, named_objects(report.body))
     if wrong is None:
         return report
     body: ReportBody = Failed(code="artifact_missing", message=wrong, retryable=True)
@@ -47,7 +47,8 @@ async def _first_wrong(store: ObjectStore, item: Item, objects: Sequence[StoredO
     return None
 
 
-def _objects(body: ReportBody) -> Sequence[StoredObject]:
+def named_objects(body: ReportBody) -> Sequence[StoredObject]:
+    """The files that a report says are stored."""
     match body:
         case AdapterUploaded(objects=objects) | CheckpointStored(objects=objects):
             return objects

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from command_api.domain.errors import Refused
+from command_api.eventlog.errors import LogUnavailable
 from command_api.handlers.bus import CommandBus
 from command_api.messaging.follower import Follower
 from command_api.messaging.heartbeats import note_presence
@@ -31,21 +32,18 @@ class Expiry:
         clock: Callable[[], float],
         *,
         connected: Callable[[], bool],
-        drained: Callable[[], Awaitable[bool]],
+        unread: Callable[[str, Held], Awaitable[bool]],
     ) -> None:
         self._follower = follower
         self._bus = bus
         self._leases = leases
         self._clock = clock
         self._connected = connected
-        self._drained = drained
-        self._reports_read = False
-        """REPORTS was found empty since agents could last not be heard."""
+        self._unread = unread
         self._ticked = clock()
 
     def restart(self) -> None:
         """Agents could not be heard for a while, for reasons of ours."""
-        self._reports_read = False
         self._leases.restart(self._clock())
 
     async def run(self) -> None:
@@ -67,14 +65,15 @@ class Expiry:
         self._sync(now)
         if not (self._leases.expired(now) or self._leases.silent(now)):
             return
-        # A report that waits in REPORTS may say that the attempt is over.
-        if not self._reports_read and not await self._drained():
-            return
-        self._reports_read = True
         await self._follower.catch_up()
         self._sync(now)
         for held in self._leases.expired(self._clock()):
-            await self._expire(held)
+            try:
+                await self._expire(held)
+            except LogUnavailable:
+                raise
+            except KinoraError as error:  # a damaged stream must not keep the others
+                logger.error("lease of %s cannot be ended: %s", held.item_id, error)  # noqa: TRY400
         for agent_id in self._leases.silent(self._clock()):
             logger.warning("agent %s was silent for %g s; it counts as lost", agent_id, self._leases.period)
             await note_presence(
@@ -87,7 +86,8 @@ class Expiry:
 
     async def _expire(self, held: Held) -> None:
         item = self._follower.board.holds(held)
-        if item is None:
+        # A report that waits in REPORTS may say that the attempt is over.
+        if item is None or await self._unread(item.organization_id, held):
             return
         logger.warning("agent %s lost the lease of %s attempt %d", held.agent_id, held.item_id, held.attempt)
         context = item_context("leases", item, f"leases:expire:{held.item_id}:{held.attempt}")

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 from pydantic import ValidationError
 
 from command_api.domain.errors import Refused
 from command_api.eventlog.errors import EventNotCanonical, LogUnavailable
 from command_api.handlers.bus import Answer, CommandBus, Outcome
-from command_api.messaging.artifacts import with_proven_artifacts
+from command_api.messaging.artifacts import named_objects, with_proven_artifacts
 from command_api.messaging.board import Item
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.cursors import OUT_OF_ORDER, Advance, Attempt, Cursors
@@ -28,20 +28,23 @@ from command_api.messaging.leases import Held
 from command_api.objects import ObjectStore, ObjectStoreUnavailable
 from schemas.commands.job import ReportAttempt
 from schemas.errors import KinoraError
-from schemas.subjects import INBOX_DURABLE, REPORTS_STREAM, dead_letter_subject
+from schemas.subjects import REPORTS_STREAM, dead_letter_subject, report_subject
 from schemas.work import Failed, Report
 
 logger = logging.getLogger(__name__)
 
 GAP_DELAY = 1.0
 """Seconds before a report that came too early is looked at again."""
-GAP_TRIES = 120
-"""Looks after which the missing report counts as lost with its store, and the attempt as failed: an agent
-never sends again what JetStream has acknowledged, so the job would otherwise wait for ever."""
+GAP_SECONDS = 120.0
+"""After so long the missing report counts as lost with its store, and the attempt as failed: an agent never
+sends again what JetStream has acknowledged, so the job would otherwise wait for ever. Measured here and not
+in deliveries, of which an outage makes many while the missing report waits for it to end too."""
 OUTAGE_DELAY = 2.0
 """Seconds before reports are taken again that database or store could not take."""
 TRIES = 10
 """Deliveries after which a report that breaks our own code is put aside, so that its job can go on."""
+STORE_SECONDS = 10.0
+"""How long the object store may take to prove one report, while all others wait."""
 ACK_TIMEOUT = 5.0
 BATCH_REPORTS = 256
 
@@ -73,6 +76,8 @@ class Sorted:
     """Nothing is left to do but to acknowledge them."""
     early: list[Letter] = field(default_factory=list)
     again: list[Letter] = field(default_factory=list)
+    store_away: bool = False
+    """The object store did not answer for one of them; the others need not wait for it too."""
 
 
 class Inbox:
@@ -93,6 +98,8 @@ class Inbox:
         self._cursors = cursors
         self._waiting: set[int] = set()
         """Stream sequences of the reports that wait for a gap to fill."""
+        self._gaps: dict[Attempt, float] = {}
+        """When each attempt's next report was last looked at, or first missed."""
         self._delivered: asyncio.Queue[Msg] = asyncio.Queue(BATCH_REPORTS)
         self.batches = 0
         """Batches taken so far, so that a watchdog sees whether anything moves."""
@@ -127,22 +134,31 @@ class Inbox:
         try:
             await self._take(messages)
         except (LogUnavailable, *UNREACHABLE) as error:
-            logger.warning("inbox: %s; %d reports come again", error or type(error).__name__, len(messages))
+            logger.warning(
+                "inbox: %s; %d reports come again", str(error) or type(error).__name__, len(messages)
+            )
             await _send_back(messages, OUTAGE_DELAY)
         except Exception:  # the inbox's door: one report must not end the whole orchestrator
             logger.exception("inbox: a batch of %d reports failed and comes again", len(messages))
             await _send_back(messages, OUTAGE_DELAY)
+            self._gaps.clear()
         finally:
             self.taking = False
             self.batches += 1
 
-    async def drained(self) -> bool:
-        """Whether every report that was sent so far is committed, or waits for one that was never sent."""
+    async def unread(self, organization_id: str, held: Held) -> bool:
+        """Whether a report of this attempt was sent and is not committed, unless it waits for a lost one.
+
+        True also when nobody can say.
+        """
+        subject = report_subject(organization_id, held.agent_id, held.item_id)
         try:
-            info = await self._js.consumer_info(REPORTS_STREAM, INBOX_DURABLE)
-        except (*UNREACHABLE, APIError):
+            oldest = await self._js.get_msg(REPORTS_STREAM, seq=1, subject=subject, next=True)
+        except NotFoundError:
             return False
-        return not self.taking and not info.num_pending and (info.num_ack_pending or 0) <= len(self._waiting)
+        except (*UNREACHABLE, APIError):
+            return True
+        return oldest.seq not in self._waiting or (held.item_id, held.attempt) not in self._gaps
 
     async def _take(self, messages: Sequence[Msg]) -> None:
         self._waiting.difference_update(_sequence(message) for message in messages)
@@ -220,7 +236,7 @@ class Inbox:
             item = self._holder(letter)
             if item is None:
                 batch.done.append(letter)
-                self._cursors.forget(letter.attempt)
+                self._forget(letter.attempt)
                 continue
             following.setdefault(letter.attempt, await self._cursors.last(letter.attempt) + 1)
             following[letter.attempt] += await self._place(batch, letter, item, following[letter.attempt])
@@ -231,25 +247,46 @@ class Inbox:
         if letter.report.sequence < expected:
             batch.done.append(letter)
             return 0
-        if letter.report.sequence > expected and letter.messages[0].metadata.num_delivered >= GAP_TRIES:
+        if letter.report.sequence > expected:
+            if not self._missed_for_long(letter.attempt):
+                logger.debug("inbox: %s came before report %d", _name(letter), expected)
+                batch.early.append(letter)
+                return 0
             logger.error("inbox: %s still came before report %d; that one is lost", _name(letter), expected)
             lost = Failed(code="reports_lost", message=f"report {expected} never arrived", retryable=True)
             letter.report = letter.report.model_copy(update={"sequence": expected, "body": lost})
-        if letter.report.sequence > expected:
-            logger.debug("inbox: %s came before report %d", _name(letter), expected)
-            batch.early.append(letter)
-            return 0
-        try:
-            proven = await with_proven_artifacts(self._store, item, letter.report)
-        except ObjectStoreUnavailable as error:
-            logger.warning("inbox: %s waits for the object store: %s", _name(letter), error)
+        self._gaps.pop(letter.attempt, None)
+        away = batch.store_away and named_objects(letter.report.body)
+        proven = None if away else await self._prove(item, letter)
+        if proven is None:
+            batch.store_away = True
             batch.again.append(letter)
+            self._looked_at(letter.attempt)
             return 0
         if proven is not letter.report:
             logger.warning("inbox: %s is not true: %s", _name(letter), proven.body)
             letter.report = proven
         batch.commit.append((letter, item))
         return 1
+
+    def _missed_for_long(self, attempt: Attempt) -> bool:
+        now = asyncio.get_running_loop().time()
+        return now - self._gaps.setdefault(attempt, now) >= GAP_SECONDS
+
+    def _looked_at(self, attempt: Attempt) -> None:
+        """The next report is here and comes again: those behind it do not miss it."""
+        self._gaps[attempt] = asyncio.get_running_loop().time()
+
+    async def _prove(self, item: Item, letter: Letter) -> Report | None:
+        """The report as far as it is true; None when the object store cannot say now."""
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                return await with_proven_artifacts(self._store, item, letter.report)
+        except (ObjectStoreUnavailable, TimeoutError) as error:
+            logger.warning(
+                "inbox: %s waits for the object store: %s", _name(letter), str(error) or "no answer"
+            )
+            return None
 
     def _holder(self, letter: Letter) -> Item | None:
         agent = self._follower.board.agents.get(letter.agent_id)
@@ -286,9 +323,18 @@ class Inbox:
             else:
                 logger.warning("inbox: %s comes again: %s", _name(letter), answer, exc_info=_bug(answer))
                 stuck.add(letter.attempt)
+                self._looked_at(letter.attempt)
                 self._cursors.forget(letter.attempt)
                 batch.again.append(letter)
         await self._follower.reach(position)
+        for letter in letters:
+            if self._follower.board.holds(letter.held) is None:
+                self._forget(letter.attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        """The attempt is over, or its sender never held it."""
+        self._cursors.forget(attempt)
+        self._gaps.pop(attempt, None)
 
 
 def _is_final(answer: Exception) -> bool:
@@ -299,7 +345,9 @@ def _is_final(answer: Exception) -> bool:
 
 
 def _bug(answer: Exception) -> Exception | None:
-    return None if isinstance(answer, KinoraError) else answer
+    """What asking again will hardly mend, a damaged stream among it; refusals are not bugs."""
+    expected = isinstance(answer, Refused) or (isinstance(answer, KinoraError) and answer.retryable)
+    return None if expected else answer
 
 
 def _name(letter: Letter) -> str:
@@ -333,4 +381,6 @@ async def _answer(message: Msg, delay: float | None) -> None:
         else:
             await message.nak(delay=delay)
     except UNREACHABLE as error:
-        logger.info("inbox: an answer for %s was lost (%s)", message.subject, error or type(error).__name__)
+        logger.info(
+            "inbox: an answer for %s was lost (%s)", message.subject, str(error) or type(error).__name__
+        )

@@ -120,7 +120,7 @@ async def test_a_gap_holds_what_follows_until_it_fills(world: World, agent: Agen
 async def test_a_gap_that_never_fills_fails_the_attempt(
     world: World, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "GAP_TRIES", 2)
+    monkeypatch.setattr(inbox, "GAP_SECONDS", 1.0)
     job_id = await world.request_job()
     offer = await agent.take()
     await agent.report(offer, Accepted(), sequence=1)
