@@ -57,6 +57,8 @@ LIFECYCLE: tuple[type[Event], ...] = (
 
 LIFECYCLE_TYPES = tuple(event.TYPE for event in LIFECYCLE)
 
+VALIDATION_BACKOFF = timedelta(seconds=5)
+
 
 @dataclass(frozen=True, slots=True)
 class Agent:
@@ -185,10 +187,9 @@ class Board:
     def _pool(self, item: Item) -> str:
         if item.request is not None:
             return item.request.pool
-        # A validation names no pool: any agent of the organization may do it.
-        pools = {
-            agent.pool for agent in self.agents.values() if agent.organization_id == item.organization_id
-        }
+        # A validation names no pool: any agent of the organization may do it, best one that is there.
+        agents = [agent for agent in self.agents.values() if agent.organization_id == item.organization_id]
+        pools = {agent.pool for agent in agents if agent.online} or {agent.pool for agent in agents}
         return DEFAULT_POOL if not pools or DEFAULT_POOL in pools else min(pools)
 
     def _apply_agent(self, recorded: Recorded) -> None:
@@ -228,8 +229,16 @@ def _evolve(item: Item, recorded: Recorded) -> Item | None:
     match recorded.event:
         case datasets.DatasetUploaded() | models.ModelUploaded():
             return replace(item, phase="queued", attempt=item.attempt + 1)
-        case datasets.DatasetValidationInterrupted() | models.ModelValidationInterrupted():
-            return replace(item, phase="queued", attempt=item.attempt + 1, agent_id=None)
+        case (
+            datasets.DatasetValidationInterrupted(reason=reason)
+            | models.ModelValidationInterrupted(reason=reason)
+        ):
+            # Whoever declined or failed would otherwise be offered it again at once.
+            pause = VALIDATION_BACKOFF if reason in ("declined", "failed") else timedelta(0)
+            not_before = recorded.metadata.recorded_at + pause
+            return replace(
+                item, phase="queued", attempt=item.attempt + 1, agent_id=None, not_before=not_before
+            )
         case (
             datasets.DatasetValidationStarted(attempt=attempt, agent_id=agent_id)
             | models.ModelValidationStarted(attempt=attempt, agent_id=agent_id)

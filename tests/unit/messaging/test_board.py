@@ -183,6 +183,23 @@ def test_a_validation_goes_to_a_pool_that_has_agents() -> None:
     assert board.pools() == {(ORGANIZATION, "default"), (ORGANIZATION, "gpu")}
 
 
+def test_a_validation_prefers_a_pool_whose_agents_are_there() -> None:
+    board = told(REGISTERED, DatasetUploaded(upload_id="u"), stream_id=DATASET)
+    told(AgentEnrolled(name="gone", pool="default"), stream_id="agt_" + "9" * 32, board=board)
+    told(AgentEnrolled(name="n", pool="gpu"), AgentOnline(), stream_id=AGENT, board=board)
+    assert board.offers()[DATASET].pool == "gpu"
+    told(AgentLost(reason="shut_down"), stream_id=AGENT, board=board)
+    assert board.offers()[DATASET].pool == "default"
+
+
+def test_a_validation_that_was_declined_or_failed_waits_before_it_is_offered_again() -> None:
+    for reason, pause in (("declined", 5), ("failed", 5), ("released", 0), ("lease_expired", 0)):
+        board = told(REGISTERED, DatasetUploaded(upload_id="u"), stream_id=DATASET)
+        told(DatasetValidationStarted(agent_id=AGENT, attempt=1), stream_id=DATASET, board=board)
+        told(DatasetValidationInterrupted(attempt=1, reason=reason), stream_id=DATASET, board=board)
+        assert board.offers()[DATASET].item.not_before == NOON + timedelta(seconds=pause)
+
+
 def test_agents_come_and_go() -> None:
     board = told(AgentEnrolled(name="n", pool="gpu"), stream_id=AGENT)
     assert board.online() == []
