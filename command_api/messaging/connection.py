@@ -48,7 +48,7 @@ def options(name: str) -> dict[str, Any]:
 
 async def log_error(error: Exception) -> None:
     """Connection errors are expected during an outage: one line each, no traceback."""
-    logger.warning("NATS: %s; trying again until it answers", error or type(error).__name__)
+    logger.warning("NATS: %s; trying again until it answers", str(error) or type(error).__name__)
 
 
 @asynccontextmanager

@@ -89,7 +89,7 @@ class Relay:
                 logger.info("relay: %s; reading the end of %s again", error, EVENTS_STREAM)
             except (*UNREACHABLE, OutboundBufferLimitError) as error:
                 logger.warning(
-                    "relay: NATS does not answer (%s); trying again", error or type(error).__name__
+                    "relay: NATS does not answer (%s); trying again", str(error) or type(error).__name__
                 )
                 await asyncio.sleep(0.5)
             except APIError as error:

@@ -37,7 +37,7 @@ class Watchdog:
                 logger.warning("watchdog: the consumer of %s is gone; making it again", REPORTS_STREAM)
                 await self._make_again()
             except (*UNREACHABLE, APIError) as error:
-                logger.info("watchdog: cannot look (%s)", error or type(error).__name__)
+                logger.info("watchdog: cannot look (%s)", str(error) or type(error).__name__)
 
     async def _check(self) -> None:
         info = await self._topology.js.consumer_info(REPORTS_STREAM, INBOX_DURABLE)
@@ -53,4 +53,4 @@ class Watchdog:
         try:
             await self._topology.ensure_streams()
         except (*UNREACHABLE, APIError) as error:
-            logger.warning("watchdog: %s", error or type(error).__name__)
+            logger.warning("watchdog: %s", str(error) or type(error).__name__)
