@@ -46,4 +46,3 @@ class OrchestratorSettings(Message):
     lease_seconds: float = Field(30.0, gt=0)
     republish_seconds: float = Field(10.0, gt=0)
     events_max_bytes: int = Field(4 * 2**30, ge=2**20)
-    retry_backoff_seconds: float = Field(2.0, ge=0)
