@@ -47,6 +47,9 @@ STORE_SECONDS = 10.0
 """How long the object store may take to prove one report, while all others wait."""
 ACK_TIMEOUT = 5.0
 BATCH_REPORTS = 256
+ASIDE_BYTES = 256 * 1024
+"""How much of a message is put aside. A whole one of the largest size would not fit together with the
+headers, and the server ends the connection of whoever sends too much."""
 
 
 @dataclass
@@ -219,10 +222,11 @@ class Inbox:
         logger.error("inbox: a message on %s goes to the dead letters: %s", message.subject, reason)
         await self._js.publish(
             dead_letter_subject(REPORTS_STREAM),
-            message.data,
+            message.data[:ASIDE_BYTES],
             headers={
                 "Nats-Msg-Id": f"{REPORTS_STREAM}-{_sequence(message)}",
                 "Kinora-Subject": message.subject,
+                "Kinora-Bytes": str(len(message.data)),
                 "Kinora-Reason": " ".join(reason.split()),
             },
             timeout=ACK_TIMEOUT,

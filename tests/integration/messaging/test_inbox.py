@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from psycopg import AsyncConnection
 
 from command_api.messaging import inbox
 from schemas.datasets import Problem
@@ -22,7 +23,7 @@ from schemas.events.job import (
     WarningRaised,
 )
 from schemas.objects import StoredObject, adapter_prefix, checkpoint_prefix, log_prefix
-from schemas.settings import NatsSettings
+from schemas.settings import NatsSettings, PostgresSettings
 from schemas.subjects import DEAD_LETTERS_STREAM, INBOX_DURABLE, REPORTS_STREAM, report_subject
 from schemas.work import (
     Accepted,
@@ -33,6 +34,7 @@ from schemas.work import (
     LogStored,
     Report,
     Warned,
+    WorkOffer,
 )
 from tests.integration.messaging.world import (
     ADAPTER_FACTS,
@@ -165,6 +167,46 @@ async def test_a_report_that_cannot_be_read_is_put_aside(world: World, agent: Ag
     assert letter.headers is not None
     assert letter.headers["Kinora-Subject"] == subject
     await eventually(lambda: settled(agent), "an empty REPORTS")
+
+
+async def test_a_report_as_large_as_a_message_may_be_holds_up_nobody(world: World, agent: Agent) -> None:
+    job_id = await world.request_job()
+    offer = await agent.take()
+    subject = report_subject(world.organization_id, agent.agent_id, job_id)
+    # With what is said about it in the dead letters' headers it would not fit any more.
+    await agent.js.publish(subject, b"x" * (agent.client.max_payload - 300))
+    await agent.report(offer, Accepted())
+    await world.event(job_id, AgentAccepted)
+    await eventually(lambda: settled(agent), "an empty REPORTS")
+    letter = await agent.js.get_msg(DEAD_LETTERS_STREAM, 1)
+    assert letter.headers is not None
+    assert letter.headers["Kinora-Bytes"] == str(agent.client.max_payload - 300)
+
+
+async def test_a_stream_that_cannot_be_folded_holds_up_no_other(
+    world: World, agent: Agent, database: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "TRIES", 2)
+    strange, healthy = await world.request_job(), await world.request_job()
+    offers = {(await agent.take()).item_id for _ in range(2)}
+    assert offers == {strange, healthy}
+    async with await AsyncConnection.connect(database.conninfo()) as connection:
+        await connection.execute(
+            """
+            INSERT INTO kinora_events (originator_id, originator_version, topic, state, event_id, stream_id,
+                                       organization_id, actor, correlation_id, causation_id, recorded_at)
+            SELECT originator_id, originator_version + 1, 'kinora.job.novelty',
+                   convert_to(replace(convert_from(state, 'UTF8'), topic, 'kinora.job.novelty'), 'UTF8'),
+                   'evt_novelty', stream_id, organization_id, actor, correlation_id, causation_id, recorded_at
+              FROM kinora_events WHERE stream_id = %s ORDER BY originator_version DESC LIMIT 1
+            """,
+            (strange,),
+        )
+    for job_id in (strange, healthy):
+        await agent.report(WorkOffer(item_id=job_id, attempt=1), Accepted())
+    await world.event(healthy, AgentAccepted)
+    await eventually(lambda: settled(agent), "an empty REPORTS")
+    assert (await agent.js.stream_info(DEAD_LETTERS_STREAM)).state.messages == 1
 
 
 async def test_artifacts_that_are_not_there_fail_the_attempt(world: World, agent: Agent) -> None:
