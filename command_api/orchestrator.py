@@ -20,7 +20,7 @@ from command_api.messaging.activity import Activity, ActivityLost
 from command_api.messaging.board import Board
 from command_api.messaging.broker import Desk, make_broker, subscribe
 from command_api.messaging.claims import Claims
-from command_api.messaging.connection import UNREACHABLE, connect
+from command_api.messaging.connection import UNREACHABLE, ConnectionGone, connect, stay_open
 from command_api.messaging.control import Controls
 from command_api.messaging.cursors import Cursors
 from command_api.messaging.epochs import Epochs
@@ -55,7 +55,7 @@ async def run(settings: OrchestratorSettings, stop: asyncio.Event, *, ready: Cal
     while not stop.is_set():
         try:
             await run_together(stop.wait(), _be_active(settings, ready))
-        except (ActivityLost, LogUnavailable, psycopg.OperationalError) as lost:
+        except (ActivityLost, ConnectionGone, LogUnavailable, psycopg.OperationalError) as lost:
             logger.warning("orchestrator: not active any more: %s; starting over", lost)
             await _pause(stop, RETRY_SECONDS)
 
@@ -138,6 +138,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             controls.run(),
             admission.run(),
             Watchdog(topology, inbox, reports.again).run(),
+            stay_open(client, broker.connection),
         )
 
 

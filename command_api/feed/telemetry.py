@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import structlog
 from nats.aio.client import Client
@@ -15,7 +15,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
-from command_api.messaging.connection import connect
+from command_api.messaging.connection import ConnectionGone, connect, stay_open
 from schemas.settings import NatsSettings
 from schemas.subjects import telemetry_subject
 from schemas.work import TelemetryLine
@@ -73,9 +73,10 @@ class TelemetryHub:
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
         self._client: Client | None = None
-        self._connection: asyncio.Task[None] | None = None
+        self._connection: asyncio.Task[NoReturn] | None = None
         self._watches: dict[str, set[Watch]] = {}
         self._subscriptions: dict[str, Subscription] = {}
+        self._settling = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._connection = asyncio.create_task(self._stay_connected(), name="telemetry")
@@ -100,38 +101,41 @@ class TelemetryHub:
         watch = Watch()
         watchers = self._watches.setdefault(subject, set())
         watchers.add(watch)
-        await self._subscribe(subject)
         try:
+            await self._settle(subject)
             yield watch
         finally:
             watchers.discard(watch)
             if not watchers:
                 self._watches.pop(subject, None)
-                await self._unsubscribe(subject)
+                await self._settle(subject)
 
-    async def _stay_connected(self) -> None:
-        async with connect(self._settings, "kinora-api-telemetry") as client:
-            self._client = client
-            for subject in list(self._watches):
-                await self._subscribe(subject)
-            await asyncio.Event().wait()
+    async def _stay_connected(self) -> NoReturn:
+        while True:
+            try:
+                async with connect(self._settings, "kinora-api-telemetry") as client:
+                    self._client = client
+                    self._subscriptions.clear()
+                    for subject in list(self._watches):
+                        await self._settle(subject)
+                    await stay_open(client)
+            except ConnectionGone as error:
+                _log.warning("telemetry.reconnecting", reason=str(error))
 
-    async def _subscribe(self, subject: str) -> None:
-        if self._client is None or subject in self._subscriptions:
-            return
-        try:
-            self._subscriptions[subject] = await self._client.subscribe(subject, cb=self._on_message)
-        except NatsError as error:
-            _log.warning("telemetry.not_subscribed", subject=subject, reason=str(error))
-
-    async def _unsubscribe(self, subject: str) -> None:
-        subscription = self._subscriptions.pop(subject, None)
-        if subscription is None:
-            return
-        try:
-            await subscription.unsubscribe()
-        except NatsError as error:
-            _log.warning("telemetry.not_unsubscribed", subject=subject, reason=str(error))
+    async def _settle(self, subject: str) -> None:
+        """Be subscribed exactly while somebody watches; one change at a time, for watchers come together."""
+        async with self._settling:
+            subscription = self._subscriptions.get(subject)
+            if self._client is None or (subject in self._watches) == (subscription is not None):
+                return
+            try:
+                if subscription is None:
+                    self._subscriptions[subject] = await self._client.subscribe(subject, cb=self._on_message)
+                else:
+                    del self._subscriptions[subject]
+                    await subscription.unsubscribe()
+            except NatsError as error:
+                _log.warning("telemetry.not_settled", subject=subject, reason=str(error))
 
     async def _on_message(self, message: Msg) -> None:
         try:

@@ -1,9 +1,10 @@
 """One place that says how the orchestrator connects to NATS, so that no client ever gives up for good."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from nats.aio.client import Client
 from nats.errors import ConnectionClosedError, ConnectionReconnectingError, NoRespondersError
@@ -25,6 +26,13 @@ UNREACHABLE = (
     OSError,
 )
 """What a request raises while the server is away, restarting, or electing a leader: wait and ask again."""
+
+CHECK_SECONDS = 1.0
+
+
+class ConnectionGone(Exception):
+    """The library closed a client for good, as it does after most errors that the server reports."""
+
 
 Callback = Callable[[], Awaitable[None]]
 
@@ -75,3 +83,15 @@ async def connect(
         yield client
     finally:
         await client.close()
+
+
+async def stay_open(*clients: Client) -> NoReturn:
+    """Return never; a client that is closed for good has to be replaced by whoever made it.
+
+    Raises:
+        ConnectionGone: one of them is.
+    """
+    while True:
+        if any(client.is_closed for client in clients):
+            raise ConnectionGone("a connection to NATS was closed for good")
+        await asyncio.sleep(CHECK_SECONDS)
