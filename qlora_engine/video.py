@@ -98,20 +98,22 @@ def probe_clip(file: Path) -> ProbedClip:
         stream.thread_type = "NONE"
         audio = bool(container.streams.audio)
         stamps: list[int | None] = []
-        last_duration = 0
+        last_duration = cut_away = 0
         shape, turn = (0, 0), _Turn(1, 0, 0, 1)
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise _damaged(file, f"frame {len(stamps) + 1} is corrupt")
-            if not stamps:
-                turn = _turn_of(frame)
-                shape = turn.shape(frame.width, frame.height)
-            stamps.append(frame.pts)
-            last_duration = frame.duration or 0
+        for packet in container.demux(stream):
+            cut_away += packet.is_discard
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise _damaged(file, f"frame {len(stamps) + 1} is corrupt")
+                if not stamps:
+                    turn = _turn_of(frame)
+                    shape = turn.shape(frame.width, frame.height)
+                stamps.append(frame.pts)
+                last_duration = frame.duration or 0
         if not stamps:
             raise _damaged(file, "no frame decodes")
         timeline = _timeline(stamps, last_duration, stream)
-        _check_whole(file, stream, len(stamps), timeline)
+        _check_whole(file, stream, _declared_frames(container, stream) - cut_away, len(stamps), timeline)
     for complaint in complaints:
         if complaint[0] <= av.logging.ERROR and _DAMAGE.search(complaint[2]):
             raise _damaged(file, complaint[2].strip())
@@ -127,10 +129,17 @@ def probe_clip(file: Path) -> ProbedClip:
     )
 
 
-def _check_whole(file: Path, stream: Any, decoded: int, timeline: Timeline) -> None:
+def _declared_frames(container: Any, stream: Any) -> int:
+    """How many frames the container promises, those that an edit list hides included; 0 when it does not."""
+    declared = int(stream.frames)
+    if "mp4" in container.format.name:  # its index is without what lies behind the edit list's end
+        return min(declared, len(stream.index_entries))
+    return declared
+
+
+def _check_whole(file: Path, stream: Any, declared: int, decoded: int, timeline: Timeline) -> None:
     """Compare with what the container declares, because the tail of a truncated file is simply absent."""
-    declared = stream.frames
-    if declared and decoded < declared - max(2, declared // 50):
+    if declared > 0 and decoded < declared - max(2, declared // 50):
         raise _damaged(file, f"it declares {declared} frames, but only {decoded} decode")
     match = _DURATION.match(stream.metadata.get("DURATION", ""))
     if match:

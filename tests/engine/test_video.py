@@ -11,7 +11,7 @@ import pytest
 
 from qlora_engine.errors import ClipUndecodable, ClipWithoutVideo, FramesExceedClip
 from qlora_engine.video import Timeline, probe_clip, sample_clip
-from tests.engine.videos import HEIGHT, WIDTH, shown_index, write_sound, write_video
+from tests.engine.videos import HEIGHT, WIDTH, shown_index, trim_end, write_sound, write_video
 
 CODECS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9", "libsvtav1": "av1", "mpeg4": "mpeg4"}
 CONTAINERS = {
@@ -89,6 +89,42 @@ def test_seeking_and_scanning_find_the_same_frames(tmp_path: Path) -> None:
         assert sampled.seconds == pytest.approx([index / 10 for index in indices], abs=0.01)
         for picture, index in zip(sampled.pictures, indices, strict=True):
             assert np.array_equal(picture, whole[index])
+
+
+OPEN_GROUPS = {
+    "libx264": {"x264-params": "open-gop=1:keyint=10:min-keyint=10:bframes=3:b-adapt=0:scenecut=0"},
+    "libx265": {"x265-params": "open-gop=1:keyint=10:bframes=3:scenecut=0:log-level=none"},
+    "mpeg4": {"g": "10", "bf": "2"},
+}
+
+
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("libx265", "mkv"), ("mpeg4", "mp4")])
+def test_seeking_is_right_where_groups_lean_on_one_another(
+    codec: str, container: str, tmp_path: Path
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot encode {codec}")
+    file = write_video(tmp_path / f"open.{container}", codec, frames=96, options=OPEN_GROUPS[codec])
+    with av.open(str(file)) as opened:
+        whole = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+    for count in (1, 3, 8):
+        expected = [whole[int((place + 0.5) * 96 / count)] for place in range(count)]
+        sampled = sample_clip(file, count).pictures
+        assert all(np.array_equal(one, other) for one, other in zip(sampled, expected, strict=True))
+
+
+def test_trimmed_without_encoding_again_only_what_is_shown_counts(tmp_path: Path) -> None:
+    """Phones trim by an edit list: the hidden frames are still in the file, and it is whole all the same."""
+    file = write_video(tmp_path / "trimmed.mp4", frames=40, first=-10)  # times before 0 are hidden
+    trim_end(file, 2 / 3)
+
+    probed = probe_clip(file)
+    sampled = sample_clip(file, 4)
+
+    assert probed.frames == 20
+    assert probed.duration_seconds == pytest.approx(2.0, abs=0.01)
+    assert [shown_index(picture, 40) for picture in sampled.pictures] == [12, 17, 22, 27]
+    assert sampled.seconds == pytest.approx([0.2, 0.7, 1.2, 1.7], abs=0.01)
 
 
 def test_every_frame_once_when_as_many_are_asked_for(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ def write_video(
     audio: bool = False,
     milliseconds: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
+    first: int = 0,
 ) -> Path:
-    """`frames` pictures at 10 frames per second, or at the given times."""
+    """`frames` pictures at 10 frames per second from picture time `first` on, or at the given times."""
     with av.open(str(file), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -52,11 +53,23 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if milliseconds is not None:
                 frame.pts, frame.time_base = milliseconds[index], Fraction(1, 1000)
+            else:
+                frame.pts, frame.time_base = first + index, Fraction(1, 10)
             container.mux(stream.encode(frame))
         if sound is not None:
             container.mux(_silence(sound))
         container.mux(stream.encode(None))
     return file
+
+
+def trim_end(file: Path, share: float) -> None:
+    """Shorten an mp4's last edit to `share` of its length, as phones do: no frame is removed."""
+    content = bytearray(file.read_bytes())
+    entries = content.index(b"elst") + 12
+    last = entries + 12 * (int.from_bytes(content[entries - 4 : entries]) - 1)
+    duration = int.from_bytes(content[last : last + 4])
+    content[last : last + 4] = round(duration * share).to_bytes(4)
+    file.write_bytes(content)
 
 
 def write_sound(file: Path) -> Path:
