@@ -58,7 +58,9 @@ class Asking:
             correlation_id=self.request.state.request_id,
             causation_id=self.command_id,
             traceparent=self.request.state.traceparent,
-            idempotency=idempotency(self.request, self.parts, caller.user_id, self.key, body),
+            idempotency=idempotency(
+                self.request, self.parts, caller.user_id, self.key, body, caller.organization_id
+            ),
         )
 
     def mark(self, outcome: Outcome) -> None:
@@ -73,13 +75,18 @@ class Asking:
 
 
 def idempotency(
-    request: Request, parts: Parts, principal: str, key: str | None, body: BaseModel | None
+    request: Request,
+    parts: Parts,
+    principal: str,
+    key: str | None,
+    body: BaseModel | None,
+    organization_id: str | None = None,
 ) -> Idempotency | None:
-    """What makes a request with this key the same request again: caller, method, address and body."""
+    """What makes a request with this key the same again: caller, organization, method, address and body."""
     if key is None:
         return None
     content: Any = None if body is None else body.model_dump(mode="json")
-    text = json.dumps([request.method, request.url.path, content], sort_keys=True)
+    text = json.dumps([organization_id, request.method, request.url.path, content], sort_keys=True)
     digest = hmac.digest(parts.index_key, b"request\0" + text.encode(), hashlib.sha256)
     return Idempotency(principal, key, digest)
 

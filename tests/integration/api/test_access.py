@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from command_api.auth.tokens import READ, AccessTokens, Principal
+from command_api.auth.tokens import ADMINISTER, READ, AccessTokens, Principal
 from command_api.problems import PROBLEM_JSON
 from schemas.ids import Prefix, new_id
 from tests.integration.api.running import Person, Service, Visit
@@ -125,6 +125,19 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
     theirs = (await bob.get("/events", params={"limit": 200})).json()["data"]
     assert {item["metadata"]["organization_id"] for item in theirs} == {bob.organization_id}
     assert (await bob.get("/events", params={"job_id": job["id"]})).json()["data"] == []
+
+
+async def test_an_idempotency_key_answers_only_within_its_organization(
+    visit: Visit, ada: Person, bob: Person
+) -> None:
+    body, key = {"name": "node"}, {"Idempotency-Key": new_id(Prefix.COMMAND)}
+    first = await ada.post("/agents/enroll", body, headers=key)
+    assert first.status_code == 201
+    elsewhere = Principal(ada.user_id, bob.organization_id, bob.workspace_id, ADMINISTER)
+    client = await visit.client(visit.service.parts.tokens.issue(elsewhere))
+    answer = await client.post("/api/v1/agents/enroll", json=body, headers=key)
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+    assert first.json()["id"] not in answer.text
 
 
 async def test_an_unknown_id_and_a_malformed_one_look_alike(ada: Person) -> None:
