@@ -1,5 +1,6 @@
 """Signs URLs for the holder of an attempt: its inputs to read, its own folder to write, nothing else."""
 
+import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -53,7 +54,10 @@ class Presigning:
                 downloads=tuple([await self._store.presign_get(key) for key in request.download]),
                 uploads=tuple(
                     [
-                        UploadTarget(url=await self._store.presign_put(target.key), object=target)
+                        UploadTarget(
+                            url=await self._store.presign_put(target.key, size_bytes=target.size_bytes),
+                            object=target,
+                        )
                         for target in targets
                     ]
                 ),
@@ -98,13 +102,19 @@ class Presigning:
         """The listing's own key and those of the files that it names; a listing never changes."""
         keys = self._listed.get(stored.key)
         if keys is None:
-            listing = Listing.model_validate_json(await self._store.get_bytes(stored.key))
-            files = (content_key(item.organization_id, file.sha256) for file in listing.files)
-            keys = self._listed[stored.key] = frozenset({stored.key, *files})
+            content = await self._store.get_bytes(stored.key)
+            # Off the loop, which answers heartbeats meanwhile: a listing may name very many files.
+            files = await asyncio.to_thread(_keys_of, item.organization_id, content)
+            keys = self._listed[stored.key] = files | {stored.key}
         self._listed.move_to_end(stored.key)
         if len(self._listed) > CACHED_LISTINGS:
             self._listed.popitem(last=False)
         return keys
+
+
+def _keys_of(organization_id: str, listing: bytes) -> frozenset[str]:
+    files = Listing.model_validate_json(listing).files
+    return frozenset(content_key(organization_id, file.sha256) for file in files)
 
 
 def own_prefixes(item: Item) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 from nats.aio.msg import Msg
 
 from schemas.commands.job import StopJob
@@ -170,6 +171,9 @@ async def test_urls_are_signed_only_for_what_the_attempt_may_touch(world: World,
     assert len(signed.downloads) == 2
     prefix = checkpoint_prefix(world.organization_id, job_id, 1, 7)
     assert signed.uploads[0].object.key == f"{prefix}/x/state.bin"
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.put(signed.uploads[0].url, content=b"more")).status_code == 403
+        assert (await http.put(signed.uploads[0].url, content=b"yes")).status_code == 200
     for refused in (
         request(download=[f"{world.organization_id}/objects/sha256/{'0' * 64}"]),
         request(upload=[{"purpose": "validation", "file": file}]),
