@@ -16,10 +16,15 @@ async def show(parts: Parts, view: DocumentView[D], stream_id: str) -> D:
     Raises:
         NotFound: when the stream is empty.
     """
-    recorded = await asyncio.to_thread(parts.log.read_stream, stream_id)
-    document: D | None = None
-    for each in recorded:
-        document = view.fold(document, each)
+    # Off the loop: a long training's stream has thousands of events.
+    document = await asyncio.to_thread(_fold, parts, view, stream_id)
     if document is None:
         raise NotFound(f"{stream_id} does not exist")
+    return document
+
+
+def _fold(parts: Parts, view: DocumentView[D], stream_id: str) -> D | None:
+    document: D | None = None
+    for recorded in parts.log.read_stream(stream_id):
+        document = view.fold(document, recorded)
     return document
