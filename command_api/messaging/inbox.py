@@ -141,6 +141,7 @@ class Inbox:
                 "inbox: %s; %d reports come again", str(error) or type(error).__name__, len(messages)
             )
             await _send_back(messages, OUTAGE_DELAY)
+            self._gaps.clear()  # what was missed may be among these
         except Exception:  # the inbox's door: one report must not end the whole orchestrator
             logger.exception("inbox: a batch of %d reports failed and comes again", len(messages))
             await _send_back(messages, OUTAGE_DELAY)
