@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Reaches the recipe through the environment, so that any path survives the shell.
+export VIDEOS
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -32,7 +35,7 @@ install: $(STAMP) ## Create .venv and install Kinora from the lock
 
 .PHONY: demo
 demo: $(STAMP) ## Fine-tune a tiny video model end to end (VIDEOS=folder for your own clips)
-	$(BIN)/kinora demo $(if $(VIDEOS),--videos '$(VIDEOS)')
+	$(BIN)/kinora demo $${VIDEOS:+--videos "$$VIDEOS"}
 
 .PHONY: up
 up: $(STAMP) ## Keep the service running until Ctrl-C

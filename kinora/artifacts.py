@@ -5,8 +5,14 @@ from pathlib import Path
 
 import httpx
 
-from kinora.client import Client
+from kinora.client import Client, at
 from schemas.errors import KinoraError
+
+
+class DownloadRefused(KinoraError):
+    """The target folder cannot take the files, or the store does not give them."""
+
+    code = "download_refused"
 
 
 class CorruptDownload(KinoraError):
@@ -20,20 +26,26 @@ def download_adapter(client: Client, job_id: str, folder: Path) -> list[Path]:
     """Write the adapter's files below `folder`; a file is in place only when its hash is right.
 
     Raises:
+        DownloadRefused: when `folder` is not empty or the store does not answer.
         CorruptDownload: when a file's SHA-256 differs from the event's.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DownloadRefused(f"{folder} is not empty; name a new folder, so that nothing is replaced")
     written = []
     with httpx.Client(timeout=300, trust_env=False) as store:
-        for entry in client.get(f"/jobs/{job_id}/adapter")["files"]:
+        for entry in client.get(at("jobs", job_id, "adapter"))["files"]:
             target = folder / entry["path"]
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(target.name + ".part")
             digest = hashlib.sha256()
-            with store.stream("GET", entry["url"]) as response, part.open("wb") as stream:
-                response.raise_for_status()
-                for block in response.iter_bytes():
-                    digest.update(block)
-                    stream.write(block)
+            try:
+                with store.stream("GET", entry["url"]) as response, part.open("wb") as stream:
+                    response.raise_for_status()
+                    for block in response.iter_bytes():
+                        digest.update(block)
+                        stream.write(block)
+            except httpx.HTTPError as error:
+                raise DownloadRefused(f"{entry['path']} could not be fetched ({error}); try again") from error
             if digest.hexdigest() != entry["sha256"]:
                 part.unlink()
                 raise CorruptDownload(

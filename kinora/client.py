@@ -8,10 +8,12 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 from pydantic import SecretStr, ValidationError
 
+from kinora.local.private_file import revealed_json, write_private
 from schemas.base import Message
 from schemas.errors import FieldError, KinoraError
 from schemas.ids import Prefix, new_id
@@ -30,6 +32,12 @@ class NoCredentials(KinoraError):
     """The CLI does not know whom to log in as."""
 
     code = "no_credentials"
+
+
+class BadId(KinoraError):
+    """An id that cannot be one."""
+
+    code = "bad_id"
 
 
 class ApiError(KinoraError):
@@ -73,22 +81,59 @@ class Credentials(Message):
                 f"no credentials file at {file}; start the service with `kinora up`,"
                 f" point KINORA_HOME at its data folder, or set {', '.join(names)}"
             ) from None
-        except (ValidationError, OSError) as error:
-            raise NoCredentials(f"the credentials file {file} cannot be read: {error}") from error
+        except ValidationError as error:
+            # Neither message nor cause may quote the input: it holds the password.
+            wrong = ", ".join(
+                f"{'.'.join(map(str, part['loc'])) or 'JSON'}: {part['msg']}"
+                for part in error.errors(include_input=False, include_url=False, include_context=False)
+            )
+            raise NoCredentials(f"{file} is damaged ({wrong}); restore it from a backup") from None
+        except OSError as error:
+            raise NoCredentials(f"{file} cannot be read: {error.strerror}; check who owns it") from error
+
+
+class _Session(Message):
+    """An access token and when it ends, in Unix seconds."""
+
+    url: str
+    username: str
+    access_token: SecretStr
+    ends: float
+
+
+def at(*segments: str) -> str:
+    """An API path of these segments, whatever a person typed as an id.
+
+    Raises:
+        BadId: when one is empty.
+    """
+    if not all(segments):
+        raise BadId("the id is empty; `ls` shows the ids that there are")
+    return "/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
 class Client:
     """One person's session with the service. Not for use from several threads."""
 
     def __init__(
-        self, credentials: Credentials, *, timeout: float = 60.0, patience_seconds: float = 3.0
+        self,
+        credentials: Credentials,
+        *,
+        timeout: float = 60.0,
+        patience_seconds: float = 3.0,
+        session_file: Path | None = None,
     ) -> None:
-        """Requests are repeated for `patience_seconds` while nothing answers or a 503 says that it passes."""
+        """Requests are repeated for `patience_seconds` while nothing answers or a 503 says that it passes.
+
+        With a `session_file`, the access token is kept there for the next process until it ends.
+        """
         self.credentials = credentials
         self._http = httpx.Client(base_url=credentials.url, timeout=timeout, trust_env=False)
         self._patience_seconds = patience_seconds
         self._token: str | None = None
         self._token_ends = 0.0
+        self._session_file = session_file
+        self._recall()
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +150,7 @@ class Client:
 
     def token(self) -> str:
         """A valid access token; logs in when there is none or it is about to end."""
-        if self._token is None or time.monotonic() > self._token_ends - 30:
+        if self._token is None or time.time() > self._token_ends - 30:
             answer = self._send(
                 "POST",
                 "/api/v1/auth/login",
@@ -115,7 +160,8 @@ class Client:
                 },
             )
             self._token = str(answer["access_token"])
-            self._token_ends = time.monotonic() + float(answer.get("expires_in", 600))
+            self._token_ends = time.time() + float(answer.get("expires_in", 600))
+            self._remember()
         return self._token
 
     def get(self, path: str, **params: Any) -> Json:
@@ -145,7 +191,36 @@ class Client:
 
     def _authorized(self, method: str, path: str, **request: Any) -> Json:
         headers = dict(request.pop("headers", {})) | {"Authorization": f"Bearer {self.token()}"}
+        try:
+            return self._send(method, f"/api/v1{path}", headers=headers, **request)
+        except ApiError as error:
+            if error.status != 401:
+                raise
+        # The token is of an earlier process or an earlier service; a fresh one decides.
+        self._token = None
+        headers["Authorization"] = f"Bearer {self.token()}"
         return self._send(method, f"/api/v1{path}", headers=headers, **request)
+
+    def _recall(self) -> None:
+        if self._session_file is None or not self._session_file.exists():
+            return
+        try:
+            kept = _Session.model_validate_json(self._session_file.read_text())
+        except (ValidationError, OSError):
+            return  # a login makes another one
+        if (kept.url, kept.username) == (self.credentials.url, self.credentials.username):
+            self._token, self._token_ends = kept.access_token.get_secret_value(), kept.ends
+
+    def _remember(self) -> None:
+        if self._session_file is None or not self._session_file.parent.is_dir():
+            return
+        session = _Session(
+            url=self.credentials.url,
+            username=self.credentials.username,
+            access_token=SecretStr(self._token or ""),
+            ends=self._token_ends,
+        )
+        write_private(self._session_file, revealed_json(session))
 
     def _send(self, method: str, path: str, **request: Any) -> Json:
         # Safe to repeat: reads have no effect, and every POST carries its idempotency key.

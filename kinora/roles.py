@@ -38,6 +38,7 @@ def run_role(role: Role) -> None:
     Raises:
         KinoraError: settings are wrong, or the role cannot work here.
     """
+    os.umask(0o077)
     run, stop_seconds = _prepare(role)
     configure_logging(role)
     asyncio.run(_until_signalled(run, stop_seconds))

@@ -52,6 +52,7 @@ class Supervisor:
         self._tell: OnEvent = on_event or (lambda _phase, _message: None)
         self._roles: dict[Role, Child] = {}
         self._credentials: Credentials | None = None
+        self._began = False
         self._stack = AsyncExitStack()
         self._watching: list[asyncio.Task[None]] = []
 
@@ -101,6 +102,7 @@ class Supervisor:
     async def _start(self) -> None:
         self._tell("servers", "starting PostgreSQL, NATS and S3")
         await self._stack.enter_async_context(self.servers)
+        self._began = True
         servers = self.servers
         self._watching = [asyncio.create_task(self._keep_server(name)) for name in get_args(ServerName)]
         self._tell("roles", "starting API, orchestrator and projections")
@@ -215,4 +217,5 @@ class Supervisor:
         for group in (("agent",), ("api",), ("orchestrator", "projections")):
             await asyncio.gather(*(self._roles[role].stop() for role in group if role in self._roles))
         await self._stack.aclose()
-        self._tell("stopped", "everything is stopped")
+        if self._began:
+            self._tell("stopped", "everything is stopped")

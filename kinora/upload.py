@@ -20,6 +20,13 @@ Report = Callable[[str, int, int], None]
 """(what is going on, bytes done, bytes in all)"""
 
 
+class UploadFailed(KinoraError):
+    """The object store kept refusing a part."""
+
+    code = "upload_failed"
+    retryable = True
+
+
 class NotUploadable(KinoraError):
     """The folder holds nothing that can be sent."""
 
@@ -100,8 +107,11 @@ def _put(store: httpx.Client, url: str, block: bytes) -> str:
             response = store.put(url, content=block)
             response.raise_for_status()
             return str(response.headers["ETag"])
-        except (httpx.TransportError, httpx.HTTPStatusError):
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
             if attempt == 4:
-                raise
+                raise UploadFailed(
+                    f"the object store did not take a part after 5 tries ({type(error).__name__}); try again:"
+                    " what is stored already is not sent twice"
+                ) from error
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")

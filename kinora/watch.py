@@ -185,11 +185,15 @@ def picture(progress: JobProgress, title: str) -> RenderableType:
         f"ETA {duration(progress.eta_seconds)}",
         f"attempt {progress.attempt}" if progress.attempt > 1 else "",
     )
-    bar = ProgressBar(
-        total=progress.total_steps or 1,
-        completed=progress.step,
-        width=60,
-        pulse=progress.phase in ("pending", "validating", "queued", "assigned", "preparing"),
+    # In a grid of its own, because a bar alone does not end its line.
+    bar = Table.grid()
+    bar.add_row(
+        ProgressBar(
+            total=progress.total_steps or 1,
+            completed=progress.step,
+            width=60,
+            pulse=progress.phase in ("pending", "validating", "queued", "assigned", "preparing"),
+        )
     )
     rows: list[RenderableType] = [Text(title, style="bold"), bar, facts]
     if progress.losses:

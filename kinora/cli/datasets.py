@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from kinora.cli.output import connect, door, print_facts, print_json, print_table, size, talk
+from kinora.cli.output import age, connect, door, print_facts, print_json, print_table, size, talk
 from kinora.cli.progress import add_folder, problems_text
+from kinora.client import at
 from kinora.sources import dataset_paths
 
 app = typer.Typer(no_args_is_help=True, help="Videos with captions to train on.")
@@ -46,11 +47,11 @@ def ls(as_json: AsJson = False) -> None:
         rows,
         {
             "id": lambda row: row["id"],
-            "name": lambda row: row["name"],
             "status": lambda row: row["status"],
             "clips": lambda row: str((row.get("facts") or {}).get("clips", "–")),
             "size": lambda row: size(row.get("size_bytes")),
-            "created": lambda row: row["created_at"][:19],
+            "age": lambda row: age(row["created_at"]),
+            "name": lambda row: row["name"],
         },
         "No datasets yet. Add one: kinora datasets add FOLDER",
     )
@@ -61,7 +62,7 @@ def ls(as_json: AsJson = False) -> None:
 def show(dataset_id: str, as_json: AsJson = False) -> None:
     """Show one dataset with its validation report."""
     with connect() as client:
-        item = client.get(f"/datasets/{dataset_id}")
+        item = client.get(at("datasets", dataset_id))
     if as_json:
         print_json(item)
         return
@@ -85,3 +86,12 @@ def show(dataset_id: str, as_json: AsJson = False) -> None:
         talk.print(f"warning {warning['where']}: {warning['message']}", style="yellow", markup=False)
     if item.get("problems"):
         talk.print(problems_text(item), style="red", markup=False)
+
+
+@app.command()
+@door
+def rm(dataset_id: str) -> None:
+    """Delete one; jobs that use it keep what they pinned."""
+    with connect() as client:
+        client.delete(at("datasets", dataset_id))
+    talk.print(f"dataset {dataset_id} is deleted", markup=False)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kinora.cli.output import EXIT_JOB_FAILED, door, out
+from kinora.cli.output import EXIT_JOB_FAILED, door, out, talk
 
 
 @door
@@ -21,6 +21,10 @@ def demo(
     # matplotlib takes a second to import, which no other command should pay.
     from kinora.demo.story import run_demo
 
-    result = run_demo(output, videos, out)
+    try:
+        result = run_demo(output, videos, out)
+    except KeyboardInterrupt:
+        talk.print("interrupted; everything that was started is stopped")
+        raise typer.Exit(130) from None
     if result.status != "succeeded":
         raise typer.Exit(EXIT_JOB_FAILED)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from kinora.cli.output import connect, door, out, print_lines
+from kinora.cli.output import connect, door, out, print_lines, short
 from kinora.feed import follow
 
 app = typer.Typer(no_args_is_help=True, help="The event log.")
@@ -38,8 +38,8 @@ def tail(
                 continue
             time = event["metadata"]["recorded_at"][11:19]
             out.print(
-                f"{frame['position']:>8}  {time}  {event['type']:<36} {event['stream_id'][:16]}…"
-                f"  {event['metadata']['actor'][:20]}",
+                f"{frame['position']:>6}  {time}  {event['type'].removeprefix('kinora.'):<30}"
+                f"  {short(event['stream_id'])}  {short(event['metadata']['actor'])}",
                 highlight=False,
                 markup=False,
             )

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.live import Live
+from rich.markup import escape
 
 from kinora.artifacts import download_adapter
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import (
     EXIT_JOB_FAILED,
+    age,
     connect,
     door,
     out,
@@ -21,7 +23,7 @@ from kinora.cli.output import (
     print_table,
     talk,
 )
-from kinora.client import Client
+from kinora.client import Client, at
 from kinora.feed import follow
 from kinora.watch import JobProgress, duration, percent, picture
 from schemas.errors import FieldError, KinoraError
@@ -112,7 +114,7 @@ def submit(
         if as_json:
             print_json(job)
         else:
-            talk.print(f"job [bold]{job['name']}[/] is {job['status']}")
+            talk.print(f"[bold]{escape(job['name'])}[/] is {job['status']}", highlight=False)
             print(job["id"])
         if watch:
             _leave(_watch_live(client, job["id"]))
@@ -134,11 +136,11 @@ def ls(
         rows,
         {
             "id": lambda row: row["id"],
-            "name": lambda row: row["name"],
             "status": lambda row: row["status"],
             "step": lambda row: f"{row['step']}/{row['total_steps'] or '–'}",
             "loss": lambda row: "–" if row.get("loss_last") is None else f"{row['loss_last']:.4f}",
-            "created": lambda row: row["created_at"][:19],
+            "age": lambda row: age(row["created_at"]),
+            "name": lambda row: row["name"],
         },
         "No jobs yet. Ask for one: kinora jobs submit --dataset ID --model ID",
     )
@@ -149,11 +151,12 @@ def ls(
 def show(job_id: str, as_json: AsJson = False) -> None:
     """Show one job."""
     with connect() as client:
-        job = client.get(f"/jobs/{job_id}")
+        job = client.get(at("jobs", job_id))
     if as_json:
         print_json(job)
         return
     before, after = job.get("evaluation_before") or {}, job.get("evaluation_after") or {}
+    change = f"{percent(before.get('exact_match'))} → {percent(after.get('exact_match'))}"
     print_facts(
         {
             name: job.get(name)
@@ -164,9 +167,7 @@ def show(job_id: str, as_json: AsJson = False) -> None:
             "loss": job.get("loss_last"),
             "waiting": job.get("wait_reason"),
             "ETA": duration(job.get("eta_seconds")) if job["status"] == "running" else None,
-            "exact match": " → ".join(
-                percent(evaluation.get("exact_match")) for evaluation in (before, after)
-            ),
+            "exact match": None if before.get("exact_match") is None else change,
             "output model": job.get("output_model_id"),
             "created": job["created_at"],
             "finished": job.get("finished_at"),
@@ -174,6 +175,7 @@ def show(job_id: str, as_json: AsJson = False) -> None:
         | {
             f"  {name}": json.dumps(value) if not isinstance(value, str) else value
             for name, value in job["hyperparameters"].items()
+            if value is not None
         }
     )
     if job.get("error"):
@@ -210,7 +212,7 @@ def watch(
         if not ndjson:
             _leave(_watch_live(client, job_id))
             return
-        client.get(f"/jobs/{job_id}")  # An unknown id is an error now instead of silence for ever.
+        client.get(at("jobs", job_id))  # An unknown id is an error now instead of silence for ever.
         progress = JobProgress()
         for frame in follow(client, start="earliest", event_filter={"job_id": job_id}):
             if frame["type"] == "event":
@@ -226,7 +228,7 @@ def watch(
 def logs(job_id: str, as_json: AsJson = False) -> None:
     """Print a job's log."""
     with connect() as client:
-        lines = list(client.pages(f"/jobs/{job_id}/logs"))
+        lines = list(client.pages(at("jobs", job_id, "logs")))
     if as_json:
         print_lines(lines)
         return
@@ -254,7 +256,7 @@ def stop(
 ) -> None:
     """Ask a job to end."""
     with connect() as client:
-        job = client.post(f"/jobs/{job_id}/stop", {"mode": mode, "reason": reason})
+        job = client.post(at("jobs", job_id, "stop"), {"mode": mode, "reason": reason})
     talk.print(f"job {job_id} is {job['status']}")
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from kinora.cli.datasets import AsJson
-from kinora.cli.output import connect, door, print_facts, print_json, print_table, size, talk
+from kinora.cli.output import age, connect, door, print_facts, print_json, print_table, size, talk
 from kinora.cli.progress import add_folder, problems_text
+from kinora.client import at
 from kinora.sources import model_paths
 
 app = typer.Typer(no_args_is_help=True, help="Base models, and the adapters that jobs made.")
@@ -48,12 +49,12 @@ def ls(as_json: AsJson = False) -> None:
         rows,
         {
             "id": lambda row: row["id"],
-            "name": lambda row: row["name"],
             "kind": lambda row: row["kind"],
             "status": lambda row: row["status"],
             "family": lambda row: row.get("family") or "–",
             "size": lambda row: size(row.get("size_bytes")),
-            "created": lambda row: row["created_at"][:19],
+            "age": lambda row: age(row["created_at"]),
+            "name": lambda row: row["name"],
         },
         "No models yet. Add one: kinora models add FOLDER, or kinora models make-tiny FOLDER first",
     )
@@ -64,7 +65,7 @@ def ls(as_json: AsJson = False) -> None:
 def show(model_id: str, as_json: AsJson = False) -> None:
     """Show one model."""
     with connect() as client:
-        item = client.get(f"/models/{model_id}")
+        item = client.get(at("models", model_id))
     if as_json:
         print_json(item)
         return
@@ -92,3 +93,12 @@ def make_tiny(
     if done.returncode:
         raise typer.Exit(done.returncode)
     print(folder.resolve())
+
+
+@app.command()
+@door
+def rm(model_id: str) -> None:
+    """Delete one; jobs that use it keep what they pinned."""
+    with connect() as client:
+        client.delete(at("models", model_id))
+    talk.print(f"model {model_id} is deleted", markup=False)

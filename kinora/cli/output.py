@@ -3,12 +3,14 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from kinora.client import ApiError, Client, Credentials, Json, NoCredentials, Unreachable
@@ -23,6 +25,12 @@ R = TypeVar("R")
 
 EXIT_USAGE, EXIT_AUTH, EXIT_NOT_FOUND, EXIT_CONFLICT, EXIT_JOB_FAILED, EXIT_UNREACHABLE = 2, 3, 4, 5, 6, 7
 _BY_STATUS = {401: EXIT_AUTH, 403: EXIT_AUTH, 404: EXIT_NOT_FOUND, 409: EXIT_CONFLICT, 422: EXIT_USAGE}
+
+
+class LocalFileError(KinoraError):
+    """A file or folder of this machine cannot be used."""
+
+    code = "local_file"
 
 
 def exit_code(error: KinoraError) -> int:
@@ -57,13 +65,16 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except KinoraError as error:
             fail(error)
+        except OSError as error:
+            fail(LocalFileError(f"{error.filename or 'a local file'}: {error.strerror or error}"))
 
     return guarded
 
 
 def connect() -> Client:
     """A client of the service that this person's data folder or environment names."""
-    return Client(Credentials.find(data_folder()))
+    home = data_folder()
+    return Client(Credentials.find(home), session_file=home / "run" / "cli-session.json")
 
 
 def print_json(value: Any) -> None:
@@ -85,10 +96,16 @@ def print_table(rows: Sequence[Json], columns: dict[str, Callable[[Json], str]],
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*(escape(cell(row)) for cell in columns.values()))
-    out.print(table)
+    _print_whole(table)
+
+
+def _print_whole(table: Table) -> None:
+    """Never cut: an id that does not fit wraps in the terminal, where it can still be copied."""
+    width = Measurement.get(out, out.options.update(width=10_000), table).maximum
+    out.print(table, width=max(width, 1), crop=False)
 
 
 def print_facts(facts: dict[str, object]) -> None:
@@ -96,8 +113,24 @@ def print_facts(facts: dict[str, object]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         if value is not None:
-            table.add_row(f"[dim]{escape(name)}[/]", escape(str(value)))
-    out.print(table)
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(f"[dim]{escape(name)}[/]", escape(text))
+    _print_whole(table)
+
+
+def short(identifier: str) -> str:
+    """Enough of an id to tell it apart where there is no room; actors without one stay whole."""
+    prefix, _, rest = identifier.partition("_")
+    return f"{prefix}_…{rest[-6:]}" if len(rest) == 32 else identifier
+
+
+def age(timestamp: str) -> str:
+    """How long ago, in its largest unit: ``12s``, ``3m``, ``5h``, ``9d``."""
+    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
 
 
 def size(count: float | None) -> str:

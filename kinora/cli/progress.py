@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from kinora.cli.output import talk
-from kinora.client import Client, Json
+from kinora.client import Client, Json, at
 from kinora.feed import follow
 from kinora.upload import Kind, upload_folder
 from schemas.errors import KinoraError
@@ -48,7 +48,7 @@ def until_ready(client: Client, kind: Kind, item: Json) -> Json:
                 (".validated", ".rejected", ".deleted")
             ):
                 continue
-            current = client.get(f"/{kind}/{identifier}")
+            current = client.get(at(kind, identifier))
             if current["status"] == "ready":
                 return current
             if current["status"] in ("rejected", "deleted"):

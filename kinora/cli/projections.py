@@ -6,6 +6,7 @@ import typer
 
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import connect, door, print_json, print_table, talk
+from kinora.client import at
 
 app = typer.Typer(no_args_is_help=True, help="Read models: folds of the log.")
 
@@ -26,7 +27,7 @@ def ls(as_json: AsJson = False) -> None:
             "position": lambda row: str(row["position"]),
             "lag": lambda row: str(row["lag"]),
             "parked": lambda row: str(row.get("parked", 0)),
-            "rebuild": lambda row: str(row.get("rebuild") or "–"),
+            "rebuild": lambda row: (row.get("rebuild") or {}).get("status", "–"),
         },
         "No read models yet; is the projections process running?",
     )
@@ -37,7 +38,7 @@ def ls(as_json: AsJson = False) -> None:
 def rebuild(name: str, wait: bool = True) -> None:
     """Fold a read model anew beside the old one, which serves until the swap."""
     with connect() as client:
-        request = client.post(f"/projections/{name}/rebuild")
+        request = client.post(at("projections", name, "rebuild"))
         talk.print(f"rebuild of {name} is {request['status']}")
         if not wait:
             return

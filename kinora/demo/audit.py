@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from kinora.cli.output import short
 from kinora.client import Json
 
 
@@ -17,7 +18,6 @@ def _details(event: Json) -> str:
         "reason",
         "code",
         "content",
-        "output_model_id",
     ):
         value = payload.get(name)
         if value not in (None, ""):
@@ -32,15 +32,10 @@ def _details(event: Json) -> str:
     return " ".join(shown)
 
 
-def _actor(name: str) -> str:
-    prefix, _, rest = name.partition("_")
-    return f"{prefix}_…{rest[-6:]}" if rest else name
-
-
 def audit_table(events: list[Json]) -> Table:
     """Every event of a job in order; runs of progress are one row."""
     table = Table(title="Audit trail", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("position", "time (UTC)", "event", "by", "details"):
+    for name in ("position", "UTC", "event", "by", "details"):
         table.add_column(name, no_wrap=name != "details", justify="right" if name == "position" else "left")
     index = 0
     while index < len(events):
@@ -52,9 +47,9 @@ def audit_table(events: list[Json]) -> Table:
         count = run - index + 1
         table.add_row(
             str(event["position"]) if count == 1 else f"{event['position']}–{last['position']}",
-            event["metadata"]["recorded_at"][11:23],
+            event["metadata"]["recorded_at"][11:19],
             event["type"].removeprefix("kinora.") + (f" × {count}" if count > 1 else ""),
-            _actor(event["metadata"]["actor"]),
+            short(event["metadata"]["actor"]),
             _details(last),
         )
         index = run + 1

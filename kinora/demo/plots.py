@@ -35,7 +35,7 @@ def save_loss_curve(metrics: Json, title: str, file: Path) -> None:
     ]
     if held_out:
         axes.plot(
-            *zip(*held_out, strict=True), color=_HELD_OUT, marker="o", linestyle="--", label="held-out clips"
+            *zip(*held_out, strict=True), color=_HELD_OUT, marker="o", linestyle="", label="held-out clips"
         )
     axes.set(title=title, xlabel="optimizer step", ylabel="cross-entropy per response token (nats)")
     axes.set_ylim(bottom=0)

@@ -91,6 +91,7 @@ def run_demo(output: Path, videos: Path | None, console: Console) -> Result:
     steps = Steps(console)
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
+    _forget_results(output)
     if videos is not None:
         dataset_paths(videos)  # Bad captions are an error now, before anything is started.
     model_folder = output / "base-model"
@@ -116,6 +117,13 @@ def run_demo(output: Path, videos: Path | None, console: Console) -> Result:
     (output / "report.json").write_text(json.dumps(result.__dict__, indent=2) + "\n")
     _next_commands(result, output, console)
     return result
+
+
+def _forget_results(output: Path) -> None:
+    """What an earlier run found must not be taken for this one's, should this one end early."""
+    for name in ("report.json", "loss.png"):
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "adapter", ignore_errors=True)
 
 
 def _stop_leftovers(client: Client, console: Console) -> None:
@@ -167,7 +175,7 @@ def _job_body(dataset: Json, model: Json, *, own_data: bool) -> Json:
         "frames": min(HYPERPARAMETERS["frames"], facts["smallest_clip_frames"]),
     }
     return {
-        "name": f"demo: {dataset['name']}",
+        "name": f"demo on {dataset['name']}",
         "dataset_id": dataset["id"],
         "model_id": model["id"],
         "hyperparameters": settings,
@@ -189,12 +197,12 @@ def _watch(client: Client, job: Json, console: Console) -> JobProgress:
 def _collect(client: Client, job_id: str, progress: JobProgress, output: Path, began: float) -> Result:
     view = client.get(f"/jobs/{job_id}", min_position=progress.position)
     adapter = output / "adapter"
-    shutil.rmtree(adapter, ignore_errors=True)
     if view["status"] == "succeeded":
         download_adapter(client, job_id, adapter)
         metrics = client.get(f"/jobs/{job_id}/metrics", min_position=progress.position)
         change = f"{percent(_match(progress.before))} → {percent(_match(progress.after))}"
-        title = f"{view['name']}: held-out exact match {change}"
+        measured = _match(progress.after) is not None
+        title = view["name"] + (f", held-out exact match {change}" if measured else "")
         save_loss_curve(metrics, title, output / "loss.png")
     return Result(
         job_id=job_id,
@@ -224,11 +232,10 @@ def _show(client: Client, result: Result, output: Path, console: Console) -> Non
     )
     if result.loss_first is not None and result.loss_last is not None:
         console.print(f"loss         {result.loss_first:.4f} → {result.loss_last:.4f}", highlight=False)
-    console.print(
-        f"exact match  {percent(result.accuracy_before)} → {percent(result.accuracy_after)} on held-out clips"
-        + ("" if result.accuracy_after is not None else " (measured from 8 held-out clips on)"),
-        highlight=False,
-    )
+    change = f"{percent(result.accuracy_before)} → {percent(result.accuracy_after)} on held-out clips"
+    if result.accuracy_after is None:
+        change = "not measured: fewer than 8 clips are held out"
+    console.print(f"exact match  {change}", highlight=False)
     if result.adapter_dir:
         _show_answers(Path(result.adapter_dir) / "held_out_answers.jsonl", console)
         console.print(f"adapter      {result.adapter_dir}", soft_wrap=True, highlight=False)
