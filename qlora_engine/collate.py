@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from qlora_engine.errors import EngineError, SequenceTooLong
-from qlora_engine.families.base import PixelFormat, Prompts
-from qlora_engine.frames import Frames
+from qlora_engine.families.base import Moments, PixelFormat, Prompts
+from qlora_engine.frames import ClipFrames, Frames
 from schemas.datasets import Example
 
 IGNORED = -100
@@ -74,7 +74,8 @@ class Collator:
             ClipError: a clip cannot be used.
             SequenceTooLong, ControlTokenInCaption: a caption cannot be used.
         """
-        pairs = [self._encoded(example) for example in examples]
+        clips = [self.frames.of(example.clip) for example in examples]
+        pairs = [self.encoded(example, clip.moments) for example, clip in zip(examples, clips, strict=True)]
         width = max(len(prompt) + len(response) for prompt, response in pairs)
         ids = torch.full((len(pairs), width), self.prompts.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -84,24 +85,28 @@ class Collator:
             ids[row, :end] = torch.tensor(prompt + response)
             mask[row, :end] = 1
             labels[row, len(prompt) : end] = torch.tensor(response)
-        return Batch(ids, mask, labels, self._pixels(examples))
+        return Batch(ids, mask, labels, _pixels(clips))
 
     def questions(self, examples: Sequence[Example]) -> Questions:
         """As `batch`, but without the answers."""
-        encoded = [self._encoded(example)[0] for example in examples]
+        clips = [self.frames.of(example.clip) for example in examples]
+        encoded = [
+            self.encoded(example, clip.moments)[0] for example, clip in zip(examples, clips, strict=True)
+        ]
         width = max(map(len, encoded))
         ids = torch.full((len(encoded), width), self.prompts.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(encoded):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        return Questions(ids, mask, self._pixels(examples))
+        return Questions(ids, mask, _pixels(clips))
 
-    def _pixels(self, examples: Sequence[Example]) -> torch.Tensor:
-        return torch.stack([self.frames.of(example.clip).pixels for example in examples])
+    def encoded(self, example: Example, moments: Moments) -> tuple[list[int], list[int]]:
+        """The prompt's tokens and the answer's, for frames that are shown at `moments`.
 
-    def _encoded(self, example: Example) -> tuple[list[int], list[int]]:
-        moments = self.frames.of(example.clip).moments
+        Raises:
+            SequenceTooLong, ControlTokenInCaption: the row cannot be used.
+        """
         try:
             prompt = self.prompts.prompt_ids(example.prompt, moments)
             response = self.prompts.response_ids(example.response)
@@ -114,6 +119,10 @@ class Collator:
                 " lower frames or shorten the caption"
             )
         return prompt, response
+
+
+def _pixels(clips: Sequence[ClipFrames]) -> torch.Tensor:
+    return torch.stack([clip.pixels for clip in clips])
 
 
 def normalised(

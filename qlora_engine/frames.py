@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as functional
 
 from qlora_engine.families.base import Moments
+from qlora_engine.memory import usable_memory_bytes
 from qlora_engine.video import Picture, sample_clip
 
 
@@ -31,8 +32,8 @@ def resize(picture: Picture, size: int) -> torch.Tensor:
 
 
 def cache_limit() -> int:
-    """Bytes that frames may take: a quarter of the free memory, at most 8 GiB."""
-    return int(min(psutil.virtual_memory().available // 4, 8 << 30))
+    """Bytes that frames may take: a quarter of the free memory that is ours, at most 8 GiB."""
+    return min(min(psutil.virtual_memory().available, usable_memory_bytes()) // 4, 8 << 30)
 
 
 class Frames:
@@ -57,8 +58,10 @@ class Frames:
             if clip in self._kept:
                 self._kept.move_to_end(clip)
                 return self._kept[clip]
-        sampled = sample_clip(self._folder / clip, self._count)
-        pixels = torch.stack([resize(picture, self._size) for picture in sampled.pictures])
+        sampled = sample_clip(
+            self._folder / clip, self._count, lambda picture: resize(picture, self._size).numpy()
+        )
+        pixels = torch.stack([torch.from_numpy(picture) for picture in sampled.pictures])
         found = ClipFrames(pixels, Moments(sampled.seconds, sampled.duration))
         with self._lock:
             self._keep(clip, found)

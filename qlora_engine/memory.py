@@ -1,7 +1,9 @@
-"""How much memory this process has needed at most."""
+"""How much memory this process may use, and how much it has needed at most."""
 
 import resource
+from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -10,3 +12,16 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def usable_memory_bytes() -> int:
+    """The machine's memory or the limit of this process's control group, whichever is less."""
+    total = psutil.virtual_memory().total
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = Path(name).read_text("ascii").strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            return min(total, int(limit))
+    return total

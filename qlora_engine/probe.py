@@ -6,13 +6,13 @@ That the libraries import proves nothing; on some boards only the first kernel l
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import psutil
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 
 from qlora_engine.device import best_device, compute_dtype, device_name, is_jetson
+from qlora_engine.memory import usable_memory_bytes
 from qlora_engine.updates import ProbeResult
 from schemas.events.agent import AgentProfile, Capabilities
 
@@ -33,7 +33,7 @@ def probe() -> ProbeResult:
             profile=profile,
             device=device_name(device),
             cpu_cores=psutil.cpu_count() or 1,
-            memory_bytes=_memory_bytes(),
+            memory_bytes=usable_memory_bytes(),
             gpu_memory_bytes=torch.cuda.get_device_properties(device).total_memory if cuda else 0,
             four_bit_kernel=works,
             versions=_versions(),
@@ -67,19 +67,6 @@ def four_bit_step(device: torch.device) -> bool:
         traceback.print_exc(file=sys.stderr)
         return False
     return losses[-1] < losses[0]
-
-
-def _memory_bytes() -> int:
-    """Memory that this process may use: the machine's or its control group's, whichever is less."""
-    total = psutil.virtual_memory().total
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(name).read_text("ascii").strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            return min(total, int(limit))
-    return total
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +38,8 @@ _DURATION = re.compile(r"^(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 Picture = NDArray[np.uint8]
 """One RGB frame: height x width x 3."""
+Shrink = Callable[[Picture], Picture]
+"""What is kept of a picture, made as soon as it is decoded: many large ones at once are gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class ProbedClip:
 
 @dataclass(frozen=True)
 class SampledClip:
-    """Pictures in time order, upright, with the seconds since the first frame at which each is shown."""
+    """Pictures in time order, with the seconds since the first frame at which each is shown."""
 
     pictures: tuple[Picture, ...]
+    """Upright, and as `shrink` made them."""
     seconds: tuple[float, ...]
     duration: float
 
@@ -159,7 +162,11 @@ def _varies(timeline: Timeline, tick: float) -> bool:
 # ---- sampling -----------------------------------------------------------------------------------------
 
 
-def sample_clip(file: Path, count: int) -> SampledClip:
+def _whole(picture: Picture) -> Picture:
+    return picture
+
+
+def sample_clip(file: Path, count: int, shrink: Shrink = _whole) -> SampledClip:
     """`count` frames evenly spaced in time, found by seeking or by decoding on, whichever is less work.
 
     Raises:
@@ -174,13 +181,13 @@ def sample_clip(file: Path, count: int) -> SampledClip:
             shown = sorted(packet.pts for packet in packets)
             timeline = _timeline(shown, last_duration, stream)
             chosen = _choose(file, timeline, count)
-            pictures = _collect(container, stream, packets, {shown[index] for index in chosen})
+            pictures = _collect(container, stream, packets, {shown[index] for index in chosen}, shrink)
             if pictures is not None:
                 return _sampled([pictures[shown[index]] for index in chosen], timeline, chosen)
-    return _sample_by_counting(file, count)
+    return _sample_by_counting(file, count, shrink)
 
 
-def _sample_by_counting(file: Path, count: int) -> SampledClip:
+def _sample_by_counting(file: Path, count: int, shrink: Shrink) -> SampledClip:
     """For files whose packets do not tell the times: decode once for the times, once for the frames."""
     with _opened(file) as (container, stream):
         stamps = []
@@ -197,7 +204,7 @@ def _sample_by_counting(file: Path, count: int) -> SampledClip:
     with _opened(file) as (container, stream):
         for index, frame in enumerate(container.decode(stream)):
             if index in wanted:
-                pictures[index] = _upright(frame)
+                pictures[index] = shrink(_upright(frame))
             if len(pictures) == len(wanted):
                 break
     return _sampled([pictures[index] for index in chosen], timeline, chosen)
@@ -236,7 +243,7 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet] | None, in
 
 
 def _collect(
-    container: Any, stream: Any, packets: list[_Packet], wanted: set[int]
+    container: Any, stream: Any, packets: list[_Packet], wanted: set[int], shrink: Shrink
 ) -> dict[int, Picture] | None:
     """The wanted frames by timestamp; None when the file does not decode to what its packets say."""
     groups = _groups(packets, wanted)
@@ -245,10 +252,10 @@ def _collect(
     if seeking < last + 1:
         found: dict[int, Picture] = {}
         for start, _, members in groups:
-            found |= _decode_from(container, stream, start, members)
+            found |= _decode_from(container, stream, start, members, shrink)
         if found.keys() == wanted:
             return found
-    found = _decode_from(container, stream, min(packet.pts for packet in packets), wanted)
+    found = _decode_from(container, stream, min(packet.pts for packet in packets), wanted, shrink)
     return found if found.keys() == wanted else None
 
 
@@ -265,7 +272,9 @@ def _groups(packets: list[_Packet], wanted: set[int]) -> list[tuple[int, int, se
     return list(groups.values())
 
 
-def _decode_from(container: Any, stream: Any, start: int, wanted: set[int]) -> dict[int, Picture]:
+def _decode_from(
+    container: Any, stream: Any, start: int, wanted: set[int], shrink: Shrink
+) -> dict[int, Picture]:
     container.seek(start, stream=stream, backward=True)
     found: dict[int, Picture] = {}
     last = max(wanted)
@@ -273,7 +282,7 @@ def _decode_from(container: Any, stream: Any, start: int, wanted: set[int]) -> d
         if frame.pts is None:
             return {}
         if frame.pts in wanted:
-            found[frame.pts] = _upright(frame)
+            found[frame.pts] = shrink(_upright(frame))
         if frame.pts >= last:
             break
     return found
