@@ -11,7 +11,6 @@ EngineError
 ├── SequenceTooLong         an example does not fit into the model's context
 ├── ControlTokenInCaption   a caption holds a token that steers the model
 ├── NonFiniteLoss           the numbers blew up before an optimizer step
-├── OutOfMemory             the device is too small for this batch
 └── CheckpointUnusable      a checkpoint is damaged or belongs to another training
 """
 
@@ -82,12 +81,6 @@ class NonFiniteLoss(EngineError):
     """Loss or gradient is not a number; the optimizer step was not taken."""
 
     code = "non_finite_loss"
-
-
-class OutOfMemory(EngineError):
-    """The device is too small for this batch."""
-
-    code = "oom"
 
 
 class CheckpointUnusable(EngineError):

@@ -112,7 +112,7 @@ def run(updates: BinaryIO, expected_parent: int | None = None) -> NoReturn:
         _leave(FAILED)
     except Exception as error:  # noqa: BLE001 - the process's door
         traceback.print_exc()
-        pipe.emit(_out_of_memory(error) if _is_device_memory(error) else _unexpected(error))
+        pipe.emit(_out_of_memory(error) if _is_out_of_memory(error) else _unexpected(error))
         _leave(FAILED)
     _leave(0)
 
@@ -141,11 +141,12 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _is_device_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")
     if torch is None:
         return False
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    # On a CPU, PyTorch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _out_of_memory(error: BaseException) -> EngineFailed:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from qlora_engine.parent import ORPHANED
-from qlora_engine.process import ABANDONED, FAILED, MISUSED
+from qlora_engine.process import ABANDONED, FAILED, MISUSED, _is_out_of_memory
 from qlora_engine.updates import UPDATE, ProbeResult, Start, Stop
 from schemas.training import DatasetValidationSpec, ModelValidationSpec
 from tests.engine.child import EngineChild
@@ -138,6 +139,13 @@ def test_a_model_is_validated(child: EngineChild, tiny: Path) -> None:
     assert verdict.kind == "model_verdict"
     assert verdict.facts is not None
     assert verdict.facts.quantized_linear_layers == 27
+
+
+def test_memory_that_does_not_suffice_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert _is_out_of_memory(refused.value)
+    assert not _is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_the_probe_runs_a_real_kernel() -> None:
