@@ -57,7 +57,9 @@ class SmolVLMPrompts:
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        return tuple(self.tokenizer.all_special_tokens)
+        # all_special_tokens leaves out tokens such as <row_1_col_1>, and many tokenizers lack <video>.
+        added = self.tokenizer.added_tokens_decoder.values()
+        return (VIDEO, *(token.content for token in added if token.special))
 
     @property
     def _frame(self) -> str:
@@ -116,7 +118,9 @@ class SmolVLMPrompts:
         return self._ids(f" {response}{END}")
 
     def answer(self, generated: list[int]) -> str:
-        return str(self.tokenizer.decode(generated, skip_special_tokens=True)).strip()
+        return str(
+            self.tokenizer.decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ).strip()
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 
 from qlora_engine.errors import ControlTokenInCaption, ModelRefused
 from qlora_engine.families.base import Moments
-from qlora_engine.families.smolvlm import CHAT_TEMPLATE, SmolVLMPrompts
+from qlora_engine.families.smolvlm import CHAT_TEMPLATE, VIDEO, SmolVLMPrompts
 from qlora_engine.loading import load_model
 from qlora_engine.model_validation import validate_model
 from schemas.training import ModelValidationSpec
@@ -141,7 +142,20 @@ def test_control_tokens_in_captions_are_refused(text: str, tiny: Path) -> None:
         loaded.prompts.response_ids(text)
 
 
+def test_control_tokens_that_a_tokenizer_does_not_list_are_refused(tiny: Path) -> None:
+    loaded = load_model(str(tiny))
+    loaded.tokenizer.add_tokens([AddedToken("<row_1_col_1>", special=True)])
+    loaded.tokenizer.chat_template = CHAT_TEMPLATE
+    prompts = loaded.family.prompts(loaded.model.config, loaded.tokenizer)
+    assert "<row_1_col_1>" not in loaded.tokenizer.all_special_tokens
+    with pytest.raises(ControlTokenInCaption, match="row_1_col_1"):
+        prompts.response_ids("at <row_1_col_1>")
+    assert isinstance(prompts, SmolVLMPrompts)
+    assert VIDEO in prompts._control_tokens
+
+
 def test_any_text_survives_the_tokenizer(tiny: Path) -> None:
     loaded = load_model(str(tiny))
-    text = "Ein Fuchs läuft 42 Meter — 狐が走る 🦊"
+    text = "Ein Fuchs läuft 42 Meter , don 't — 狐が走る 🦊"
+    loaded.tokenizer.clean_up_tokenization_spaces = True
     assert loaded.prompts.answer(loaded.prompts.response_ids(text)) == text
