@@ -14,7 +14,7 @@ from schemas.base import Message
 from schemas.datasets import Example
 from schemas.events.job import Evaluation
 
-FEWEST_FOR_EXACT_MATCH = 8
+FEWEST_CLIPS_FOR_EXACT_MATCH = 8
 """Below that a share of right answers says nothing."""
 
 
@@ -61,7 +61,7 @@ class Evaluator:
                 tokens += batch.supervised
                 answers.extend(self._answers(part))
                 progress(start + len(part), len(self.examples))
-        counted = len(answers) >= FEWEST_FOR_EXACT_MATCH
+        counted = len({answer.video for answer in answers}) >= FEWEST_CLIPS_FOR_EXACT_MATCH
         evaluation = Evaluation(
             examples=len(self.examples),
             loss=loss / tokens if tokens else None,

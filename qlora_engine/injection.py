@@ -57,7 +57,7 @@ def inject(loaded: Loaded, hyperparameters: Hyperparameters) -> Injected:
         bias="none",
     )
     if hyperparameters.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
     model = get_peft_model(loaded.model, config)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Injected(model, trainable)

@@ -4,15 +4,14 @@ Free of torch.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from schemas.datasets import Example, Manifest
-from schemas.training import Hyperparameters
+from schemas.training import held_out_count
 
-FEWEST_CLIPS_TO_SPLIT = 5
+MOST_EVALUATED = 500
 
 
 @dataclass(frozen=True)
@@ -24,27 +23,20 @@ class Split:
 
 
 def split(manifest: Manifest, fraction: float, seed: int) -> Split:
-    """Hold out `fraction` of the clips: those whose hash with the seed is smallest.
-
-    With 5 clips or more and a fraction above 0, at least one is held out; at least one always trains.
-    """
+    """Hold out `held_out_count` of the clips: those whose hash with the seed is smallest."""
     content = {clip.path: clip.sha256 for clip in manifest.clips}
     ranked = sorted(set(content.values()), key=lambda sha256: _rank(seed, sha256))
-    count = math.floor(fraction * len(ranked))
-    if fraction > 0 and len(ranked) >= FEWEST_CLIPS_TO_SPLIT:
-        count = max(1, count)
-    held = set(ranked[: min(count, len(ranked) - 1)])
+    held = set(ranked[: held_out_count(len(ranked), fraction)])
     return Split(
         training=tuple(example for example in manifest.examples if content[example.clip] not in held),
         held_out=tuple(example for example in manifest.examples if content[example.clip] in held),
     )
 
 
-def total_steps(hyperparameters: Hyperparameters, training_examples: int) -> int:
-    """Optimizer steps of a whole training."""
-    if hyperparameters.max_steps is not None:
-        return hyperparameters.max_steps
-    return max(1, math.ceil(training_examples * hyperparameters.epochs / hyperparameters.batch_size))
+def sampled(held_out: Sequence[Example], seed: int, most: int = MOST_EVALUATED) -> tuple[Example, ...]:
+    """The held-out examples that are evaluated, always the same: answering thousands takes hours."""
+    places = sorted(range(len(held_out)), key=lambda place: _rank(seed, f"evaluated:{held_out[place].row}"))
+    return tuple(held_out[place] for place in sorted(places[:most]))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from qlora_engine.checkpoints import Checkpoints, TrainingState
 from qlora_engine.collate import Collator
 from qlora_engine.device import best_device, device_name
-from qlora_engine.errors import CheckpointUnusable, DatasetError, FramesExceedClip
+from qlora_engine.errors import CheckpointUnusable, DatasetError
 from qlora_engine.evaluation import Answer, Evaluator
 from qlora_engine.export import Exporter, write_answers
 from qlora_engine.fingerprints import file_sha256, folder_sha256
@@ -21,12 +21,13 @@ from qlora_engine.frames import Frames
 from qlora_engine.injection import inject
 from qlora_engine.loading import load_model
 from qlora_engine.loop import Emit, Loop
-from qlora_engine.samples import split, total_steps
+from qlora_engine.preflight import cautions, check_captions, check_clips
+from qlora_engine.samples import sampled, split
 from qlora_engine.schedule import learning_rate_factor
 from qlora_engine.stopping import StopWish
 from qlora_engine.updates import EvaluationDone, Preparing, TrainingBegan, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
-from schemas.training import Hyperparameters, TrainingSpec
+from schemas.training import Hyperparameters, TrainingSpec, total_steps
 
 ADAPTER_FOLDER = "adapter"
 SERIES_FILE = "series.jsonl"
@@ -125,12 +126,18 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     series.write_text("", "utf-8")
     manifest = read_manifest(Path(spec.manifest_file))
     emit(Preparing(phase="loading_data", total=len(manifest.clips)))
-    _check_clips(manifest, Path(spec.dataset_folder), hyperparameters.frames)
+    check_clips(manifest, Path(spec.dataset_folder), hyperparameters.frames)
     examples = split(manifest, hyperparameters.held_out_fraction, hyperparameters.seed)
     steps = total_steps(hyperparameters, len(examples.training))
     emit(Preparing(phase="loading_model"))
     base = load_model(spec.model_folder, device)
     _set_threads(spec.threads, base.parameters)
+    frames = Frames(Path(spec.dataset_folder), hyperparameters.frames, base.pixels.size)
+    collator = Collator(base.prompts, frames, base.context_tokens)
+    answer_tokens = check_captions(manifest, collator, hyperparameters.frames, emit)
+    evaluated = sampled(examples.held_out, hyperparameters.seed)
+    for caution in cautions(examples, evaluated, answer_tokens, hyperparameters):
+        emit(caution)
     base_sha256 = folder_sha256(base.folder)
     injected = inject(base, hyperparameters)
     exporter = Exporter(base, injected, hyperparameters, base_sha256)
@@ -149,11 +156,11 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
             raise CheckpointUnusable(
                 f"the checkpoint is of step {state.step}, not {spec.resume.step}; name the right folder"
             )
-    frames = Frames(Path(spec.dataset_folder), hyperparameters.frames, base.pixels.size)
-    collator = Collator(base.prompts, frames, base.context_tokens)
     runner = Runner(injected.model, base)
     emit(
         TrainingBegan(
+            family=base.family.name,
+            quantized_linear_layers=sum(1 for _ in base.linear_layers()),
             start_step=state.step,
             total_steps=steps,
             trainable_parameters=injected.trainable_parameters,
@@ -179,7 +186,7 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
         series=series,
     )
     micro = hyperparameters.micro_batch_size or hyperparameters.batch_size
-    evaluator = Evaluator(runner, collator, examples.held_out, micro, hyperparameters.max_new_tokens)
+    evaluator = Evaluator(runner, collator, evaluated, micro, hyperparameters.max_new_tokens)
     return _Attempt(spec, loop, evaluator, exporter, state.step)
 
 
@@ -197,21 +204,6 @@ def read_manifest(file: Path) -> Manifest:
     if not manifest.examples:
         raise DatasetError(f"{file.name} names no example; add rows to the captions file")
     return manifest
-
-
-def _check_clips(manifest: Manifest, folder: Path, frames: int) -> None:
-    """Refuse at once what would fail only when that clip's turn comes."""
-    for clip in manifest.clips:
-        if clip.frames < frames:
-            raise FramesExceedClip(
-                f"frames is {frames}, but {clip.path} has only {clip.frames} frames;"
-                f" lower frames to {min(clip.frames for clip in manifest.clips)}, or leave short clips out"
-            )
-        file = folder / clip.path
-        if not file.is_file() or file.stat().st_size != clip.size_bytes:
-            raise DatasetError(
-                f"{clip.path} is missing or changed since the dataset was validated; fetch it again"
-            )
 
 
 def _set_threads(limit: int | None, parameters: int) -> None:

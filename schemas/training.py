@@ -1,8 +1,9 @@
 """What a training is: the hyperparameters people choose and the spec that an engine runs."""
 
+from math import ceil
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from schemas.base import Message
 from schemas.ids import JobId, Sha256
@@ -14,6 +15,8 @@ Schedule = Literal["cosine", "linear", "constant"]
 class Hyperparameters(Message):
     """Everything a person may choose for a job; the defaults train a small video model sensibly."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     rank: int = Field(8, ge=1, le=512, description="LoRA rank r.")
     alpha: float = Field(16.0, gt=0, le=4096, description="LoRA alpha; the update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA A matrix.")
@@ -24,7 +27,7 @@ class Hyperparameters(Message):
     schedule: Schedule = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps spent warming up.")
     weight_decay: float = Field(0.0, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6)
     batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimizer step.")
     micro_batch_size: int | None = Field(
         None,
@@ -40,7 +43,7 @@ class Hyperparameters(Message):
     )
     frames: int = Field(4, ge=1, le=512, description="Frames taken from each clip, evenly spaced in time.")
     held_out_fraction: float = Field(0.2, ge=0, le=0.9, description="Share of the clips kept for evaluation.")
-    checkpoint_every_steps: int = Field(50, ge=1)
+    checkpoint_every_steps: int = Field(50, ge=1, le=10_000_000)
     max_new_tokens: int = Field(32, ge=1, le=4096, description="Limit of a generated answer in evaluation.")
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, lt=2**31)
@@ -65,6 +68,16 @@ def held_out_count(clips: int, fraction: float) -> int:
     if fraction == 0 or clips < 5:
         return 0
     return min(clips - 1, max(1, round(clips * fraction)))
+
+
+def total_steps(hyperparameters: Hyperparameters, training_examples: int) -> int:
+    """Optimizer steps of a whole training; as above, plan and engine share the rule.
+
+    Epochs follow one another without a gap: a batch may hold the end of one and the beginning of the next.
+    """
+    if hyperparameters.max_steps is not None:
+        return hyperparameters.max_steps
+    return max(1, ceil(training_examples * hyperparameters.epochs / hyperparameters.batch_size))
 
 
 class ResumePoint(Message):
@@ -103,7 +116,7 @@ class DatasetValidationSpec(Message):
     """Everything that was uploaded, at its uploaded paths, captions file included."""
     output_folder: str
     """Where `manifest.json` (`schemas.datasets.Manifest`) is written."""
-    seconds_per_file: float = Field(60.0, gt=0)
+    seconds_per_file: float = Field(60.0, gt=0, allow_inf_nan=False)
     """A clip that takes longer to decode is refused."""
 
 
@@ -125,6 +138,6 @@ class AdapterFacts(Message):
     family: str
     base_model_sha256: Sha256
     rank: int
-    alpha: float
+    alpha: float = Field(allow_inf_nan=False)
     trainable_parameters: int
     steps: int

@@ -1,10 +1,9 @@
 """What a training will amount to, before any agent has seen it."""
 
 from dataclasses import dataclass
-from math import ceil
 
 from schemas.datasets import DatasetFacts
-from schemas.training import Hyperparameters, held_out_count
+from schemas.training import Hyperparameters, held_out_count, total_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +21,7 @@ def plan_training(facts: DatasetFacts, hyperparameters: Hyperparameters) -> Plan
     held_out_clips = held_out_count(facts.clips, hyperparameters.held_out_fraction)
     held_out = min(facts.examples - 1, round(facts.examples * held_out_clips / facts.clips))
     training = facts.examples - held_out
-    steps_per_epoch = ceil(training / hyperparameters.batch_size)
-    if hyperparameters.max_steps is not None:
-        steps = hyperparameters.max_steps
-        return Plan(steps, training, held_out, epochs=steps / steps_per_epoch)
-    steps = ceil(hyperparameters.epochs * steps_per_epoch)
-    return Plan(steps, training, held_out, epochs=hyperparameters.epochs)
+    steps = total_steps(hyperparameters, training)
+    if hyperparameters.max_steps is None:
+        return Plan(steps, training, held_out, epochs=hyperparameters.epochs)
+    return Plan(steps, training, held_out, epochs=steps * hyperparameters.batch_size / training)

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from qlora_engine.samples import Sampler, batch, split, total_steps
+from qlora_engine.samples import Sampler, batch, sampled, split
 from schemas.datasets import Clip, Example, Manifest
-from schemas.training import Hyperparameters
+from schemas.training import Hyperparameters, held_out_count, total_steps
 
 
 def manifest(clips: int, *, captions_each: int = 1, same_content: bool = False) -> Manifest:
@@ -44,6 +44,22 @@ def test_how_many_clips_are_held_out(clips: int, fraction: float, held_out: int)
     assert len({example.clip for example in found.held_out}) == held_out
     assert len({example.clip for example in found.training}) == clips - held_out
     assert len(found.held_out) == 3 * held_out
+
+
+@pytest.mark.parametrize("clips", range(1, 30))
+def test_as_many_clips_are_held_out_as_the_plan_says(clips: int) -> None:
+    found = split(manifest(clips), 0.2, seed=1)
+    assert len(found.held_out) == held_out_count(clips, 0.2)
+
+
+def test_of_many_held_out_rows_always_the_same_are_evaluated() -> None:
+    rows = tuple(Example(clip="a", prompt="?", response="!", row=row) for row in range(1, 21))
+    some = sampled(rows, seed=1, most=5)
+    assert len(some) == 5
+    assert list(some) == sorted(some, key=lambda example: example.row)
+    assert set(some) == set(sampled(rows[::-1], seed=1, most=5))
+    assert set(some) != set(sampled(rows, seed=2, most=5))
+    assert sampled(rows, seed=1, most=20) == rows
 
 
 def test_no_clip_is_on_both_sides_not_even_as_a_copy() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file
 
 from qlora_engine.checkpoints import KEPT, verify
 from qlora_engine.collate import IGNORED, Collator
 from qlora_engine.errors import CheckpointUnusable, FramesExceedClip, NonFiniteLoss
-from qlora_engine.evaluation import undisturbed
+from qlora_engine.evaluation import Evaluator, undisturbed
 from qlora_engine.forward import Runner
 from qlora_engine.frames import Frames
 from qlora_engine.injection import Injected, inject
@@ -290,3 +291,37 @@ def test_too_few_held_out_examples_make_no_exact_match(
         assert done.evaluation.examples == 4
         assert done.evaluation.loss is not None
         assert done.evaluation.exact_match is None
+
+
+def test_many_rows_of_few_clips_make_no_exact_match(
+    loaded: Loaded, collator: Collator, examples: tuple[Example, ...]
+) -> None:
+    evaluator = Evaluator(Runner(loaded.model, loaded), collator, examples[:1] * 12, 8, 2)
+    measured = evaluator.measure(StopWish(), lambda done, total: None)
+    assert measured is not None
+    assert len(measured.answers) == 12
+    assert measured.evaluation.exact_match is None
+
+
+def test_gradient_checkpointing_changes_no_gradient(
+    tiny: Path, clips: Path, examples: tuple[Example, ...]
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        loaded = load_model(str(tiny), CPU)
+        injected = inject(loaded, Hyperparameters(dropout=0.1, gradient_checkpointing=checkpointing))
+        unlike_zero(injected)
+        injected.model.train()
+        collator = Collator(loaded.prompts, Frames(clips, 4, loaded.pixels.size), loaded.context_tokens)
+        torch.manual_seed(3)
+        found.append(gradients(injected, Runner(injected.model, loaded).loss(collator.batch(examples))))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_no_wrapping_brings_the_repacking_of_weights_back(loaded: Loaded) -> None:
+    injected = inject(loaded, Hyperparameters(gradient_checkpointing=True))
+    injected.model.train()
+    layers = [module for module in injected.model.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == len(list(loaded.linear_layers())) == 27
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)

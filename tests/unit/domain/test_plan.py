@@ -22,7 +22,7 @@ def test_something_is_always_left_to_train_on(clips: int, fraction: float) -> No
 
 def test_steps_follow_from_epochs() -> None:
     hyperparameters = Hyperparameters(batch_size=5, epochs=2.5, held_out_fraction=0.2)
-    assert plan_training(FACTS, hyperparameters) == Plan(10, 16, 4, 2.5)
+    assert plan_training(FACTS, hyperparameters) == Plan(8, 16, 4, 2.5)
 
 
 def test_max_steps_goes_before_epochs() -> None:

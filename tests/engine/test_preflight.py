@@ -1,0 +1,74 @@
+"""What cannot be trained is refused before the first step, by row; doubtful figures come with a caution."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_engine.errors import ControlTokenInCaption, SequenceTooLong
+from qlora_engine.preflight import cautions
+from qlora_engine.samples import Split
+from qlora_engine.stopping import StopWish
+from qlora_engine.training import read_manifest, train
+from schemas.datasets import Example, Manifest
+from schemas.training import Hyperparameters, TrainingSpec
+from tests.engine.conftest import MakeSpec, Recorded
+
+CPU = torch.device("cpu")
+
+
+def with_responses(spec: TrainingSpec, folder: Path, responses: dict[int, str]) -> TrainingSpec:
+    """The same training with other answers in some rows."""
+    manifest = read_manifest(Path(spec.manifest_file))
+    examples = tuple(
+        example.model_copy(update={"response": responses.get(example.row, example.response)})
+        for example in manifest.examples
+    )
+    file = folder / "changed.json"
+    file.write_text(Manifest(clips=manifest.clips, examples=examples).model_dump_json(), "utf-8")
+    return spec.model_copy(update={"manifest_file": str(file)})
+
+
+def test_a_caption_longer_than_the_context_is_named_before_training(
+    make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
+) -> None:
+    spec = with_responses(make_spec(), tmp_path, {7: "very long " * 2000, 9: "too " * 3000})
+    with pytest.raises(SequenceTooLong, match=r"captions row 7 .*takes 2048.*1 further rows"):
+        train(spec, recorded, no_stop, CPU)
+    assert recorded.of("training_began") == []
+
+
+def test_a_control_token_is_named_before_training(
+    make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
+) -> None:
+    spec = with_responses(make_spec(), tmp_path, {80: "an <image>"})
+    with pytest.raises(ControlTokenInCaption, match="captions row 80: response 'an <image>'"):
+        train(spec, recorded, no_stop, CPU)
+    assert recorded.of("training_began") == []
+
+
+def test_answers_that_cannot_match_are_cautioned_about(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    train(make_spec(max_steps=1, max_new_tokens=2), recorded, no_stop, CPU)
+    (caution,) = recorded.of("logged")
+    assert (caution.level, caution.code) == ("warning", "answers_cut")
+    assert caution.message.startswith("16 of 16 evaluated responses are longer than max_new_tokens 2")
+
+
+def test_a_training_without_doubts_says_nothing(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    train(make_spec(max_steps=1), recorded, no_stop, CPU)
+    assert recorded.of("logged") == []
+
+
+def test_an_evaluation_that_is_not_what_was_asked_for() -> None:
+    rows = tuple(Example(clip="a", prompt="?", response="!", row=row) for row in (1, 2))
+    lengths = {1: 2, 2: 2}
+    nothing = cautions(Split(training=rows, held_out=()), (), lengths, Hyperparameters())
+    assert [caution.code for caution in nothing] == ["nothing_held_out"]
+    wanted = Hyperparameters(held_out_fraction=0)
+    assert cautions(Split(training=rows, held_out=()), (), lengths, wanted) == []
+    sampled = cautions(Split(training=(), held_out=rows), rows[:1], lengths, Hyperparameters())
+    assert [caution.code for caution in sampled] == ["evaluation_sampled"]
