@@ -20,6 +20,8 @@ class Preparing(Message):
 
 class TrainingBegan(Message):
     kind: Literal["training_began"] = "training_began"
+    family: str
+    quantized_linear_layers: int
     start_step: int
     total_steps: int
     trainable_parameters: int
@@ -33,6 +35,8 @@ class StepTaken(Message):
     kind: Literal["step_taken"] = "step_taken"
     total_steps: int
     epoch: float
+    """Examples taken so far by training examples. Every batch is full, so the last one may take a few that
+    the planned epochs do not ask for: less than a batch of them."""
     point: ProgressPoint
     eta_seconds: float | None = None
     peak_memory_bytes: int = 0

@@ -17,6 +17,7 @@ from trainer_agent.errors import AgentError, ArtifactNotStored, TransferFailed
 from trainer_agent.hashing import Digest, digest
 from trainer_agent.presign import BATCH, Presigner
 from trainer_agent.reporter import Reporter
+from trainer_agent.story import Line, Note, of_report
 from trainer_agent.transfer import persist, upload
 from trainer_agent.waiting import all_of, end
 
@@ -26,6 +27,8 @@ Purpose = Literal["checkpoint", "adapter", "log", "validation"]
 
 _LONGEST_WARNING = 1000
 _UPLOADS_AT_ONCE = 4
+MOST_CHECKPOINTS_WAITING = 4
+"""While the store is away, a training goes on: its newest checkpoints are enough to go on from."""
 _PATIENCE_SECONDS = 3600.0
 """A finished training is worth waiting for a store that is down."""
 
@@ -96,13 +99,14 @@ class CheckpointUploads:
     """Stores checkpoints one after the other beside the training, and reports each when it is whole.
 
     The engine keeps only its newest ones, however far the uploads are behind: so each is held by hard links
-    of its own from the moment it is known until it is stored.
+    of its own from the moment it is known until it is stored, or until too many newer ones wait with it.
     """
 
-    def __init__(self, artifacts: Artifacts, reporter: Reporter, kept: Path) -> None:
+    def __init__(self, artifacts: Artifacts, reporter: Reporter, kept: Path, note: Note) -> None:
         self._artifacts = artifacts
         self._reporter = reporter
         self._kept = kept
+        self._note = note
         self._waiting: asyncio.Queue[tuple[int, Path]] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
@@ -124,6 +128,14 @@ class CheckpointUploads:
             await self._give_up(step, f"it cannot be kept for its upload: {error}")
         else:
             self._waiting.put_nowait((step, held))
+            await self._forget_superseded()
+
+    async def _forget_superseded(self) -> None:
+        while self._waiting.qsize() > MOST_CHECKPOINTS_WAITING:
+            step, folder = self._waiting.get_nowait()
+            log.info("checkpoint_superseded", step=step)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            self._waiting.task_done()
 
     async def stored(self) -> None:
         """Wait until every checkpoint added so far is stored, or given up with a warning."""
@@ -139,7 +151,10 @@ class CheckpointUploads:
             step, folder = await self._waiting.get()
             try:
                 objects = await self._artifacts.store_folder(folder, "checkpoint", step)
-                await self._reporter.report(CheckpointStored(step=step, objects=objects))
+                stored = CheckpointStored(step=step, objects=objects)
+                await self._reporter.report(stored)
+                for line in of_report(stored):
+                    await self._note(line)
             except AgentError as error:
                 await self._give_up(step, error.message)
             finally:
@@ -149,9 +164,9 @@ class CheckpointUploads:
     async def _give_up(self, step: int, why: str) -> None:
         # The training is worth more than one checkpoint; the next one may get through.
         log.warning("checkpoint_not_stored", step=step, error=why)
-        await self._reporter.report(
-            Warned(code="checkpoint_not_stored", message=f"checkpoint {step}: {why}"[:_LONGEST_WARNING])
-        )
+        message = f"checkpoint {step}: {why}"[:_LONGEST_WARNING]
+        await self._reporter.report(Warned(code="checkpoint_not_stored", message=message))
+        await self._note(Line("warning", "checkpoint_not_stored", message))
 
 
 def _hold(folder: Path, held: Path) -> None:

@@ -66,8 +66,8 @@ class Work(Protocol):
         """Store the engine's output; the reports that end the attempt."""
         ...
 
-    async def salvage(self) -> None:
-        """After an end in the middle: store what is worth keeping."""
+    async def salvage(self, ending: Ending) -> None:
+        """After an end in the middle, reported as `ending`: store what is worth keeping."""
         ...
 
     def stopped(self) -> Ending:
@@ -121,7 +121,7 @@ class Attempt:
             for body in ending:
                 await self._reporter.report(body)
         except ReportTooLarge as error:
-            await self._reporter.report(_failed(error))
+            await self._reporter.report(self._failed(error))
 
     async def _ending(self) -> Ending | None:
         """The last reports; None when there is nobody to report to."""
@@ -129,12 +129,11 @@ class Attempt:
             ending = await self._supervised()
         except AgentError as error:
             log.warning("attempt_failed", code=error.code, error=error.message)
-            ending = (_failed(error),)
+            ending = (self._failed(error),)
         except Exception as error:
             # A door: whatever a bug in this agent raises, the job must learn that this attempt is over.
             log.exception("attempt_broke")
-            message = f"the agent failed with {type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
-            ending = (Failed(code="agent_error", message=message, retryable=True),)
+            ending = (self._failed(AgentError(f"the agent failed with {type(error).__name__}: {error}")),)
         else:
             if ending is not None and self._step == "artifacts":
                 return ending
@@ -142,7 +141,7 @@ class Attempt:
             return None
         stopped = self._orders.order >= Order.STOP
         await self._bounded(
-            self._work.salvage(), _SALVAGE_SECONDS_WHEN_STOPPED if stopped else _SALVAGE_SECONDS
+            self._work.salvage(ending), _SALVAGE_SECONDS_WHEN_STOPPED if stopped else _SALVAGE_SECONDS
         )
         return None if self._abandoned() else ending
 
@@ -219,6 +218,11 @@ class Attempt:
             finally:
                 self._engine = None
 
+    def _failed(self, error: AgentError) -> Failed:
+        # Where this node keeps its files is nobody's business, and no help to whoever reads the job.
+        message = error.message.replace(f"{self._folder.path}/", "")
+        return Failed(code=error.code, message=message[:_LONGEST_MESSAGE], retryable=error.retryable)
+
     def _abandoned(self) -> bool:
         return self._orders.order is Order.ABANDON
 
@@ -245,10 +249,6 @@ class Attempt:
         done, _ = await asyncio.wait({task, news}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         await end(news)
         return bool(done)
-
-
-def _failed(error: AgentError) -> Failed:
-    return Failed(code=error.code, message=error.message[:_LONGEST_MESSAGE], retryable=error.retryable)
 
 
 def _now() -> float:

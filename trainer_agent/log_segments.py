@@ -1,4 +1,4 @@
-"""A training's log as NDJSON segments in the store: what the engine logged, and whatever it printed.
+"""A training's log as NDJSON segments in the store: its story (`story`), and whatever the engine printed.
 
 A segment is due after ten seconds at first and less and less often as the training grows old, so that a
 week of training makes about a thousand of them; or when enough has gathered.
@@ -7,9 +7,7 @@ week of training makes about a thousand of them; or when enough has gathered.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import structlog
 
@@ -17,10 +15,10 @@ from schemas.work import LogStored
 from trainer_agent.artifacts import Artifacts
 from trainer_agent.errors import ArtifactNotStored
 from trainer_agent.reporter import Reporter
+from trainer_agent.story import Line, Printed
 
 log = structlog.get_logger()
 
-Level = Literal["info", "warning", "error"]
 LiveLines = Callable[[tuple[str, ...]], Awaitable[None]]
 
 _SEGMENT_BYTES = 512 * 1024
@@ -78,18 +76,22 @@ class LogSegments:
         self._reporter = reporter
         self._folder = folder
         self._tail = Tail(printed)
+        self._levels = Printed()
+        self._tailing = asyncio.Lock()
         self._live = live
         self._lines: list[bytes] = []
         self._bytes = 0
         self._segment = 0
+        self._reading = asyncio.Lock()
         self._storing = asyncio.Lock()
         self._began = asyncio.get_running_loop().time()
         self._stored_at = self._began
 
-    async def add(self, level: Level, code: str, message: str) -> None:
-        """A line of the engine's own log."""
-        self._keep("engine", level, code, message)
-        await self._live((f"{level}: {message}"[:_LINE_BYTES],))
+    async def add(self, line: Line) -> None:
+        """Take a line, behind whatever was printed before it."""
+        await self._take_printed()
+        self._keep(line)
+        await self._live((_plain(line),))
 
     async def run(self) -> None:
         """Look for printed lines and store segments as they become due, for ever."""
@@ -106,8 +108,8 @@ class LogSegments:
         while await self._take_printed():
             if self._bytes >= _SEGMENT_BYTES:
                 await self._store()
-        for line in self._tail.remainder():
-            self._keep("printed", "info", "printed", line)
+        for text in self._tail.remainder():
+            self._keep(self._levels.line(text))
         await self._store()
 
     async def store_series(self, file: Path) -> None:
@@ -121,24 +123,26 @@ class LogSegments:
         await self._reporter.report(LogStored(segment=1, content="series", lines=lines, object=stored))
 
     async def _take_printed(self) -> bool:
-        lines = await asyncio.to_thread(self._tail.read, _SEGMENT_BYTES)
-        for line in lines:
-            self._keep("printed", "info", "printed", line)
+        async with self._tailing:  # a tail has one place in its file
+            texts = await asyncio.to_thread(self._tail.read, _SEGMENT_BYTES)
+            lines = [self._levels.line(text) for text in texts]
+            for line in lines:
+                self._keep(line)
         if lines:
-            await self._live(tuple(lines[-_LINES_LIVE:]))
+            await self._live(tuple(_plain(line) for line in lines[-_LINES_LIVE:]))
         return bool(lines)
 
-    def _keep(self, source: str, level: Level, code: str, message: str) -> None:
+    def _keep(self, line: Line) -> None:
         entry = {
-            "time": datetime.now(UTC).isoformat(),
-            "source": source,
-            "level": level,
-            "code": code,
-            "message": message,
+            "time": line.time.isoformat(),
+            "source": line.source,
+            "level": line.level,
+            "code": line.code,
+            "message": line.message,
         }
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        self._lines.append(line)
-        self._bytes += len(line)
+        content = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        self._lines.append(content)
+        self._bytes += len(content)
 
     async def _store(self) -> None:
         async with self._storing:
@@ -159,6 +163,11 @@ class LogSegments:
             await self._reporter.report(
                 LogStored(segment=self._segment, content="log", lines=len(lines), object=stored)
             )
+
+
+def _plain(line: Line) -> str:
+    """A line as a terminal shows it."""
+    return f"{line.time:%Y-%m-%dT%H:%M:%S} {line.level:<7} {line.message}"[:_LINE_BYTES]
 
 
 def _count_lines(file: Path) -> int:

@@ -28,6 +28,7 @@ from schemas.work import (
     Evaluated,
     Finished,
     HeldItem,
+    Progressed,
     Released,
     Started,
     Stopped,
@@ -35,6 +36,7 @@ from schemas.work import (
     TrainAssignment,
     Warned,
 )
+from trainer_agent import story
 from trainer_agent.artifacts import Artifacts, CheckpointUploads
 from trainer_agent.attempt import Ending
 from trainer_agent.connection import Connection
@@ -46,6 +48,7 @@ from trainer_agent.progress import ProgressReports
 from trainer_agent.reporter import Reporter
 from trainer_agent.settings import AgentSettings
 from trainer_agent.staging import Staging
+from trainer_agent.story import Line
 from trainer_agent.waiting import running
 
 log = structlog.get_logger()
@@ -80,8 +83,8 @@ class Training:
         self._artifacts = artifacts
         self._reporter = reporter
         self._progress = ProgressReports()
-        self._checkpoints = CheckpointUploads(artifacts, reporter, folder.path / "checkpoints")
         self._log = LogSegments(artifacts, reporter, folder.segments, folder.log_file, self._show_lines)
+        self._checkpoints = CheckpointUploads(artifacts, reporter, folder.path / "checkpoints", self._log.add)
         self._warned: Counter[str] = Counter()
         self._began = False
         self._step = assignment.resume_step
@@ -93,6 +96,10 @@ class Training:
             yield
 
     async def stage(self) -> EngineSpec:
+        began = (
+            f"Attempt {self._held.attempt} on agent {self._settings.name}: fetching the model and the clips"
+        )
+        await self._log.add(Line("info", "staging", began))
         model = await self._staging.listing(self._assignment.model_listing, self._folder.path / "model.json")
         await self._staging.files(model.files, self._folder.model)
         await self._stage_dataset()
@@ -144,19 +151,24 @@ class Training:
             case Logged():
                 await self._take_line(update)
             case _:
-                if (progressed := self._progress.flush()) is not None:
-                    await self._reporter.report(progressed)
+                await self._tell_progress(self._progress.flush())
+                for line in story.of_update(update):
+                    await self._log.add(line)
                 await self._take_milestone(update)
         return self._end is not None
 
     async def _take_step(self, update: StepTaken) -> None:
         self._step = update.point.step
         await self._tell(points=(update.point,))
-        if (progressed := self._progress.add(update, asyncio.get_running_loop().time())) is not None:
+        await self._tell_progress(self._progress.add(update, asyncio.get_running_loop().time()))
+
+    async def _tell_progress(self, progressed: Progressed | None) -> None:
+        if progressed is not None:
             await self._reporter.report(progressed)
+            await self._log.add(story.of_progress(progressed))
 
     async def _take_line(self, update: Logged) -> None:
-        await self._log.add(update.level, update.code, update.message)
+        await self._log.add(Line(update.level, update.code, update.message, source="engine"))
         if update.level != "info" and self._warned[update.code] < _WARNINGS_PER_CODE:
             self._warned[update.code] += 1
             await self._reporter.report(Warned(code=update.code, message=update.message[:_LONGEST_WARNING]))
@@ -168,7 +180,8 @@ class Training:
             case TrainingBegan():
                 self._began = True
                 self._step = update.start_step
-                await self._reporter.report(Started(**update.model_dump(exclude={"kind"})))
+                known_to_the_job = set(Started.model_fields) - {"kind"}
+                await self._reporter.report(Started(**update.model_dump(include=known_to_the_job)))
             case EvaluationDone():
                 await self._reporter.report(
                     Evaluated(step=update.step, phase=update.phase, evaluation=update.evaluation)
@@ -201,23 +214,19 @@ class Training:
     async def conclude(self, order: Order) -> Ending:
         await self._checkpoints.stored()
         if isinstance(self._end, TrainingDone):
-            adapter = await self._store_adapter(self._end, partial=False)
-            await self._store_log()
-            return adapter
+            return await self._close_log(await self._store_adapter(self._end, partial=False))
         stopped = self._end
         assert stopped is not None  # noqa: S101 - the engine's last word was one of the two
         if order is Order.CARRY_ON:
             raise EngineDied("the engine stopped without being asked to", code="engine_stopped")
         if order is Order.SHUT_DOWN:
-            await self._store_log()
-            return (Released(reason="the agent is shutting down"),)
+            return await self._close_log((Released(reason="the agent is shutting down"),))
         adapter = await self._store_adapter(stopped, partial=True)
-        await self._store_log()
-        return (*adapter, Stopped(step=stopped.step))
+        return await self._close_log((*adapter, Stopped(step=stopped.step)))
 
-    async def salvage(self) -> None:
+    async def salvage(self, ending: Ending) -> None:
         await self._checkpoints.stored()
-        await self._store_log()
+        await self._close_log(ending)
 
     def stopped(self) -> Ending:
         return (Stopped(step=self._step),)
@@ -229,13 +238,18 @@ class Training:
         objects = await self._artifacts.store_folder(folder, "adapter")
         return (AdapterUploaded(objects=objects, facts=done.facts, partial=partial),)
 
-    async def _store_log(self) -> None:
+    async def _close_log(self, ending: Ending) -> Ending:
+        """Store the log, whose last lines say how the attempt ends."""
+        for body in ending:
+            for line in story.of_report(body):
+                await self._log.add(line)
         await self._log.finish()
         series = self._folder.output / "series.jsonl"
         if self._end is not None:
             series = self._folder.made_by_engine(self._end.series_file)
         if series.is_file():
             await self._log.store_series(series)
+        return ending
 
     async def _show_lines(self, lines: tuple[str, ...]) -> None:
         await self._tell(lines=lines)

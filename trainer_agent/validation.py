@@ -20,6 +20,8 @@ log = structlog.get_logger()
 
 _MOST_PROBLEMS = 100
 _LONGEST_PROBLEM = 1000
+_PROBLEM_BYTES = 200 * 1024
+"""Below what a report may hold; a character takes up to six bytes of JSON."""
 
 
 class _Validation:
@@ -32,7 +34,7 @@ class _Validation:
     def can_save(self) -> bool:
         return False
 
-    async def salvage(self) -> None:
+    async def salvage(self, ending: Ending) -> None:
         return
 
     def stopped(self) -> Ending:
@@ -122,12 +124,17 @@ def _note(update: Update) -> None:
 
 def _bounded(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     """As many and as long as an event takes."""
-    return tuple(
-        problem.model_copy(
+    kept: list[Problem] = []
+    room = _PROBLEM_BYTES
+    for problem in problems[:_MOST_PROBLEMS]:
+        short = problem.model_copy(
             update={"message": problem.message[:_LONGEST_PROBLEM], "where": problem.where[:_LONGEST_PROBLEM]}
         )
-        for problem in problems[:_MOST_PROBLEMS]
-    )
+        room -= len(short.model_dump_json().encode())
+        if room < 0:
+            break
+        kept.append(short)
+    return tuple(kept)
 
 
 def _bounded_facts(facts: DatasetFacts) -> DatasetFacts:
