@@ -6,6 +6,7 @@ import sys
 from typing import BinaryIO
 
 from qlora_engine import process
+from qlora_engine.noise import hush
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     parser.add_argument("--parent-pid", type=int, help="end at once unless this is the parent")
     parser.add_argument("--probe", action="store_true", help="say what this machine can do, and end")
     arguments = parser.parse_args()
+    hush()
     updates = _updates(arguments.updates_fd)
     if not arguments.probe:
         process.run(updates, arguments.parent_pid)
