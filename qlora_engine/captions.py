@@ -1,14 +1,15 @@
 """Reads ``captions.jsonl`` or ``captions.csv`` and says, row by row, what is wrong with it. Free of torch.
 
 JSONL: one object per line. CSV: a header row, commas. Both have ``video`` (a path inside the dataset folder),
-``prompt`` and ``response``; further fields are ignored.
+``prompt`` and ``response``; further fields are ignored, unless one of these three is missing.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from schemas.objects import RelativePath
 FIELDS = ("video", "prompt", "response")
 NAMES = ("captions.jsonl", "captions.csv")
 LONGEST_TEXT = 100_000
+MOST_NAMED = 10
+"""Rows or fields that one message lists."""
 _PATH: TypeAdapter[str] = TypeAdapter(RelativePath)
 
 
@@ -68,6 +71,30 @@ def read_captions(folder: Path) -> Captions:
     if not examples and not problems:
         raise CaptionsError(f"{name} has no rows; write one per clip", code="no_examples")
     return Captions(name, tuple(examples), tuple(problems))
+
+
+def repeated_rows(captions: Captions) -> tuple[Problem, ...]:
+    """A warning for every example that is there several times, word for word."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for example in captions.examples:
+        rows.setdefault((example.clip, example.prompt, example.response), []).append(example.row)
+    return tuple(
+        Problem(
+            code="duplicate_row",
+            where=f"{captions.file}:{again[0]}",
+            message=f"{_rows(again)} the same video, prompt and response as row {first}, which therefore"
+            f" count {1 + len(again)} times; keep one of them",
+        )
+        for first, *again in rows.values()
+        if again
+    )
+
+
+def _rows(rows: Sequence[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]} has"
+    named = ", ".join(map(str, rows[:MOST_NAMED]))
+    return f"rows {named}{f' and {len(rows) - MOST_NAMED} more' if len(rows) > MOST_NAMED else ''} have"
 
 
 def _text(file: Path) -> str:
@@ -131,6 +158,13 @@ def _example(folder: Path, row: int, content: Any) -> Example:
 
 def _value(content: Mapping[str, Any], field: str) -> str:
     value = content.get(field)
+    if field not in content and (unknown := [str(name) for name in content if name not in FIELDS]):
+        likely = get_close_matches(field, unknown, n=1) or unknown[:MOST_NAMED]
+        raise _BadRow(
+            "bad_caption_row",
+            f"{field} is missing, and the row has the unknown field {', '.join(map(repr, likely))[:200]};"
+            f" rename it if that is the {field}, or add {field}",
+        )
     if value is None:
         raise _BadRow("bad_caption_row", f"{field} is missing; add it")
     if not isinstance(value, str):

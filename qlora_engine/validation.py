@@ -17,7 +17,7 @@ from typing import Any
 
 import rfc8785
 
-from qlora_engine.captions import Captions, read_captions
+from qlora_engine.captions import Captions, read_captions, repeated_rows
 from qlora_engine.clip_judge import FINDING, Judge, Unusable, Usable
 from qlora_engine.errors import CaptionsError
 from qlora_engine.updates import DatasetVerdict, Preparing, Update
@@ -54,9 +54,8 @@ def validate_dataset(spec: DatasetValidationSpec, emit: Callable[[Update], None]
     output = Path(spec.output_folder)
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_FILE).write_bytes(canonical(manifest))
-    return DatasetVerdict(
-        facts=_facts(manifest, _unused(folder, captions, paths)), manifest_file=str(output / MANIFEST_FILE)
-    )
+    warnings = (*_first(repeated_rows(captions), captions.file), *_unused(folder, captions, paths))
+    return DatasetVerdict(facts=_facts(manifest, warnings), manifest_file=str(output / MANIFEST_FILE))
 
 
 def canonical(manifest: Manifest) -> bytes:
@@ -170,6 +169,13 @@ def _refused(problems: Sequence[Problem]) -> DatasetVerdict:
         )
         kept = (*kept[:-1], more)
     return DatasetVerdict(facts=None, manifest_file=None, problems=kept)
+
+
+def _first(repeated: tuple[Problem, ...], file: str) -> tuple[Problem, ...]:
+    if len(repeated) <= MOST_WARNINGS:
+        return repeated
+    rest = f"{len(repeated) - MOST_WARNINGS} further rows are there several times, too"
+    return (*repeated[:MOST_WARNINGS], Problem(code="duplicate_row", where=file, message=rest))
 
 
 def _unused(folder: Path, captions: Captions, used: Sequence[str]) -> tuple[Problem, ...]:

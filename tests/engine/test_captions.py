@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_engine.captions import read_captions
+from qlora_engine.captions import read_captions, repeated_rows
 from qlora_engine.errors import CaptionsError
 from schemas.datasets import Example
 
@@ -56,6 +56,12 @@ def test_csv_with_quotes_line_breaks_and_a_byte_order_mark(folder: Path) -> None
         ('{"video": ', "bad_caption_row", "does not parse"),
         ("[1]", "bad_caption_row", "not an object"),
         ({"video": "clips/a.mp4", "prompt": "x"}, "bad_caption_row", "response is missing"),
+        (row() | {"response": None}, "bad_caption_row", "response is missing; add it"),
+        (
+            {"video": "clips/a.mp4", "note": 1, "promt": "x", "response": "y"},
+            "bad_caption_row",
+            "prompt is missing, and the row has the unknown field 'promt'",
+        ),
         (row(prompt=7), "bad_caption_row", "prompt is 7, not text"),
         (row(response="  "), "bad_caption_row", "response is empty"),
         (row(response="\ud800"), "bad_caption_row", "surrogate"),
@@ -74,6 +80,19 @@ def test_a_bad_row_is_named_and_the_others_are_kept(bad: object, code: str, says
     (problem,) = captions.problems
     assert (problem.code, problem.where) == (code, "captions.jsonl:2")
     assert says in problem.message
+
+
+def test_repeated_rows_are_named_by_their_numbers(folder: Path) -> None:
+    jsonl(folder, row(), row("clips/b.mp4"), row("./clips/a.mp4"), row(response="it sits"), row())
+    (warning,) = repeated_rows(read_captions(folder))
+    assert (warning.code, warning.where) == ("duplicate_row", "captions.jsonl:3")
+    assert "rows 3, 5 have the same video, prompt and response as row 1" in warning.message
+    assert "count 3 times" in warning.message
+
+
+def test_rows_that_differ_are_not_repeated(folder: Path) -> None:
+    jsonl(folder, row(), row("clips/b.mp4"), row(prompt="Why?"), row(response="it sits"))
+    assert repeated_rows(read_captions(folder)) == ()
 
 
 def test_files_that_cannot_be_read_as_a_whole(folder: Path) -> None:

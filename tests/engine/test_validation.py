@@ -10,7 +10,7 @@ import psutil
 import rfc8785
 
 from qlora_engine.updates import DatasetVerdict
-from qlora_engine.validation import MOST_PROBLEMS, _JudgeProcess, validate_dataset
+from qlora_engine.validation import MOST_PROBLEMS, MOST_WARNINGS, _JudgeProcess, validate_dataset
 from schemas.datasets import Manifest
 from schemas.training import DatasetValidationSpec
 from tests.engine.conftest import Recorded
@@ -43,7 +43,10 @@ def test_a_good_dataset(tmp_path: Path, recorded: Recorded) -> None:
     assert verdict.facts is not None
     facts = verdict.facts
     assert (facts.clips, facts.examples, facts.frames, facts.smallest_clip_frames) == (2, 3, 32, 12)
-    assert [(warning.code, warning.where) for warning in facts.warnings] == [("unused_file", "notes.txt")]
+    assert [(warning.code, warning.where) for warning in facts.warnings] == [
+        ("duplicate_row", "captions.jsonl:3"),
+        ("unused_file", "notes.txt"),
+    ]
     assert verdict.manifest_file is not None
     content = Path(verdict.manifest_file).read_bytes()
     manifest = Manifest.model_validate_json(content)
@@ -51,6 +54,20 @@ def test_a_good_dataset(tmp_path: Path, recorded: Recorded) -> None:
     assert [example.clip for example in manifest.examples] == ["b.webm", "a.mp4", "b.webm"]
     assert rfc8785.dumps(manifest.model_dump(mode="json")) == content
     assert [(update.done, update.total) for update in recorded.of("preparing")] == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_warnings_of_repeated_rows_are_bounded(tmp_path: Path, recorded: Recorded) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    write_video(folder / "a.mp4", frames=12)
+    rows = [f'{{"video": "a.mp4", "prompt": "?", "response": "bars {number}"}}\n' for number in range(30)]
+    (folder / "captions.jsonl").write_text("".join(rows * 2), "utf-8")
+
+    facts = judged(folder, recorded).facts
+
+    assert facts is not None
+    assert len(facts.warnings) == MOST_WARNINGS + 1
+    assert facts.warnings[-1].message.startswith("10 further rows")
 
 
 def test_every_problem_is_listed_at_once(tmp_path: Path, recorded: Recorded) -> None:
