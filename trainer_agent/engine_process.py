@@ -8,6 +8,7 @@ slow upload or broker never stalls a training.
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -18,7 +19,7 @@ from typing import Literal, Self
 import structlog
 from pydantic import ValidationError
 
-from qlora_engine.updates import UPDATE, Start, Stop, Update
+from qlora_engine.updates import UPDATE, EngineFailed, Start, Stop, Update
 from schemas.training import EngineSpec
 from trainer_agent.errors import EngineDied
 from trainer_agent.waiting import end
@@ -28,12 +29,15 @@ log = structlog.get_logger()
 _READ_BYTES = 256 * 1024
 _SILENCE_SECONDS = 600.0
 _LAST_WORDS_BYTES = 2000
-_SECRET_PREFIXES = ("KINORA_", "AWS_", "NATS_", "RCLONE_", "PG")
+_SECRET = re.compile(
+    r"^(KINORA|AWS|NATS|RCLONE)_|^PG|(PASSWORD|PASSWD|SECRET|CREDENTIALS?|TOKEN|API_?KEY|PRIVATE_KEY)$",
+    re.IGNORECASE,
+)
 
 
 def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` without what the engine has no business with: it reads files that strangers made."""
-    return {name: value for name, value in environment.items() if not name.startswith(_SECRET_PREFIXES)}
+    return {name: value for name, value in environment.items() if not _SECRET.search(name)}
 
 
 class EngineProcess:
@@ -179,9 +183,13 @@ class EngineProcess:
         try:
             self._updates.put_nowait(UPDATE.validate_json(line))
         except ValidationError as error:
-            log.warning(
-                "engine_update_unreadable", line=line[:200].decode(errors="replace"), error=str(error)
+            # Going on without it would train towards reports that nobody can place.
+            log.error("engine_update_unreadable", line=line[:200].decode(errors="replace"), error=str(error))
+            message = (
+                f"the engine sent an update that this agent cannot read ({line[:80].decode(errors='replace')}…);"
+                " agent and engine must be of the same version"
             )
+            self._updates.put_nowait(EngineFailed(code="engine_misbehaved", message=message, retryable=False))
 
 
 def describe_exit(code: int) -> str:
