@@ -184,9 +184,11 @@ class EngineProcess:
             self._updates.put_nowait(UPDATE.validate_json(line))
         except ValidationError as error:
             # Going on without it would train towards reports that nobody can place.
-            log.error("engine_update_unreadable", line=line[:200].decode(errors="replace"), error=str(error))
+            log.warning(
+                "engine_update_unreadable", line=line[:200].decode(errors="replace"), error=str(error)
+            )
             message = (
-                f"the engine sent an update that this agent cannot read ({line[:80].decode(errors='replace')}…);"
+                f"the engine sent an update that this agent cannot read ({line[:60].decode(errors='replace')}…);"
                 " agent and engine must be of the same version"
             )
             self._updates.put_nowait(EngineFailed(code="engine_misbehaved", message=message, retryable=False))

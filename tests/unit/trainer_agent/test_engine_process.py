@@ -32,7 +32,7 @@ def test_an_exit_is_named_for_people() -> None:
     assert describe_exit(-11) == "was killed by SIGSEGV"
 
 
-async def test_an_update_that_nobody_can_read_ends_the_attempt_instead_of_being_dropped(
+async def test_an_update_that_nobody_can_read_ends_the_attempt(
     tmp_path: Path,
 ) -> None:
     engine = EngineProcess(folder=tmp_path, log_file=tmp_path / "log")
