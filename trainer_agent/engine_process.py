@@ -188,7 +188,7 @@ class EngineProcess:
                 "engine_update_unreadable", line=line[:200].decode(errors="replace"), error=str(error)
             )
             message = (
-                f"the engine sent an update that this agent cannot read ({line[:60].decode(errors='replace')}…);"
+                f"the engine sent an update that cannot be read here ({line[:60].decode(errors='replace')}…);"
                 " agent and engine must be of the same version"
             )
             self._updates.put_nowait(EngineFailed(code="engine_misbehaved", message=message, retryable=False))
