@@ -23,7 +23,7 @@ from kinora.cli.output import (
     print_table,
     talk,
 )
-from kinora.client import Client, at
+from kinora.client import Client, Json, at
 from kinora.feed import follow
 from kinora.watch import JobProgress, duration, percent, picture
 from schemas.errors import FieldError, KinoraError
@@ -117,7 +117,7 @@ def submit(
             talk.print(f"[bold]{escape(job['name'])}[/] is {job['status']}", highlight=False)
             print(job["id"])
         if watch:
-            _leave(_watch_live(client, job["id"]))
+            _leave(_watch_live(client, job))
 
 
 @app.command()
@@ -182,12 +182,12 @@ def show(job_id: str, as_json: AsJson = False) -> None:
         talk.print(f"{job['error']['code']}: {job['error']['message']}", style="bold red", markup=False)
 
 
-def _watch_live(client: Client, job_id: str) -> JobProgress:
+def _watch_live(client: Client, job: Json) -> JobProgress:
     """Draw the job until it ends; a lost connection is made again by position."""
-    title = f"{client.get(f'/jobs/{job_id}')['name']}  {job_id}"
+    title = f"{job['name']}  {job['id']}"
     progress = JobProgress()
     with Live(picture(progress, title), console=talk, refresh_per_second=8, transient=False) as live:
-        frames = follow(client, start="earliest", event_filter={"job_id": job_id, "telemetry": True})
+        frames = follow(client, start="earliest", event_filter={"job_id": job["id"], "telemetry": True})
         for frame in frames:
             progress = progress.after_frame(frame)
             live.update(picture(progress, title))
@@ -210,7 +210,7 @@ def watch(
     """Follow a job until it ends; survives disconnects."""
     with connect() as client:
         if not ndjson:
-            _leave(_watch_live(client, job_id))
+            _leave(_watch_live(client, client.get(at("jobs", job_id))))
             return
         client.get(at("jobs", job_id))  # An unknown id is an error now instead of silence for ever.
         progress = JobProgress()

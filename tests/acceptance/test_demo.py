@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ from tests.service import KINORA, read_report
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_the_demo_trains_for_real_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_the_demo_trains_for_real_is_reproducible_and_leaves_nothing_running(tmp_path: Path) -> None:
     output = tmp_path / "demo-output"
     environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "160"}
     done = subprocess.run(
@@ -40,5 +41,15 @@ def test_the_demo_trains_for_real_and_leaves_nothing_running(tmp_path: Path) -> 
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert report["job_id"] in done.stdout
     assert "Audit trail" in done.stdout
+    script = Path(__file__).parents[2] / "docs" / "examples" / "reproduce_answers.py"
+    folders = (output / "base-model", output / "adapter", output / "sample-clips")
+    reproduced = subprocess.run(
+        [sys.executable, str(script), *map(str, folders)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert reproduced.returncode == 0, reproduced.stdout + reproduced.stderr
     left = [p for p in psutil.process_iter(["cmdline"]) if str(output) in " ".join(p.info["cmdline"] or ())]
     assert left == []
