@@ -134,6 +134,11 @@ class CheckpointUploads:
         while self._waiting.qsize() > MOST_CHECKPOINTS_WAITING:
             step, folder = self._waiting.get_nowait()
             log.info("checkpoint_superseded", step=step)
+            await self._note(
+                Line(
+                    "info", "checkpoint_superseded", f"Checkpoint of step {step} not stored: newer ones wait"
+                )
+            )
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             self._waiting.task_done()
 

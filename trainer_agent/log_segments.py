@@ -82,7 +82,6 @@ class LogSegments:
         self._lines: list[bytes] = []
         self._bytes = 0
         self._segment = 0
-        self._reading = asyncio.Lock()
         self._storing = asyncio.Lock()
         self._began = asyncio.get_running_loop().time()
         self._stored_at = self._began

@@ -46,7 +46,7 @@ class Reporter:
                 occurred_at=datetime.now(UTC),
                 body=body,
             )
-            if (size := len(report.model_dump_json())) > LARGEST_REPORT_BYTES:
+            if (size := len(report.model_dump_json().encode())) > LARGEST_REPORT_BYTES:
                 raise ReportTooLarge(
                     f"a {body.kind} report of {size} bytes is over {LARGEST_REPORT_BYTES}; store an object"
                 )

@@ -48,7 +48,8 @@ async def test_a_restart_of_nats_loses_nothing_and_keeps_the_order(
         await asyncio.wait_for(reporter.drained(), 60)
     await peer.until(lambda: len(peer.bodies()) == number + 1)
     assert number > 20
-    assert [report.sequence for report in peer.reports] == list(range(1, number + 2))
+    # An acknowledgement of the peer's may be lost with the server, and then a report comes to it again.
+    assert list(dict.fromkeys(report.sequence for report in peer.reports)) == list(range(1, number + 2))
     assert [body.message for body in peer.bodies() if isinstance(body, Warned)] == [
         str(one) for one in range(number + 1)
     ]

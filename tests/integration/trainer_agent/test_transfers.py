@@ -1,16 +1,25 @@
 """Inputs come in verified, outputs go out whole, over the real S3."""
 
+import asyncio
 import hashlib
 from pathlib import Path
 
 import pytest
 
+from schemas.ids import Prefix, new_id
 from schemas.objects import FileEntry, content_key
+from schemas.work import LogStored, Warned
 from tests.integration.trainer_agent.conftest import Parts
 from tests.integration.trainer_agent.peer import Peer
-from trainer_agent.artifacts import Artifacts
-from trainer_agent.errors import InputUnreadable
+from trainer_agent.artifacts import MOST_CHECKPOINTS_WAITING, Artifacts, CheckpointUploads
+from trainer_agent.errors import InputUnreadable, ReportTooLarge
+from trainer_agent.log_segments import LogSegments
+from trainer_agent.presign import Presigner
+from trainer_agent.reporter import reporting
+from trainer_agent.settings import AgentSettings
+from trainer_agent.spool import Spool
 from trainer_agent.staging import Staging
+from trainer_agent.story import Line
 
 
 def staging_of(parts: Parts, peer: Peer) -> Staging:
@@ -93,3 +102,55 @@ async def test_the_store_itself_refuses_what_was_garbled_on_the_way(peer: Peer, 
     response = await parts.http.put(url, content=b"something", headers={"Content-MD5": wrong})
     assert response.status_code == 400
     assert await peer.store.head("garbled") is None
+
+
+async def test_while_the_store_is_away_only_the_newest_checkpoints_are_kept(
+    parts: Parts, settings: AgentSettings, tmp_path: Path
+) -> None:
+    nobody = settings.model_copy(update={"agent_id": new_id(Prefix.AGENT)})  # gets no URLs
+    artifacts = Artifacts(parts.http, Presigner(parts.connection, nobody, parts.held))
+    spool = Spool(tmp_path / "spool")
+    kept = tmp_path / "kept"
+    noted: list[Line] = []
+
+    async def note(line: Line) -> None:
+        noted.append(line)
+
+    async with (
+        reporting(parts.connection, settings, parts.held, spool) as reporter,
+        CheckpointUploads(artifacts, reporter, kept, note) as uploads,
+    ):
+        for step in range(1, 21):
+            folder = tmp_path / f"checkpoint-{step}"
+            folder.mkdir()
+            (folder / "weights").write_bytes(b"w")
+            await uploads.add(step, folder)
+        held = sorted(int(folder.name.split("-")[1]) for folder in kept.iterdir())
+    assert held[-MOST_CHECKPOINTS_WAITING:] == list(range(21 - MOST_CHECKPOINTS_WAITING, 21))
+    assert len(held) <= MOST_CHECKPOINTS_WAITING + 1  # one is being stored
+    assert [line.code for line in noted] == ["checkpoint_superseded"] * (20 - len(held))
+
+
+async def test_a_report_is_measured_in_bytes(parts: Parts, settings: AgentSettings, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    async with reporting(parts.connection, settings, parts.held, spool) as reporter:
+        with pytest.raises(ReportTooLarge):
+            await reporter.report(Warned(code="long", message="狐" * 100_000))
+    assert spool.last_sequence == 0
+
+
+async def test_printed_lines_are_stored_once_when_the_end_meets_the_poll(
+    peer: Peer, parts: Parts, settings: AgentSettings, tmp_path: Path
+) -> None:
+    printed = tmp_path / "engine.log"
+    printed.write_text("".join(f"line {number}\n" for number in range(1000)))
+
+    async def live(_: tuple[str, ...]) -> None:
+        await asyncio.sleep(0)
+
+    async with reporting(parts.connection, settings, parts.held, Spool(tmp_path / "spool")) as reporter:
+        segments = LogSegments(Artifacts(parts.http, parts.presigner), reporter, tmp_path, printed, live)
+        await asyncio.gather(*(segments._take_printed() for _ in range(8)))
+        await segments.finish()
+        stored = await peer.reported(LogStored)
+    assert stored.lines == 1000
