@@ -136,8 +136,6 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     collator = Collator(base.prompts, frames, base.context_tokens)
     answer_tokens = check_captions(manifest, collator, hyperparameters.frames, emit)
     evaluated = sampled(examples.held_out, hyperparameters.seed)
-    for caution in cautions(examples, evaluated, answer_tokens, hyperparameters):
-        emit(caution)
     base_sha256 = folder_sha256(base.folder)
     injected = inject(base, hyperparameters)
     exporter = Exporter(base, injected, hyperparameters, base_sha256)
@@ -170,6 +168,8 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
             device=device_name(device),
         )
     )
+    for caution in cautions(examples, evaluated, answer_tokens, hyperparameters):
+        emit(caution)
     loop = Loop(
         runner=runner,
         injected=injected,
