@@ -132,6 +132,7 @@ class Client:
         self._patience_seconds = patience_seconds
         self._token: str | None = None
         self._token_ends = 0.0
+        self._position: int | None = None
         self._session_file = session_file
         self._recall()
 
@@ -165,8 +166,9 @@ class Client:
         return self._token
 
     def get(self, path: str, **params: Any) -> Json:
-        """GET a resource under /api/v1."""
-        return self._authorized("GET", path, params={k: v for k, v in params.items() if v is not None})
+        """GET a resource under /api/v1, as it is after every command that this client has sent."""
+        given = {"min_position": self._position} | params
+        return self._authorized("GET", path, params={k: v for k, v in given.items() if v is not None})
 
     def post(self, path: str, body: Message | Json | None = None, *, key: str | None = None) -> Json:
         """POST a command; the same `key` makes a repeat harmless."""
@@ -235,6 +237,8 @@ class Client:
                         f"{self.credentials.url} does not answer ({error}); start it with `kinora up`"
                     ) from error
             else:
+                if position := response.headers.get("X-Event-Position"):
+                    self._position = max(self._position or 0, int(position))
                 if response.is_success:
                     return dict(response.json()) if response.content else {}
                 problem = _problem(response)

@@ -2,8 +2,8 @@
 
     python reproduce_answers.py BASE_FOLDER ADAPTER_FOLDER CLIPS_FOLDER
 
-Prints one line per held-out clip and ends with how many answers are word for word the recorded ones. It covers constant-rate,
-unrotated clips and checkpoints whose chat template takes images, such as the demo's.
+Prints one line per held-out clip and ends with how many answers are word for word the recorded ones. Covers
+constant-rate, unrotated clips and checkpoints whose chat template takes images, such as the demo's.
 """
 
 import json
