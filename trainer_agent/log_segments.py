@@ -7,6 +7,7 @@ week of training makes about a thousand of them; or when enough has gathered.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -89,8 +90,7 @@ class LogSegments:
     async def add(self, line: Line) -> None:
         """Take a line, behind whatever was printed before it."""
         await self._take_printed()
-        self._keep(line)
-        await self._live((_plain(line),))
+        await self._live((self._keep(line),))
 
     async def run(self) -> None:
         """Look for printed lines and store segments as they become due, for ever."""
@@ -124,16 +124,16 @@ class LogSegments:
     async def _take_printed(self) -> bool:
         async with self._tailing:  # a tail has one place in its file
             texts = await asyncio.to_thread(self._tail.read, _SEGMENT_BYTES)
-            lines = [self._levels.line(text) for text in texts]
-            for line in lines:
-                self._keep(line)
-        if lines:
-            await self._live(tuple(_plain(line) for line in lines[-_LINES_LIVE:]))
-        return bool(lines)
+            shown = [self._keep(self._levels.line(text)) for text in texts]
+        if shown:
+            await self._live(tuple(shown[-_LINES_LIVE:]))
+        return bool(shown)
 
-    def _keep(self, line: Line) -> None:
+    def _keep(self, line: Line) -> str:
+        """Returns the line as a terminal shows it."""
+        now = datetime.now(UTC)
         entry = {
-            "time": line.time.isoformat(),
+            "time": now.isoformat(),
             "source": line.source,
             "level": line.level,
             "code": line.code,
@@ -142,6 +142,7 @@ class LogSegments:
         content = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         self._lines.append(content)
         self._bytes += len(content)
+        return f"{now:%Y-%m-%dT%H:%M:%S} {line.level:<7} {line.message}"[:_LINE_BYTES]
 
     async def _store(self) -> None:
         async with self._storing:
@@ -162,11 +163,6 @@ class LogSegments:
             await self._reporter.report(
                 LogStored(segment=self._segment, content="log", lines=len(lines), object=stored)
             )
-
-
-def _plain(line: Line) -> str:
-    """A line as a terminal shows it."""
-    return f"{line.time:%Y-%m-%dT%H:%M:%S} {line.level:<7} {line.message}"[:_LINE_BYTES]
 
 
 def _count_lines(file: Path) -> int:

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Literal
 
 from qlora_engine.updates import (
@@ -32,7 +31,6 @@ class Line:
     code: str
     message: str
     source: Source = "agent"
-    time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 Note = Callable[[Line], Awaitable[None]]

@@ -42,6 +42,16 @@ def numbered(reports: list[Report], held: HeldItem) -> list[int]:
     return sorted({report.sequence for report in reports if report.item_id == held.item_id})
 
 
+async def logged(peer: Peer) -> list[dict[str, str]]:
+    """Every stored line of the log, in order."""
+    segments = [body for body in peer.bodies() if isinstance(body, LogStored) and body.content == "log"]
+    assert [body.segment for body in segments] == list(range(1, len(segments) + 1))
+    texts = [(await peer.store.get_bytes(body.object.key)).decode() for body in segments]
+    lines = [json.loads(line) for text in texts for line in text.splitlines()]
+    assert len(lines) == sum(body.lines for body in segments)
+    return lines
+
+
 async def engine_of(pid: int) -> psutil.Process:
     """Wait for the engine that `pid` starts."""
     async with asyncio.timeout(30):
@@ -79,6 +89,19 @@ async def test_a_training_from_offer_to_adapter(
         assert await peer.store.hash(one.key) == (one.sha256, one.size_bytes)
     series = [body for body in peer.bodies() if isinstance(body, LogStored) and body.content == "series"]
     assert [body.lines for body in series] == [10]
+    lines = await logged(peer)
+    codes = [line["code"] for line in lines]
+    assert codes[:4] == ["staging", "loading_data", "loading_model", "model_loaded"]
+    assert codes.index("data_split") < codes.index("evaluated") < codes.index("step")
+    assert codes.index("saving") < codes.index("training_finished")
+    assert codes[-1] == "adapter_stored"
+    assert codes.count("evaluated") == 2
+    assert codes.count("checkpoint_written") == codes.count("checkpoint_stored") == len(stored)
+    assert codes.count("step") == sum(isinstance(body, Progressed) for body in peer.bodies())
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    assert {line["source"] for line in lines} <= {"agent", "engine"}, "libraries printed something"
+    live = {text for told in peer.telemetry for text in told.log}
+    assert {f"{line['time'][:19]} {line['level']:<7} {line['message']}" for line in lines} == live
     assert {point.step for line in peer.telemetry for point in line.points} == set(range(1, 11))
     assert await peer.queued() == 0
     held = [beat.held for beat in peer.heartbeats]
@@ -98,6 +121,7 @@ async def test_a_stopped_training_goes_on_from_its_checkpoint_and_is_given_back_
     stopped = await peer.reported(Stopped, 60)
     assert stopped.step > 0
     assert peer.kinds()[-2:] == ["adapter_uploaded", "stopped"]
+    assert [line["code"] for line in await logged(peer)][-2:] == ["adapter_stored", "stopped"]
     uploaded = await peer.reported(AdapterUploaded)
     assert uploaded.partial
     assert uploaded.facts.steps == stopped.step
@@ -158,6 +182,9 @@ async def test_a_killed_engine_is_a_failure_that_may_be_tried_again(
     assert failed.code == "engine_died"
     assert failed.retryable
     assert "SIGKILL" in failed.message
+    last = (await logged(peer))[-1]
+    assert (last["level"], last["code"]) == ("error", "engine_died")
+    assert "SIGKILL" in last["message"]
     assert peer.kinds()[-1] == "failed"
 
 
