@@ -100,3 +100,12 @@ def test_total_steps() -> None:
     assert total_steps(Hyperparameters(max_steps=7), 1000) == 7
     assert total_steps(Hyperparameters(epochs=2.5, batch_size=8), 100) == 32
     assert total_steps(Hyperparameters(epochs=0.01, batch_size=8), 10) == 1
+    assert total_steps(Hyperparameters(epochs=0.1, batch_size=1), 70) == 7
+
+
+@pytest.mark.parametrize("epochs", [0.1, 0.7, 1.0, 2.5, 3.0])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_epochs_are_taken_whole_and_exceeded_by_less_than_a_batch(epochs: float, size: int) -> None:
+    for examples in range(size * 10, 200):
+        taken = total_steps(Hyperparameters(epochs=epochs, batch_size=size), examples) * size
+        assert -1e-6 <= taken - epochs * examples < size - 1e-6
