@@ -5,11 +5,15 @@ Run: ``python -m qlora_engine.shapes FOLDER [--clips 240] [--seed 0]``
 
 import argparse
 import json
+import os
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 import av
 import numpy as np
@@ -130,6 +134,25 @@ def make_sample_dataset(
     return folder
 
 
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """For commands that fill a new folder: anything in the way is one line for people and exit code 2."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if next(folder.iterdir(), None) is not None:
+            _refuse(f"{folder} is not empty; name a folder that is empty or does not exist")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            _refuse(f"{folder} is not writable; name another folder")
+        yield
+    except OSError as error:
+        _refuse(f"cannot write to {folder}: {error.strerror or error}; name another folder")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - this is the command's output
+    raise SystemExit(2)
+
+
 def print_progress(what: str, done: int, total: int) -> None:
     """A line at every tenth, for people at a terminal."""
     if done == total or done % max(1, total // 10) == 0:
@@ -142,7 +165,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    make_sample_dataset(arguments.folder, arguments.clips, arguments.seed, print_progress)
+    with writing_to(arguments.folder):
+        make_sample_dataset(arguments.folder, arguments.clips, arguments.seed, print_progress)
 
 
 if __name__ == "__main__":

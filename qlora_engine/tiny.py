@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     disable_progress_bar()
-    make_tiny_model(arguments.folder, shapes.print_progress, arguments.seed)
+    with shapes.writing_to(arguments.folder):
+        make_tiny_model(arguments.folder, shapes.print_progress, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The tiny model is an ordinary checkpoint, made the same way each time; the caller's state is left alone."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -34,3 +37,21 @@ def test_every_direction_is_equally_frequent(tmp_path: Path) -> None:
         3,
         3,
     ]
+
+
+@pytest.mark.parametrize("module", ["qlora_engine.tiny", "qlora_engine.shapes"])
+def test_a_folder_that_cannot_be_filled_is_one_line(module: str, tmp_path: Path) -> None:
+    def refusal(folder: Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", module, str(folder)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        return line
+
+    (tmp_path / "kept").write_text("mine", "utf-8")
+    assert refusal(tmp_path).endswith("is not empty; name a folder that is empty or does not exist")
+    if module == "qlora_engine.shapes":  # the other takes long to start and shares the rule
+        assert "Not a directory" in refusal(tmp_path / "kept" / "below")
+        assert "File exists" in refusal(tmp_path / "kept")
+    assert (tmp_path / "kept").read_text("utf-8") == "mine"
