@@ -121,7 +121,7 @@ class DatasetValidationSpec(Message):
     output_folder: str
     """Where `manifest.json` (`schemas.datasets.Manifest`) is written."""
     seconds_per_file: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """A clip that takes longer to decode is refused."""
+    """A clip that takes longer to decode is refused; large files get a second more for each MiB."""
 
 
 class ModelValidationSpec(Message):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 import rfc8785
 
 from qlora_engine.updates import DatasetVerdict
@@ -115,6 +116,13 @@ def test_a_decoder_that_hangs_is_killed_at_the_deadline(tmp_path: Path) -> None:
         assert process.judge(file, "good.mp4").kind == "usable"
     finally:
         process.close()
+
+
+def test_a_long_recording_may_take_longer_than_a_short_clip() -> None:
+    process = _JudgeProcess(60)
+    assert process.seconds_allowed(20_000) == pytest.approx(60, abs=0.1)
+    # Ten minutes of 1080p, which one core decodes in about two and a half, have 200 MB at least.
+    assert process.seconds_allowed(200 * 10**6) > 240
 
 
 def test_a_decoder_that_dies_is_replaced(tmp_path: Path) -> None:
