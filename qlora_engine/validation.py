@@ -120,7 +120,8 @@ class _JudgeProcess:
             self.close()
             return Unusable(
                 code="clip_too_slow",
-                message=f"{file.name} takes longer than {allowed:.3g} s to decode; shorten it or scale it down",
+                message=f"{file.name} takes longer than {allowed:.3g} s to decode;"
+                " shorten it or scale it down",
             )
         if not line:
             self.close()
