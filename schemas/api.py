@@ -2,22 +2,40 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from schemas.base import Message
 from schemas.events.job import Priority, StopMode
 from schemas.ids import DatasetId, ModelId
 from schemas.objects import FileEntry
 from schemas.subjects import DEFAULT_POOL
+from schemas.text import Line, LongText, Name, OptionalName, Reason, ShortName
 from schemas.training import Hyperparameters
+
+_FEWEST_CHARACTERS = 4
 
 
 class SignupBody(Message):
     """POST /auth/signup"""
 
     username: str = Field(min_length=3, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    email: str = Field(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")
-    password: str = Field(min_length=10, max_length=1024)
+    email: str = Field(min_length=3, max_length=254, pattern=r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$")
+    password: str = Field(
+        min_length=10,
+        max_length=1024,
+        description="With at least four different characters, and neither the user name nor the address.",
+    )
+
+    @field_validator("password")
+    @classmethod
+    def _hard_to_guess(cls, password: str, info: ValidationInfo) -> str:
+        # The message must not hold the password.
+        if len(set(password)) < _FEWEST_CHARACTERS:
+            raise ValueError(f"password must have at least {_FEWEST_CHARACTERS} different characters")
+        for field in ("username", "email"):
+            if password.strip().casefold() == info.data.get(field, "").casefold():
+                raise ValueError(f"password must not be the {field}; choose another")
+        return password
 
 
 class LoginBody(Message):
@@ -36,8 +54,8 @@ class RefreshBody(Message):
 class RegisterBody(Message):
     """POST /datasets and POST /models"""
 
-    name: str = Field(min_length=1, max_length=200)
-    description: str = Field("", max_length=4000)
+    name: Name
+    description: LongText = ""
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=100_000)
 
 
@@ -45,20 +63,20 @@ class UploadPart(Message):
     """One part that the client has put."""
 
     number: int = Field(ge=1, le=10_000)
-    etag: str = Field(min_length=1, max_length=128)
+    etag: str = Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
 
 
 class UploadedFile(Message):
     """One file whose parts are all put, in ascending order."""
 
-    sha256: str
+    sha256: Line
     parts: tuple[UploadPart, ...] = Field(min_length=1)
 
 
 class CompleteUploadBody(Message):
     """POST /datasets/{id}/upload/complete and POST /models/{id}/upload/complete"""
 
-    upload_id: str
+    upload_id: Line
     files: tuple[UploadedFile, ...] = ()
     """Only the files that the session asked for; others are in the store already."""
 
@@ -66,26 +84,26 @@ class CompleteUploadBody(Message):
 class CreateJobBody(Message):
     """POST /jobs"""
 
-    name: str = Field("", max_length=200)
+    name: OptionalName = ""
     dataset_id: DatasetId
     model_id: ModelId
     hyperparameters: Hyperparameters = Hyperparameters()
     pool: str = Field(DEFAULT_POOL, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     priority: Priority = "normal"
-    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+    labels: dict[ShortName, Line] = Field(default_factory=dict, max_length=64)
 
 
 class StopJobBody(Message):
     """POST /jobs/{id}/stop"""
 
     mode: StopMode = "graceful"
-    reason: str = Field("", max_length=1000)
+    reason: Reason = ""
 
 
 class EnrollAgentBody(Message):
     """POST /agents/enroll"""
 
-    name: str = Field(min_length=1, max_length=100)
+    name: ShortName
     pool: str = Field(DEFAULT_POOL, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 

@@ -88,9 +88,9 @@ async def test_a_client_that_does_not_read_is_cut_off_and_can_resume(
         async with Visit(second) as visit:
             ada = await visit.come_in(accounts["ada"])
             inputs = await ready_inputs(visit, ada)
-            # Far more than the buffers of two sockets take: 16 subscriptions of 4 events of 180 KB each.
-            labels = {f"label-{number}": "x" * 3000 for number in range(60)}
-            for _ in range(4):
+            # Far more than the buffers of two sockets take: 16 subscriptions of 10 events of 70 KB each.
+            labels = {f"{number}{'😀' * 98}": "😀" * 200 for number in range(60)}
+            for _ in range(10):
                 last = (await request_job(ada, inputs, labels=labels))["last_position"]
             async with following(visit, ada) as follower:
                 transport = follower.socket.transport
