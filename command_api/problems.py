@@ -1,6 +1,6 @@
 """Every error leaves as RFC 9457 problem details: a stable code, a page that explains it, nothing leaked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 from command_api.auth.errors import AuthError
 from command_api.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from command_api.problem_catalogue import CATALOGUE
+from command_api.wrong_fields import malformed_id, wrong_fields
 from schemas.errors import FieldError, KinoraError
 
 PROBLEM_JSON = "application/problem+json"
+_NAMED_PLACES = 5
 _log = structlog.get_logger(__name__)
 
 
@@ -134,11 +136,15 @@ async def _kinora_error(request: Request, error: Exception) -> JSONResponse:
         _log.error("request.failed", code=error.code, path=request.url.path, exc_info=error)
     if status == 500:
         return await _unexpected(request, error)
+    detail = error.message
+    if any(field.message == detail for field in error.errors):
+        # One sentence, in one place: the field's own.
+        detail = f"the request is refused at {_places(error.errors)}; see `errors`"
     return problem_response(
         request,
         status=status,
         code=error.code,
-        detail=error.message,
+        detail=detail,
         retryable=error.retryable,
         errors=error.errors,
     )
@@ -147,32 +153,39 @@ async def _kinora_error(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for this class only)
     found = error.errors()
-    if any(item["loc"][0] == "path" for item in found):
-        # A malformed id names nothing; telling it from an unknown one helps only those who guess.
-        return problem_response(
-            request, status=404, code="not_found", detail="nothing is here; check the id in the address"
-        )
-    if any(item["type"] == "json_invalid" for item in found):
-        return problem_response(
-            request, status=400, code="malformed_json", detail="the body is not a JSON document"
-        )
-    fields = tuple(_field_error(item) for item in found)
-    named = ", ".join(dict.fromkeys(field.pointer or "the body" for field in fields))
+    in_address = next((item for item in found if item["loc"][0] == "path"), None)
+    if in_address is not None:
+        # A malformed id names nothing, as an unknown one: both are 404.
+        return problem_response(request, status=404, code="not_found", detail=malformed_id(in_address))
+    for item in found:
+        if item["type"] == "json_invalid":
+            detail = f"the body is not a JSON document: {item['ctx']['error']} at character {item['loc'][1]}"
+            return problem_response(request, status=400, code="malformed_json", detail=detail)
+    if isinstance(error.body, bytes):
+        # FastAPI decodes JSON only, and hands on every other body as it came.
+        given = request.headers.get("content-type")
+        sent = "has no Content-Type" if given is None else f"is {given[:100]!r}"
+        detail = f"the body {sent}; send it as application/json"
+        return problem_response(request, status=415, code="unsupported_media_type", detail=detail)
+    fields = wrong_fields(found, _body_type(request))
     return problem_response(
         request,
         status=422,
         code="invalid_request",
-        detail=f"the request does not fit its description at {named}; see `errors`",
+        detail=f"the request does not fit its description at {_places(fields)}; see `errors`",
         errors=fields,
     )
 
 
-def _field_error(item: dict[str, Any]) -> FieldError:
-    # `input` and `ctx` stay out: they would echo passwords.
-    where, *path = item["loc"]
-    steps = path if where == "body" else [where, *path]
-    pointer = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
-    return FieldError(pointer=pointer, code=item["type"], message=item["msg"])
+def _body_type(request: Request) -> Any:
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return None if field is None else field.field_info.annotation
+
+
+def _places(fields: Sequence[FieldError]) -> str:
+    named = list(dict.fromkeys(field.pointer or "the body" for field in fields))
+    more = len(named) - _NAMED_PLACES
+    return ", ".join(named[:_NAMED_PLACES]) + (f" and {more} more" if more > 0 else "")
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -182,7 +195,6 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
         400: "the body is not a JSON document",
         404: f"there is no {request.url.path}; GET /openapi.json lists what is",
         405: f"{request.method} is not possible here",
-        413: "the body is larger than this service takes",
     }.get(error.status_code, str(error.detail))
     return problem_response(
         request, status=error.status_code, code=code, detail=detail, headers=error.headers

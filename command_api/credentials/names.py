@@ -10,6 +10,7 @@ from psycopg import Cursor
 from psycopg.rows import DictRow
 
 from command_api.domain.errors import Conflict
+from schemas.errors import FieldError
 
 NameKind = Literal["username", "email"]
 
@@ -40,6 +41,9 @@ class UniqueNameRow:
         )
         if cursor.rowcount == 0:
             spelled = "user name" if self.kind == "username" else "e-mail address"
+            code, message = f"{self.kind}_taken", f"this {spelled} is taken; choose another, or log in"
             raise Conflict(
-                f"/{self.kind}: this {spelled} is taken; choose another, or log in", code=f"{self.kind}_taken"
+                message,
+                code=code,
+                errors=(FieldError(pointer=f"/{self.kind}", code=code, message=message),),
             )

@@ -48,7 +48,7 @@ class Me(BaseModel):
     operation_id="auth_signup",
     status_code=201,
     response_model=Tokens,
-    responses=problems(400, 409, 413, 422, 503),
+    responses=problems(400, 409, 413, 415, 422, 503),
     summary="Sign up; a personal organization with a workspace comes with it",
     openapi_extra={"x-emits": ["kinora.user.registered", "kinora.organization.created"]},
 )
@@ -67,7 +67,7 @@ async def signup(
     "/auth/login",
     operation_id="auth_login",
     response_model=Tokens,
-    responses=problems(400, 401, 413, 422, 503),
+    responses=problems(400, 401, 413, 415, 422, 503),
     summary="Log in with a user name or e-mail address; every login is a session of its own",
     openapi_extra={"x-emits": ["kinora.user.logged_in"]},
 )
@@ -86,7 +86,7 @@ async def login(
     "/auth/refresh",
     operation_id="auth_refresh",
     response_model=Tokens,
-    responses=problems(400, 401, 413, 422, 503),
+    responses=problems(400, 401, 413, 415, 422, 503),
     summary="Exchange a refresh token, which works once, for new tokens",
 )
 async def refresh(
@@ -104,7 +104,7 @@ async def refresh(
     "/auth/logout",
     operation_id="auth_logout",
     status_code=204,
-    responses=problems(400, 413, 422, 503),
+    responses=problems(400, 413, 415, 422, 503),
     summary="Void a session's refresh tokens; an unknown token changes nothing",
 )
 async def logout(

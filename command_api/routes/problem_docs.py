@@ -15,7 +15,8 @@ _TEXTS = {
     403: "The token does not allow this.",
     404: "No such thing, or none of your organization.",
     409: "The present state forbids the command; `code` names the rule.",
-    413: "The body is too large.",
+    413: "The body is too large; `detail` names the limit.",
+    415: "The body is not sent as application/json.",
     422: "The body does not fit its description, or the idempotency key belongs to another request.",
     429: "Too many requests.",
     503: "A part of the service is away; try again.",
@@ -44,5 +45,5 @@ def describe(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-QUERY = (400, 401, 404, 422, 503)
-COMMAND = (400, 401, 404, 409, 413, 422, 503)
+QUERY = (400, 401, 403, 404, 422, 503)
+COMMAND = (400, 401, 403, 404, 409, 413, 415, 422, 503)
