@@ -69,7 +69,13 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.state.public_url = settings.public_url.rstrip("/")
     problems.install(app)
     problem_docs.describe(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        larger={
+            ("POST", f"/api/v1/{kind}"): settings.max_declaration_bytes for kind in ("datasets", "models")
+        },
+    )
     app.add_middleware(RequestStory)
     api = APIRouter(prefix="/api/v1")
     for module in (

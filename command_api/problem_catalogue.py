@@ -28,7 +28,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     },
     403: {
         "forbidden": "Ask an owner of the organization for the right.",
-        "missing_scope": "Ask an owner of the organization for the scope that `detail` names.",
+        "missing_scope": "Ask an owner for the scope in `detail`; installation:admin is the operator's only.",
     },
     404: {
         "not_found": "Check the id, and the organization that you are in.",
@@ -71,7 +71,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "username_taken": "Log in, or choose another name.",
         "version_conflict": "Repeat the request: others were changing the same thing.",
     },
-    413: {"body_too_large": "Send less; files go through an upload session."},
+    413: {"body_too_large": "Send less than `detail` names; files go through an upload session."},
     415: {"unsupported_media_type": "Send application/json."},
     422: {
         "empty_dataset": "Declare at least one file that is not empty.",
@@ -89,6 +89,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "parts_refused": "Send the named file's parts anew, and name each of them once, in order.",
         "size_limit": "Declare at least one byte, and no more than `detail` allows.",
         "unknown_file": "Complete only files that the session asked for.",
+        "unknown_value": "Filter by the values that `errors` names.",
         "validation_failed": "Check the files and register them again.",
     },
     429: {"too_many_requests": "Wait for Retry-After seconds."},

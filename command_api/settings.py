@@ -29,7 +29,9 @@ class ApiSettings(Message):
     secrets: ControlSecrets
     access_token_seconds: int = Field(600, ge=30)
     refresh_token_seconds: int = Field(30 * 86400, ge=60)
-    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_body_bytes: int = Field(2**20, ge=1024)
+    max_declaration_bytes: int = Field(32 * 2**20, ge=1024)
+    """Of the body that registers a dataset or model: it names every file."""
     upload_part_bytes: int = Field(16 * 2**20, ge=5 * 2**20)
     max_upload_bytes: int = Field(2**40, ge=1)
     """Of one dataset or model."""

@@ -4,14 +4,24 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from command_api.routes.calling import needs
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.problem_docs import QUERY, problems
-from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
+from command_api.routes.reading import (
+    EVENT_TYPES,
+    CursorParameter,
+    Limit,
+    MinPosition,
+    Page,
+    ReadingOfRequest,
+    chosen,
+)
 from projections.sentences import Level
 from projections.views.activity import Activity, recent
 from schemas.ids import StreamId
 
-router = APIRouter(prefix="/activity", tags=["activity"], dependencies=[needs("events:read")])
+router = APIRouter(
+    prefix="/activity", tags=["activity"], dependencies=[needs("events:read")], route_class=ClosedRoute
+)
 
 
 @router.get(
@@ -30,6 +40,7 @@ async def list_activity(
     min_level: Level = "detail",
     min_position: MinPosition = None,
 ) -> dict[str, Any]:
+    wanted = chosen("types", types, EVENT_TYPES)
     await reading.fresh("activity", min_position)
     filters = [stream_id or "", types or "", min_level]
     place = reading.place(cursor, filters)
@@ -40,7 +51,7 @@ async def list_activity(
             limit=limit + 1,
             before=int(place[0]) if place else None,
             stream_id=stream_id,
-            types=split(types),
+            types=wanted,
             min_level=min_level,
         )
     following = [found[limit - 1].position] if len(found) > limit else None

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from command_api.domain.errors import NotFound
-from command_api.routes.calling import needs
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
-from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
+from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
 from command_api.routes.showing import show
 from projections.views import agents as view
 from projections.views.agents import AgentDocument, Agents, AgentView, HeldItem
@@ -16,7 +16,7 @@ from schemas.api import EnrollAgentBody
 from schemas.commands.agent import EnrollAgent
 from schemas.ids import AgentId, Prefix, new_id
 
-router = APIRouter(prefix="/agents", tags=["agents"])
+router = APIRouter(prefix="/agents", tags=["agents"], route_class=ClosedRoute)
 
 _AGENTS = Agents()
 
@@ -53,12 +53,13 @@ async def list_agents(
     status: Annotated[str | None, Query(max_length=200, description="online or offline.")] = None,
     min_position: MinPosition = None,
 ) -> dict[str, Any]:
+    statuses = chosen("status", status, ("online", "offline"))
     await reading.fresh("agents", min_position)
 
     async def rows(count: int, after: Any) -> list[AgentShown]:
         async with reading.parts.pool.connection() as connection:
             found = await view.page(
-                connection, reading.organization_id, limit=count, after=after, statuses=split(status)
+                connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
         return [_shown(agent) for agent in found]
 

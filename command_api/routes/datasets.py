@@ -1,25 +1,27 @@
 """Datasets: register, upload, list, show, delete."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query, Response
 
 from command_api.domain.dataset import Uploading
 from command_api.domain.errors import NotFound
 from command_api.routes import files
-from command_api.routes.calling import needs
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.files import Declaration, Kind
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
-from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
+from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
 from projections.views import datasets as view
 from projections.views.datasets import Datasets, DatasetView
-from schemas.api import CompleteUploadBody, RegisterBody, UploadSession
+from schemas.api import CompleteUploadBody, RegisterBody, Status, UploadSession
 from schemas.commands import Command
 from schemas.commands.dataset import CompleteDatasetUpload, DeleteDataset, RegisterDataset, StartDatasetUpload
 from schemas.ids import DatasetId, Prefix
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], dependencies=[needs("datasets:read")])
+router = APIRouter(
+    prefix="/datasets", tags=["datasets"], dependencies=[needs("datasets:read")], route_class=ClosedRoute
+)
 
 
 class DatasetCommanded(DatasetView):
@@ -78,16 +80,20 @@ async def list_datasets(
     limit: Limit = 50,
     cursor: CursorParameter = None,
     status: Annotated[
-        str | None, Query(max_length=200, description="Only these, such as ready,rejected.")
+        str | None,
+        Query(
+            max_length=200, description=f"Only these, such as ready,rejected: {', '.join(get_args(Status))}."
+        ),
     ] = None,
     min_position: MinPosition = None,
 ) -> dict[str, Any]:
+    statuses = chosen("status", status, get_args(Status))
     await reading.fresh("datasets", min_position)
 
     async def rows(count: int, after: Any) -> Any:
         async with reading.parts.pool.connection() as connection:
             return await view.page(
-                connection, reading.organization_id, limit=count, after=after, statuses=split(status)
+                connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
 
     return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])

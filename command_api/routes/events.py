@@ -11,13 +11,13 @@ from command_api.domain.errors import NotFound
 from command_api.feed import frames
 from command_api.feed.connection import FeedConnection
 from command_api.problems import BadPosition
-from command_api.routes.calling import needs
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import QUERY, problems
-from command_api.routes.reading import CursorParameter, Limit, ReadingOfRequest, split
+from command_api.routes.reading import EVENT_TYPES, CursorParameter, Limit, ReadingOfRequest, chosen
 from schemas.ids import EventId, JobId, StreamId
 
-router = APIRouter(prefix="/events", tags=["events"])
+router = APIRouter(prefix="/events", tags=["events"], route_class=ClosedRoute)
 
 
 class EventPage(BaseModel):
@@ -51,6 +51,7 @@ async def list_events(
     cursor: CursorParameter = None,
 ) -> dict[str, Any]:
     filters = [types or "", job_id or "", stream_id or ""]
+    wanted = chosen("types", types, EVENT_TYPES)
     head = await reading.from_log()
     begin = int((reading.place(cursor, filters) or [after])[0])
     if begin > head:
@@ -58,7 +59,7 @@ async def list_events(
     rows = await reading.parts.reader.page(
         begin,
         limit + 1,
-        types=split(types),
+        types=wanted,
         organization_id=reading.organization_id,
         stream_id=job_id or stream_id,
     )

@@ -1,12 +1,12 @@
 """Jobs: request, list, show, stop, and everything that one leaves behind."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from command_api.domain.errors import Conflict, NotFound
-from command_api.routes.calling import needs
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
 from command_api.routes.joblogs import LogLine, read_lines
@@ -18,7 +18,7 @@ from command_api.routes.reading import (
     Page,
     Reading,
     ReadingOfRequest,
-    split,
+    chosen,
 )
 from command_api.routes.showing import show
 from projections.views import jobs as view
@@ -29,9 +29,10 @@ from schemas.api import CreateJobBody, StopJobBody
 from schemas.commands.job import RequestJob, StopJob
 from schemas.events.job import Evaluation
 from schemas.ids import JobId, Prefix, new_id
+from schemas.job_status import JobPhase
 from schemas.training import AdapterFacts
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("jobs:read")])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("jobs:read")], route_class=ClosedRoute)
 
 _JOBS = Jobs()
 
@@ -111,16 +112,21 @@ async def list_jobs(
     limit: Limit = 50,
     cursor: CursorParameter = None,
     status: Annotated[
-        str | None, Query(max_length=200, description="Only these, such as queued,running.")
+        str | None,
+        Query(
+            max_length=200,
+            description=f"Only these, such as queued,running: {', '.join(get_args(JobPhase))}.",
+        ),
     ] = None,
     min_position: MinPosition = None,
 ) -> dict[str, Any]:
+    statuses = chosen("status", status, get_args(JobPhase))
     await reading.fresh("jobs", min_position)
 
     async def rows(count: int, after: Any) -> Any:
         async with reading.parts.pool.connection() as connection:
             return await view.page(
-                connection, reading.organization_id, limit=count, after=after, statuses=split(status)
+                connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
 
     return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])

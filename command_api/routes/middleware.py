@@ -1,6 +1,7 @@
 """What happens to every request before its route: an id, the trace it belongs to, and a limit on its body."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -45,26 +46,32 @@ class RequestStory:
 class BodyLimit:
     """Refuses bodies over a size, whether they are declared or only turn out to be that large."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, larger: Mapping[tuple[str, str], int]) -> None:
+        """`larger` has the limits of the few operations, by method and path, that take more."""
         self._app = app
         self._max_bytes = max_bytes
+        self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._larger.get((scope["method"], scope["path"]), self._max_bytes)
         declared = Headers(scope=scope).get("content-length", "")
         received = 0
 
+        def check(size: int) -> None:
+            if size > limit:
+                raise HTTPException(413, f"the body is larger than the {limit} bytes that are taken here")
+
         async def limited() -> Message:
             nonlocal received
-            if declared.isdigit() and int(declared) > self._max_bytes:
-                raise HTTPException(413)
+            if declared.isdigit():
+                check(int(declared))
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._max_bytes:
-                    raise HTTPException(413)
+                check(received)
             return message
 
         await self._app(scope, limited, send)

@@ -1,28 +1,30 @@
 """Models: bases that people register and upload, adapters that jobs made; list, show, download, delete."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query, Response
 
 from command_api.domain.errors import Conflict, NotFound
 from command_api.domain.model import Absent, Adapter, Deleted, Uploading
 from command_api.routes import files
-from command_api.routes.calling import needs
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
 from command_api.routes.files import Declaration, Kind
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
-from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, split
+from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
 from projections.views import models as view
 from projections.views.models import Models, ModelView
-from schemas.api import CompleteUploadBody, RegisterBody, UploadSession
+from schemas.api import CompleteUploadBody, RegisterBody, Status, UploadSession
 from schemas.commands import Command
 from schemas.commands.model import CompleteModelUpload, DeleteModel, RegisterModel, StartModelUpload
 from schemas.ids import ModelId, Prefix
 from schemas.objects import Listing, StoredObject, content_key
 
-router = APIRouter(prefix="/models", tags=["models"], dependencies=[needs("models:read")])
+router = APIRouter(
+    prefix="/models", tags=["models"], dependencies=[needs("models:read")], route_class=ClosedRoute
+)
 
 
 class ModelCommanded(ModelView):
@@ -81,16 +83,20 @@ async def list_models(
     limit: Limit = 50,
     cursor: CursorParameter = None,
     status: Annotated[
-        str | None, Query(max_length=200, description="Only these, such as ready,rejected.")
+        str | None,
+        Query(
+            max_length=200, description=f"Only these, such as ready,rejected: {', '.join(get_args(Status))}."
+        ),
     ] = None,
     min_position: MinPosition = None,
 ) -> dict[str, Any]:
+    statuses = chosen("status", status, get_args(Status))
     await reading.fresh("models", min_position)
 
     async def rows(count: int, after: Any) -> Any:
         async with reading.parts.pool.connection() as connection:
             return await view.page(
-                connection, reading.organization_id, limit=count, after=after, statuses=split(status)
+                connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
 
     return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
+from command_api.domain.errors import Invalid
 from command_api.problems import BadPosition, ProjectionBehind
 from command_api.routes.calling import CallerOfRequest
 from command_api.routes.parts import Parts, PartsOfRequest
+from schemas.events import REGISTRY
 
 WAIT_SECONDS = 2.0
 
@@ -26,6 +28,8 @@ Limit = Annotated[int, Query(ge=1, le=200, description="Items per page.")]
 CursorParameter = Annotated[
     str | None, Query(max_length=1024, description="`next_cursor` of the page before, unchanged.")
 ]
+
+EVENT_TYPES = tuple(event.TYPE for event in REGISTRY.types)
 
 Item = TypeVar("Item")
 Place = tuple[datetime, str]
@@ -134,7 +138,16 @@ async def _reading(
 ReadingOfRequest = Annotated[Reading, Depends(_reading)]
 
 
-def split(values: str | None) -> list[str] | None:
-    """``a,b`` as a list; None when absent or empty."""
-    named = [value.strip() for value in (values or "").split(",")]
-    return [value for value in named if value] or None
+def chosen(name: str, values: str | None, possible: Sequence[str]) -> list[str] | None:
+    """The filter ``a,b`` as a list; None when absent or empty.
+
+    Raises:
+        Invalid: naming what is possible, because an unknown value would only ever find nothing.
+    """
+    named = [value for part in (values or "").split(",") if (value := part.strip())]
+    unknown = sorted(set(named) - set(possible))
+    if unknown:
+        given = ", ".join(ascii(value[:60]) for value in unknown[:5])
+        message = f"{name} names {given}; there are {', '.join(possible)}"
+        raise Invalid.field(f"/query/{name}", "unknown_value", message)
+    return named or None

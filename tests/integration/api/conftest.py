@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -24,7 +25,12 @@ def service(servers: EmbeddedServers) -> Iterator[Service]:
         )
     database = servers.postgres.model_copy(update={"dbname": name})
     with running_service(Backing(database, servers.nats_control, s3)) as running:
-        yield running
+
+        async def first_comes() -> Account:
+            async with Visit(running) as visit:
+                return await visit.make_account("root")
+
+        yield replace(running, operator=asyncio.run(first_comes()))
 
 
 @pytest.fixture
@@ -43,6 +49,13 @@ def accounts(service: Service) -> dict[str, Account]:
             return {name: await visit.make_account(name) for name in ("ada", "bob")}
 
     return asyncio.run(make())
+
+
+@pytest.fixture
+async def operator(visit: Visit) -> Person:
+    """Who signed up first."""
+    assert visit.service.operator is not None
+    return await visit.come_in(visit.service.operator)
 
 
 @pytest.fixture

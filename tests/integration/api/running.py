@@ -66,6 +66,8 @@ class Service:
     url: str
     s3: S3Settings
     loop: asyncio.AbstractEventLoop
+    operator: Account | None = None
+    """Who signed up first, where somebody did."""
 
     @property
     def parts(self) -> Parts:
@@ -144,7 +146,7 @@ class Backing:
             s3=self.s3,
             secrets=self.secrets,
             upload_part_bytes=5 * MEBIBYTE,
-            max_body_bytes=2 * MEBIBYTE,
+            max_declaration_bytes=2 * MEBIBYTE,
         )
 
 

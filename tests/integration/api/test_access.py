@@ -56,6 +56,17 @@ async def test_every_route_is_closed_to_strangers(visit: Visit) -> None:
         assert answer.headers["content-type"] == PROBLEM_JSON
 
 
+async def test_a_stranger_s_body_is_not_read(visit: Visit) -> None:
+    """Neither junk nor size nor type is looked at before the token is."""
+    stranger = await visit.client()
+    posts = [path for method, path in closed_routes(visit.service) if method == "POST"]
+    assert len(posts) > 8
+    for path in posts:
+        for content, kind in ((b"{", "application/json"), (b"x", "text/plain"), (b"x" * 2**22, "text/plain")):
+            answer = await stranger.post(path, content=content, headers={"content-type": kind})
+            assert (answer.status_code, answer.json()["code"]) == (401, "token_missing"), path
+
+
 @pytest.mark.parametrize("token", ["nonsense", "a.b.c"])
 async def test_a_made_up_token_is_no_token(visit: Visit, token: str) -> None:
     client = await visit.client()

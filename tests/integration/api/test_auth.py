@@ -80,6 +80,20 @@ async def test_names_and_addresses_are_taken_once(ada: Person, visit: Visit) -> 
     body = {"username": ada.username.upper(), "email": "other@example.org", "password": PASSWORD}
     answer = await stranger.post("/api/v1/auth/signup", json=body)
     assert (answer.status_code, answer.json()["code"]) == (409, "username_taken")
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/username"]
+    body = signup_body() | {"email": f"{ada.username}@example.org"}
+    answer = await stranger.post("/api/v1/auth/signup", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (409, "email_taken")
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/email"]
+
+
+async def test_an_obvious_password_is_refused(visit: Visit) -> None:
+    stranger, body = await visit.client(), signup_body()
+    for password in (body["username"], body["email"], "aaaaaaaaaaaa"):
+        answer = await stranger.post("/api/v1/auth/signup", json=body | {"password": password})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        assert [error["pointer"] for error in answer.json()["errors"]] == ["/password"]
+        assert password not in answer.text
 
 
 async def test_a_repeated_signup_does_not_show_the_tokens_again(visit: Visit) -> None:
