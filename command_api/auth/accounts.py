@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from command_api.auth.errors import TokenExpired, TokenInvalid, WrongCredentials
-from command_api.auth.tokens import SCOPES, AccessTokens, Principal
+from command_api.auth.tokens import OPERATE, SCOPES, AccessTokens, Principal
 from command_api.credentials.memberships import Membership
+from command_api.credentials.operators import FirstOperatorRow
 from command_api.credentials.passwords import PasswordRow, Passwords
 from command_api.credentials.personal import PersonKey
 from command_api.credentials.refresh import Family, FamilyRevokedRow, FamilyRow, new_refresh_token
@@ -91,6 +92,7 @@ class Accounts:
             PasswordRow(user_id, await asyncio.to_thread(self._passwords.hash, body.password)),
             self._credentials.key_row(person),
             home,
+            FirstOperatorRow(user_id),
             login,
         ]
         outcome = await self._bus.execute(command, self._signing_up(asked, user_id, body.username), rows)
@@ -99,7 +101,7 @@ class Accounts:
                 "this Idempotency-Key signed somebody up already and its tokens were shown then; log in",
                 code="secret_already_issued",
             )
-        return self._session(home, refresh_token, expires_at, outcome.position)
+        return await self._session(home, refresh_token, expires_at, outcome.position)
 
     async def log_in(self, body: LoginBody, asked: Context) -> Session:
         """Open a session for a user name or e-mail address and a password.
@@ -118,7 +120,7 @@ class Accounts:
         if check.new_hash is not None:
             rows.append(PasswordRow(home.user_id, check.new_hash))
         outcome = await self._bus.execute(RecordLogin(user_id=home.user_id), _as(asked, home), rows)
-        return self._session(home, refresh_token, expires_at, outcome.position)
+        return await self._session(home, refresh_token, expires_at, outcome.position)
 
     async def refresh(self, refresh_token: str, asked: Context) -> Session:
         """Exchange a refresh token for new tokens. Used twice, it voids its whole family.
@@ -132,7 +134,7 @@ class Accounts:
         )
         match standing, family:
             case "fresh", Family():
-                return self._session(await self._home(family), new, expires_at, 0)
+                return await self._session(await self._home(family), new, expires_at, 0)
             case "used", Family():
                 await self._revoke(family, "reuse_detected", asked)
                 raise TokenInvalid(
@@ -199,10 +201,13 @@ class Accounts:
         )
         await self._bus.execute(command, context, [FamilyRevokedRow(family.family_id)])
 
-    def _session(
+    async def _session(
         self, home: Membership, refresh_token: str, refresh_expires_at: datetime, position: int
     ) -> Session:
-        principal = Principal(home.user_id, home.organization_id, home.workspace_id, SCOPES[home.role])
+        scopes = SCOPES[home.role]
+        if await self._credentials.is_operator(home.user_id):
+            scopes = (*scopes, OPERATE)
+        principal = Principal(home.user_id, home.organization_id, home.workspace_id, scopes)
         return Session(
             user_id=home.user_id,
             organization_id=home.organization_id,

@@ -30,6 +30,9 @@ SCOPES: dict[Role, tuple[str, ...]] = {
 }
 """What each role may do."""
 
+OPERATE = "installation:admin"
+"""Of the installation's operator: what all organizations share."""
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:

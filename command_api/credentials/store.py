@@ -70,6 +70,10 @@ class Credentials:
             )
             return [Membership(*row) for row in await cursor.fetchall()]
 
+    async def is_operator(self, user_id: str) -> bool:
+        """Whether a person runs the installation."""
+        return await self._one("SELECT 1 FROM kinora_operators WHERE user_id = %s", (user_id,)) is not None
+
     # ---- personal fields ------------------------------------------------------------------------
 
     def key_row(self, person: PersonKey) -> PersonKeyRow:

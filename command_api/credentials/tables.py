@@ -1,5 +1,7 @@
 """The credential tables, as whole statements. Their rows can be deleted, which the log's never are."""
 
+from command_api.credentials.operators import APPOINT_FIRST, CREATE_TABLE
+
 LOCK_ID = 0x6B696E6F7262
 
 CREATE_TABLES: tuple[str, ...] = (
@@ -56,4 +58,6 @@ CREATE_TABLES: tuple[str, ...] = (
     )
     """,
     "CREATE INDEX IF NOT EXISTS kinora_refresh_tokens_family_idx ON kinora_refresh_tokens (family_id)",
+    CREATE_TABLE,
+    APPOINT_FIRST,
 )

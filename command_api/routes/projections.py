@@ -1,4 +1,4 @@
-"""The read models themselves: how far each has read, and building one anew."""
+"""The read models themselves, for the operator: all organizations share them."""
 
 from datetime import datetime
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from command_api.routes.calling import needs
+from command_api.auth.tokens import OPERATE
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import ReadingOfRequest
@@ -15,7 +16,9 @@ from projections.errors import UnknownView
 from projections.rebuild_requests import Rebuild, find_rebuild, recent_rebuilds, request_rebuild
 from projections.registry import VIEWS
 
-router = APIRouter(prefix="/projections", tags=["projections"])
+router = APIRouter(
+    prefix="/projections", tags=["projections"], dependencies=[needs(OPERATE)], route_class=ClosedRoute
+)
 
 
 class RebuildShown(BaseModel):
@@ -101,7 +104,6 @@ async def list_projections(reading: ReadingOfRequest) -> dict[str, Any]:
 
 @router.post(
     "/{name}/rebuild",
-    dependencies=[needs("org:admin")],
     operation_id="projections_rebuild",
     status_code=202,
     response_model=RebuildAccepted,

@@ -23,15 +23,15 @@ async def test_agents(visit: Visit) -> None:
     assert (await ada.get("/agents", params={"status": "offline"})).json()["data"] == []
 
 
-async def test_read_models_can_be_listed_and_built_anew(ada: Person) -> None:
-    item = await register(ada, "datasets", {"a": uuid4().bytes})
-    await ada.get("/datasets", params={"min_position": item["last_position"]})
-    answer = await ada.get("/projections")
+async def test_read_models_can_be_listed_and_built_anew(operator: Person) -> None:
+    item = await register(operator, "datasets", {"a": uuid4().bytes})
+    await operator.get("/datasets", params={"min_position": item["last_position"]})
+    answer = await operator.get("/projections")
     views = {view["name"]: view for view in answer.json()["data"]}
     assert set(views) == {"activity", "agents", "datasets", "jobs", "logs", "loss_curve", "models"}
     assert views["datasets"]["position"] >= item["last_position"]
     assert all(view["lag"] >= 0 and view["parked"] == 0 for view in views.values())
-    answer = await ada.post("/projections/datasets/rebuild")
+    answer = await operator.post("/projections/datasets/rebuild")
     rebuild = answer.json()
     assert (answer.status_code, rebuild["name"]) == (202, "datasets")
     async with asyncio.timeout(20):
@@ -39,12 +39,20 @@ async def test_read_models_can_be_listed_and_built_anew(ada: Person) -> None:
             assert rebuild["status"] in ("requested", "running"), rebuild
             await asyncio.sleep(0.05)
             # Reads are served throughout.
-            assert (await ada.get(f"/datasets/{item['id']}")).status_code == 200
-            listed = (await ada.get("/projections")).json()["data"]
+            assert (await operator.get(f"/datasets/{item['id']}")).status_code == 200
+            listed = (await operator.get("/projections")).json()["data"]
             rebuild = next(view for view in listed if view["name"] == "datasets")["rebuild"]
-    assert (await ada.get(f"/datasets/{item['id']}")).json()["name"] == "shapes"
-    unknown = await ada.post("/projections/horoscopes/rebuild")
+    assert (await operator.get(f"/datasets/{item['id']}")).json()["name"] == "shapes"
+    unknown = await operator.post("/projections/horoscopes/rebuild")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_view")
+
+
+async def test_read_models_are_the_operators(ada: Person, operator: Person) -> None:
+    for answer in (await ada.get("/projections"), await ada.post("/projections/jobs/rebuild")):
+        assert (answer.status_code, answer.json()["code"]) == (403, "missing_scope")
+        assert "installation:admin" in answer.json()["detail"]
+    assert "installation:admin" not in (await ada.get("/users/me")).json()["scopes"]
+    assert "installation:admin" in (await operator.get("/users/me")).json()["scopes"]
 
 
 async def test_health_names_every_part(visit: Visit, ada: Person) -> None:
@@ -86,6 +94,10 @@ async def test_the_document_is_stable_and_complete(visit: Visit) -> None:
         for status, response in operation["responses"].items():
             if status.startswith(("4", "5")):
                 assert set(response["content"]) == {"application/problem+json"}, (method, path, status)
+        if "requestBody" in operation:
+            assert {"400", "413", "415", "422"} <= set(operation["responses"]), (method, path)
+        if operation.get("security"):
+            assert {"401", "403"} <= set(operation["responses"]), (method, path)
         if method == "post":
             headers = {parameter["name"] for parameter in operation["parameters"]}
             assert "Idempotency-Key" in headers, path

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg_pool import AsyncConnectionPool
 
-from command_api.auth.accounts import Accounts, Profile
+from command_api.auth.accounts import Accounts, Profile, Session
 from command_api.auth.errors import TokenExpired, TokenInvalid, WrongCredentials
-from command_api.auth.tokens import SCOPES, AccessTokens
+from command_api.auth.tokens import OPERATE, SCOPES, AccessTokens
 from command_api.credentials.personal import Unreadable
 from command_api.credentials.store import Credentials
 from command_api.domain.errors import Conflict, NotFound
@@ -92,6 +92,45 @@ def login(username: str = "ada", password: str = ADA.password) -> LoginBody:
 # ---- signing up ---------------------------------------------------------------------------------
 
 
+def scopes(house: House, session: Session) -> tuple[str, ...]:
+    return house.tokens.verify(session.access_token).scopes
+
+
+async def test_who_signs_up_first_operates_the_installation(house: House) -> None:
+    others = [
+        SignupBody(username=name, email=f"{name}@example.org", password=ADA.password)
+        for name in ("bob", "eve", "dan")
+    ]
+    # At once, so that they are committed together.
+    people = [ADA, *others]
+    sessions = await asyncio.gather(*(house.accounts.sign_up(person, asked()) for person in people))
+    operators = [session for session in sessions if OPERATE in scopes(house, session)]
+    assert len(operators) == 1
+    assert house.rows("kinora_operators") == 1
+    assert operators[0].user_id == house.one(
+        "SELECT stream_id FROM kinora_events WHERE topic = 'kinora.user.registered'"
+        " ORDER BY notification_id LIMIT 1"
+    )
+    for person, session in zip(people, sessions, strict=True):
+        operates = session is operators[0]
+        again = await house.accounts.log_in(login(person.username), asked())
+        assert (OPERATE in scopes(house, again)) is operates
+        refreshed = await house.accounts.refresh(again.refresh_token, asked())
+        assert (OPERATE in scopes(house, refreshed)) is operates
+
+
+async def test_an_older_installation_gets_its_operator(house: House) -> None:
+    first = await house.accounts.sign_up(ADA, asked())
+    bob = SignupBody(username="bob", email="bob@example.org", password=ADA.password)
+    await house.accounts.sign_up(bob, asked())
+    with psycopg.connect(house.database.conninfo(), autocommit=True) as connection:
+        connection.execute("DROP TABLE kinora_operators")
+    for _ in range(2):
+        await house.credentials.create_tables()
+    assert house.rows("kinora_operators") == 1
+    assert house.one("SELECT user_id FROM kinora_operators") == first.user_id
+
+
 async def test_signing_up_makes_a_person_with_a_home(house: House) -> None:
     session = await house.accounts.sign_up(ADA, asked())
     assert house.kinds() == [
@@ -103,7 +142,10 @@ async def test_signing_up_makes_a_person_with_a_home(house: House) -> None:
     assert session.position == 4
     principal = house.tokens.verify(session.access_token)
     assert (principal.user_id, principal.organization_id) == (session.user_id, session.organization_id)
-    assert (principal.workspace_id, principal.scopes) == (session.workspace_id, SCOPES["owner"])
+    assert (principal.workspace_id, principal.scopes) == (
+        session.workspace_id,
+        (*SCOPES["owner"], OPERATE),
+    )
     registered, created, *_ = house.log.read_all(0, 10)
     assert (registered.organization_id, created.organization_id) == (None, session.organization_id)
     assert registered.recorded().metadata.actor == session.user_id
