@@ -45,7 +45,7 @@ def download_adapter(client: Client, job_id: str, folder: Path) -> list[Path]:
                         digest.update(block)
                         stream.write(block)
             except httpx.HTTPError as error:
-                raise DownloadRefused(f"{entry['path']} could not be fetched ({error}); try again") from error
+                raise DownloadRefused(f"{entry['path']} could not be fetched ({_reason(error)}); try again") from error
             if digest.hexdigest() != entry["sha256"]:
                 part.unlink()
                 raise CorruptDownload(
@@ -54,3 +54,10 @@ def download_adapter(client: Client, job_id: str, folder: Path) -> list[Path]:
             part.replace(target)
             written.append(target)
     return written
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    # Not httpx's own text: it names the URL, and whoever has that may read the object.
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"the object store answered {error.response.status_code}"
+    return type(error).__name__
