@@ -45,7 +45,9 @@ def download_adapter(client: Client, job_id: str, folder: Path) -> list[Path]:
                         digest.update(block)
                         stream.write(block)
             except httpx.HTTPError as error:
-                raise DownloadRefused(f"{entry['path']} could not be fetched ({_reason(error)}); try again") from error
+                raise DownloadRefused(
+                    f"{entry['path']} could not be fetched ({_reason(error)}); try again"
+                ) from error
             if digest.hexdigest() != entry["sha256"]:
                 part.unlink()
                 raise CorruptDownload(
