@@ -105,6 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _check_weights(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
+        _check_shards(folder)
         return
     pickled = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
     if pickled:
@@ -117,6 +118,22 @@ def _check_weights(folder: Path) -> None:
         f"{folder.name} has no *.safetensors file; upload the weights beside config.json",
         code="missing_weights",
     )
+
+
+def _check_shards(folder: Path) -> None:
+    index = _read_json(folder / "model.safetensors.index.json") or {}
+    named = index.get("weight_map", {})
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ModelRefused(
+            "model.safetensors.index.json has no weight_map; upload it again", code="bad_config"
+        )
+    missing = sorted(name for name in set(named.values()) if not (folder / name).is_file())
+    if missing:
+        raise ModelRefused(
+            f"model.safetensors.index.json names {missing[0]}, which is not there;"
+            " upload every *.safetensors file",
+            code="missing_weights",
+        )
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -182,7 +199,7 @@ def _load_quantized(family: Family, folder: Path, device: torch.device) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a hostile or damaged checkpoint provokes in three libraries
-        raise ModelRefused(f"the checkpoint does not load: {type(error).__name__}: {error}") from error
+        raise ModelRefused(f"the checkpoint does not load: {_told(error, folder)}") from error
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise ModelRefused(
@@ -197,10 +214,15 @@ def _load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as above
         raise ModelRefused(
-            f"the tokenizer does not load ({type(error).__name__}: {error}); upload tokenizer.json and "
+            f"the tokenizer does not load ({_told(error, folder)}); upload tokenizer.json and "
             "tokenizer_config.json",
             code="unusable_tokenizer",
         ) from error
+
+
+def _told(error: Exception, folder: Path) -> str:
+    """What a library says, without where this node keeps the checkpoint."""
+    return f"{type(error).__name__}: {error}".replace(str(folder.parent) + "/", "")
 
 
 def _freeze(model: Any) -> int:

@@ -78,7 +78,12 @@ class Family(Protocol):
         """The part that a module of the loaded model belongs to; None for embeddings and heads."""
         ...
 
-    def pixel_format(self, config: Any, folder: Path) -> PixelFormat: ...
+    def pixel_format(self, config: Any, folder: Path) -> PixelFormat:
+        """
+        Raises:
+            ModelRefused: the checkpoint describes pixels that cannot be.
+        """
+        ...
 
     def context_tokens(self, config: Any) -> int: ...
 

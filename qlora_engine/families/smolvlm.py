@@ -6,6 +6,7 @@ and num2words.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -148,9 +149,11 @@ class SmolVLM:
         file = folder / "preprocessor_config.json"
         if file.is_file():
             described = json.loads(file.read_text("utf-8"))
-        mean = described.get("image_mean") or (0.5, 0.5, 0.5)
-        std = described.get("image_std") or (0.5, 0.5, 0.5)
-        return PixelFormat(size=int(config.vision_config.image_size), mean=tuple(mean), std=tuple(std))
+        return PixelFormat(
+            size=int(config.vision_config.image_size),
+            mean=_colours(described, "image_mean"),
+            std=_colours(described, "image_std"),
+        )
 
     def context_tokens(self, config: Any) -> int:
         return int(config.text_config.max_position_embeddings)
@@ -179,3 +182,19 @@ class SmolVLM:
             pixels = pixels.clone()
             pixels[blank] += 1e-6
         return {"pixel_values": pixels}
+
+
+def _colours(described: dict[str, Any], field: str) -> tuple[float, float, float]:
+    values = described.get(field) or (0.5, 0.5, 0.5)
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        red = green = blue = math.nan
+    if not all(math.isfinite(value) for value in (red, green, blue)) or (
+        field == "image_std" and min(red, green, blue) <= 0
+    ):
+        raise ModelRefused(
+            f"preprocessor_config.json has {field} {values!r}; it must be three numbers, one per colour",
+            code="bad_config",
+        )
+    return red, green, blue

@@ -79,6 +79,33 @@ def test_a_tensor_that_is_missing_is_named(folder: Path) -> None:
         load_model(str(folder))
 
 
+def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    with pytest.raises(ModelRefused, match="names model-00002-of-00002") as refused:
+        load_model(str(folder))
+    assert refused.value.code == "missing_weights"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_mean", "x"), ("image_mean", [0.5]), ("image_std", [0.5, 0, 0.5])]
+)
+def test_colours_that_cannot_be_are_refused(field: str, value: object, folder: Path) -> None:
+    edit(folder / "preprocessor_config.json", **{field: value})
+    with pytest.raises(ModelRefused, match=f"has {field}") as refused:
+        load_model(str(folder))
+    assert refused.value.code == "bad_config"
+
+
+def test_what_libraries_say_names_no_place_on_this_node(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(
+        ModelRefused, match=r"no file named model\.safetensors found in directory base"
+    ) as refused:
+        load_model(str(folder))
+    assert str(folder.parent) not in refused.value.message
+
+
 def test_remote_code_in_the_tokenizer_is_refused_too(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
     with pytest.raises(ModelRefused, match=r"tokenizer_config\.json") as refused:
