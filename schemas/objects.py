@@ -59,17 +59,17 @@ def content_sha256(files: Iterable[FileEntry | StoredObject]) -> str:
 
 
 def checkpoint_prefix(organization_id: str, job_id: str, attempt: int, step: int) -> str:
-    """Folder of one attempt's checkpoint (features.md M-155)."""
+    """Folder of one attempt's checkpoint (M-155)."""
     return f"{organization_id}/checkpoints/job-{job_id}/attempt-{attempt}/checkpoint-{step}"
 
 
 def adapter_prefix(organization_id: str, job_id: str, attempt: int) -> str:
-    """Folder of the adapter that one attempt produced (features.md M-155)."""
+    """Folder of the adapter that one attempt produced (M-155)."""
     return f"{organization_id}/models/finetuned/job-{job_id}/attempt-{attempt}"
 
 
 def log_prefix(organization_id: str, job_id: str, attempt: int) -> str:
-    """Folder of one attempt's log segments (features.md M-155)."""
+    """Folder of one attempt's log segments (M-155)."""
     return f"{organization_id}/logs/job-{job_id}/attempt-{attempt}"
 
 

@@ -1,4 +1,4 @@
-"""A job: the state machine of features.md 1.N as facts. Every attempt-bound fact carries its attempt."""
+"""A job, from the request to its end, as facts. Every attempt-bound fact carries its attempt."""
 
 from typing import ClassVar, Literal
 
