@@ -35,6 +35,11 @@ SELECT schemaname || '.' || tablename FROM pg_tables
 """
 
 
+async def none_retired(connection: AsyncConnection[Any]) -> bool:
+    query = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'view\\_%%\\_retired'"
+    return bool(await scalar(connection, query) == 0)
+
+
 async def content(connection: AsyncConnection[Any]) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every view."""
     found = await connection.execute(TABLES)
