@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from math import inf
 from random import Random
 from typing import Any
 
@@ -59,12 +60,18 @@ def any_value(schema: dict[str, Any], definitions: dict[str, Any], random: Rando
             least, most = schema.get("minimum", -(2**53) + 1), schema.get("maximum", 2**31 - 1)
             return random.choice((least, most, random.randint(least, most)))
         case {"type": "number"}:
-            return random.choice(FLOATS)
+            return random.choice([number for number in FLOATS if _within(schema, number)])
         case {"type": "boolean"}:
             return random.random() < 0.5
         case {"type": "null"}:
             return None
     raise AssertionError(f"no value for {schema}")
+
+
+def _within(schema: dict[str, Any], number: float) -> bool:
+    lowest, highest = schema.get("minimum", -inf), schema.get("maximum", inf)
+    above, below = schema.get("exclusiveMinimum", -inf), schema.get("exclusiveMaximum", inf)
+    return bool(lowest <= number <= highest and above < number < below)
 
 
 def any_event(kind: type[Event], seed: int) -> Event:
