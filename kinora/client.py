@@ -1,5 +1,6 @@
 """The REST client of the CLI and the demo: logs in, sends idempotency keys, turns problems into errors."""
 
+import contextlib
 import json
 import os
 import time
@@ -165,6 +166,10 @@ class Client:
             self._remember()
         return self._token
 
+    def forget_token(self) -> None:
+        """Log in anew before the next request, because the service did not take the token."""
+        self._token = None
+
     def get(self, path: str, **params: Any) -> Json:
         """GET a resource under /api/v1, as it is after every command that this client has sent."""
         given = {"min_position": self._position} | params
@@ -199,7 +204,7 @@ class Client:
             if error.status != 401:
                 raise
         # The token is of an earlier process or an earlier service; a fresh one decides.
-        self._token = None
+        self.forget_token()
         headers["Authorization"] = f"Bearer {self.token()}"
         return self._send(method, f"/api/v1{path}", headers=headers, **request)
 
@@ -222,7 +227,9 @@ class Client:
             access_token=SecretStr(self._token or ""),
             ends=self._token_ends,
         )
-        write_private(self._session_file, revealed_json(session))
+        # Only a convenience: where it cannot be kept, the next process logs in.
+        with contextlib.suppress(OSError):
+            write_private(self._session_file, revealed_json(session))
 
     def _send(self, method: str, path: str, **request: Any) -> Json:
         # Safe to repeat: reads have no effect, and every POST carries its idempotency key.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.frames import Close
 from websockets.sync.client import connect
 
 from kinora.client import ApiError, Client, Json, Unreachable
@@ -48,10 +49,11 @@ def follow(
     log_id: str | None = None
     failing_since: float | None = None
     attempt = 0
+    relogged = False
     while True:
         try:
             for frame in _frames(client, position, log_id, event_filter or {}):
-                failing_since, attempt = None, 0
+                failing_since, attempt, relogged = None, 0, False
                 match frame["type"]:
                     case "hello":
                         log_id = log_id or frame.get("log_id")
@@ -73,15 +75,31 @@ def follow(
                     case "error":
                         raise FeedRefused(str(frame.get("message") or frame.get("detail") or frame))
         except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError, Unreachable) as error:
-            if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403, 404):
-                problem = {"detail": f"the feed refused the connection ({error.response.status_code})"}
-                raise ApiError(error.response.status_code, problem) from error
+            status = _refusal(error)
+            if status == 401 and not relogged:
+                relogged = True
+                client.forget_token()
+                continue
+            if status is not None:
+                problem = {"detail": f"the feed refused the connection: {error}"}
+                raise ApiError(status, problem) from error
             now = time.monotonic()
             failing_since = failing_since or now
             if now - failing_since > patience_seconds:
                 raise Unreachable(f"the feed at {client.websocket_url} does not answer: {error}") from error
             attempt += 1
             time.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
+
+
+def _refusal(error: Exception) -> int | None:
+    """The HTTP status that a refusal amounts to; None for a connection that is worth another try."""
+    match error:
+        case InvalidStatus() if error.response.status_code in (401, 403, 404):
+            return error.response.status_code
+        case ConnectionClosed(rcvd=Close(code=code)):
+            return {4400: 400, 4401: 401, 4403: 403}.get(code)
+        case _:
+            return None
 
 
 def _frames(client: Client, position: Start, log_id: str | None, event_filter: Json) -> Iterator[Json]:

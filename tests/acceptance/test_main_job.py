@@ -97,6 +97,18 @@ def test_the_whole_log_can_be_read_from_its_beginning(service: Service, finished
     assert [event["version"] for event in of_job] == list(range(1, len(of_job) + 1))
 
 
+@pytest.mark.parametrize("command", [("jobs", "ls"), ("events", "tail", "--after", "0", "--until-head")])
+def test_a_kept_token_that_is_void_is_replaced(service: Service, command: tuple[str, ...]) -> None:
+    service.cli("jobs", "ls")
+    session_file = service.home / "run" / "cli-session.json"
+    session = json.loads(session_file.read_text())
+    session_file.write_text(json.dumps(session | {"access_token": session["access_token"][:-8] + "AAAAAAAA"}))
+
+    service.cli(*command)
+
+    assert json.loads(session_file.read_text())["access_token"] != session["access_token"]
+
+
 def test_a_rebuilt_projection_says_the_same(service: Service, finished_job: str) -> None:
     with service.client() as client:
         before = client.get(f"/jobs/{finished_job}")

@@ -18,7 +18,7 @@ from schemas.events.job import (
 )
 from schemas.objects import checkpoint_prefix
 from schemas.settings import NatsSettings
-from schemas.subjects import WORK_STREAM, control_subject
+from schemas.subjects import WORK_STREAM, control_subject, work_subject
 from schemas.work import Accepted, Control, Hello, PresignRequest, TrainAssignment, WorkOffer
 from tests.integration.messaging.world import Agent, World, agent_of, eventually
 
@@ -80,13 +80,15 @@ async def test_an_agent_of_another_pool_gets_nothing(world: World, agent: Agent,
 
 async def test_work_holds_one_message_per_job_and_a_stop_withdraws_it(world: World, agent: Agent) -> None:
     job_id = await world.request_job(priority="high")
+    subject = work_subject(agent.organization_id, agent.pool, "train", "high", job_id)
     await agent.offered(priority="high")
+    offers = await agent.client.subscribe(subject)
 
     async def held() -> int:
         return (await agent.js.stream_info(WORK_STREAM)).state.messages
 
-    # Longer than a republication: the message is in flight and must not be doubled.
-    await asyncio.sleep(1.5)
+    # Published again while the first one is in flight: it must not be doubled.
+    await offers.next_msg(timeout=15)
     assert await held() == 1
     await world.ask(StopJob(job_id=job_id, mode="graceful", reason="changed my mind"))
     await world.event(job_id, JobStopped)
