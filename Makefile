@@ -41,9 +41,12 @@ demo: $(STAMP) ## Fine-tune a tiny video model end to end (VIDEOS=folder for you
 up: $(STAMP) ## Keep the service running until Ctrl-C
 	$(BIN)/kinora up
 
+# Each worker runs servers of its own; most tests wait for processes, so two finish in nearly half the time.
+WORKERS ?= 2
+
 .PHONY: test
 test: $(DEV_STAMP) ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 .PHONY: check
 check: $(DEV_STAMP) ## Format, lint, types and import contracts
