@@ -5,6 +5,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 
+import hypothesis
 import nats as nats_client
 import psycopg
 import pytest
@@ -17,6 +18,11 @@ from tests.system_fixtures import registered, samples, service
 
 __all__ = ["registered", "samples", "service"]
 """Fixtures of the running service, here so that acceptance and fault tests share one."""
+
+
+# A shared machine is slow at times; what takes too long is ended by pytest's own time limit.
+hypothesis.settings.register_profile("kinora", deadline=None)
+hypothesis.settings.load_profile("kinora")
 
 
 @pytest.fixture(scope="session")
