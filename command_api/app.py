@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from command_api import problems, uploads
+from command_api import problems
 from command_api.auth.accounts import Accounts
 from command_api.auth.tokens import AccessTokens
 from command_api.credentials.store import Credentials
@@ -36,6 +36,7 @@ from command_api.routes import (
 from command_api.routes.middleware import BodyLimit, RequestStory
 from command_api.routes.parts import Parts
 from command_api.settings import ApiSettings
+from command_api.tables import create_tables
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
 from projections.reader import LogReader, LogTail
@@ -45,7 +46,6 @@ _POOL_SIZE = 16
 _POOL_WAIT_SECONDS = 10.0
 _TAIL_BYTES = 16 * 2**20
 """Newest events kept for the feed, so that a hundred followers cost one query."""
-_UPLOADS_LOCK = 0x6B696E6F75706C
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
@@ -114,11 +114,11 @@ async def _open_parts(settings: ApiSettings) -> AsyncIterator[Parts]:
             open=False,
         )
         await stack.enter_async_context(pool)
-        await _create_tables(pool)
+        async with pool.connection() as connection:
+            await create_tables(connection)
         store = await stack.enter_async_context(ObjectStore(settings.s3))
         await store.ensure_bucket()
         credentials = Credentials.from_secrets(pool, settings.secrets)
-        await credentials.create_tables()
         bus = await stack.enter_async_context(CommandBus(log, HANDLERS))
         reader, tokens = LogReader(pool), AccessTokens.from_settings(settings)
         tail = await stack.enter_async_context(LogTail(conninfo, keep_bytes=_TAIL_BYTES))
@@ -143,10 +143,3 @@ async def _open_parts(settings: ApiSettings) -> AsyncIterator[Parts]:
             accounts=Accounts(bus, credentials, tokens, refresh_token_seconds=settings.refresh_token_seconds),
             feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify),
         )
-
-
-async def _create_tables(pool: AsyncConnectionPool[AsyncConnection]) -> None:
-    async with pool.connection() as connection, connection.transaction():
-        # CREATE … IF NOT EXISTS alone fails when two processes run it at once.
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_UPLOADS_LOCK,))
-        await connection.execute(uploads.TABLES)

@@ -33,7 +33,6 @@ from command_api.messaging.leases import Leases
 from command_api.messaging.policies import Admission
 from command_api.messaging.presigning import Presigning
 from command_api.messaging.relay import Relay
-from command_api.messaging.tables import ensure_tables
 from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
@@ -41,6 +40,7 @@ from command_api.messaging.watchdog import Watchdog
 from command_api.messaging.work import WorkPublisher
 from command_api.objects import ObjectStore
 from command_api.settings import OrchestratorSettings
+from command_api.tables import ensure_tables
 
 logger = logging.getLogger(__name__)
 

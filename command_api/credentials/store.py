@@ -12,7 +12,6 @@ from command_api.credentials.memberships import Membership
 from command_api.credentials.names import NameKind, UniqueNameRow, name_digest
 from command_api.credentials.personal import PersonKey, PersonKeyRow, PersonKeys, Unreadable
 from command_api.credentials.refresh import Family, Standing
-from command_api.credentials.tables import CREATE_TABLES, LOCK_ID
 from command_api.settings import ControlSecrets
 
 Pool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
@@ -33,13 +32,6 @@ class Credentials:
             personal_key=bytes.fromhex(secrets.personal_key_hex.get_secret_value()),
             index_key=bytes.fromhex(secrets.index_key_hex.get_secret_value()),
         )
-
-    async def create_tables(self) -> None:
-        """Make what is missing; several processes may do so at once."""
-        async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_ID,))
-            for statement in CREATE_TABLES:
-                await connection.execute(statement)
 
     # ---- names and passwords --------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 from command_api.credentials.operators import APPOINT_FIRST, CREATE_TABLE
 
-LOCK_ID = 0x6B696E6F7262
-
 CREATE_TABLES: tuple[str, ...] = (
     """
     CREATE TABLE IF NOT EXISTS kinora_passwords (

@@ -60,6 +60,14 @@ CREATE_TABLES: tuple[str, ...] = (
         created_at timestamptz NOT NULL DEFAULT now()
     )
     """,
+    # The logs that this one continues: a restore gives the log a new id and remembers the one before.
+    """
+    CREATE TABLE IF NOT EXISTS kinora_log_predecessors (
+        log_id text PRIMARY KEY,
+        head bigint NOT NULL,
+        ended_at timestamptz NOT NULL DEFAULT now()
+    )
+    """,
 )
 
 NAME_LOG = "INSERT INTO kinora_log (log_id) VALUES (%s) ON CONFLICT (only_row) DO NOTHING"

@@ -25,6 +25,7 @@ from command_api.eventlog.log import EventLog
 from command_api.handlers.base import Context, Idempotency
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
+from command_api.tables import ensure_tables
 from schemas.api import LoginBody, SignupBody
 from schemas.events.identity import UserRegistered
 from schemas.ids import Prefix, new_id
@@ -61,9 +62,9 @@ class House:
 
 
 async def house_on(settings: PostgresSettings, database: PostgresSettings) -> AsyncIterator[House]:
+    await ensure_tables(database.conninfo())
     async with AsyncConnectionPool(database.conninfo(), min_size=1, max_size=4, open=False) as pool:
         credentials = Credentials(pool, personal_key=b"p" * 32, index_key=b"i" * 32)
-        await credentials.create_tables()
         tokens = AccessTokens(PEM.decode(), seconds=600)
         with EventLog.open(settings) as log:
             async with CommandBus(log, HANDLERS) as bus:
@@ -126,7 +127,7 @@ async def test_an_older_installation_gets_its_operator(house: House) -> None:
     with psycopg.connect(house.database.conninfo(), autocommit=True) as connection:
         connection.execute("DROP TABLE kinora_operators")
     for _ in range(2):
-        await house.credentials.create_tables()
+        await ensure_tables(house.database.conninfo())
     assert house.rows("kinora_operators") == 1
     assert house.one("SELECT user_id FROM kinora_operators") == first.user_id
 
@@ -335,7 +336,7 @@ async def test_somebody_who_is_no_member_any_more_gets_no_token(house: House) ->
 
 
 async def test_the_tables_may_be_made_by_several_at_once(house: House) -> None:
-    await asyncio.gather(*(house.credentials.create_tables() for _ in range(4)))
+    await asyncio.gather(*(ensure_tables(house.database.conninfo()) for _ in range(4)))
 
 
 async def test_registered_fields_are_ciphertext_of_their_person(house: House) -> None:

@@ -15,10 +15,10 @@ from command_api.eventlog.log import EventLog
 from command_api.messaging.connection import connect
 from command_api.messaging.epochs import Epochs
 from command_api.messaging.relay import BATCH_EVENTS, Relay
-from command_api.messaging.tables import ensure_tables
 from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
+from command_api.tables import ensure_tables
 from schemas.commands.agent import MarkAgentLost, MarkAgentOnline
 from schemas.settings import NatsSettings, PostgresSettings
 from schemas.subjects import (

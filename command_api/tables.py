@@ -1,0 +1,75 @@
+"""Every table of the control plane, in one registry: how it is made, and what a backup does with it.
+
+Whoever adds a table adds it here too. A table that is in no set is not made at a restore, and a test says so.
+"""
+
+from dataclasses import dataclass
+
+import psycopg
+
+from command_api import uploads
+from command_api.credentials import tables as credentials
+from command_api.eventlog import tables as eventlog
+from command_api.eventlog.errors import LogUnavailable
+from command_api.messaging import tables as messaging
+
+
+@dataclass(frozen=True, slots=True)
+class TableSet:
+    """The tables that one part of the control plane makes."""
+
+    statements: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    """Nothing else knows what stands in them: backups hold their rows."""
+    derived: tuple[str, ...] = ()
+    """Filled again by themselves: no backup holds them."""
+
+
+TABLE_SETS: tuple[TableSet, ...] = (
+    TableSet(
+        eventlog.CREATE_TABLES,
+        kept=("kinora_events", "kinora_commands", "kinora_log", "kinora_log_predecessors"),
+    ),
+    TableSet(
+        credentials.CREATE_TABLES,
+        kept=(
+            "kinora_passwords",
+            "kinora_person_keys",
+            "kinora_unique_names",
+            "kinora_memberships",
+            "kinora_operators",
+            "kinora_refresh_families",
+            "kinora_refresh_tokens",
+        ),
+    ),
+    TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),
+    TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epoch")),
+)
+
+KEPT: frozenset[str] = frozenset(name for tables in TABLE_SETS for name in tables.kept)
+DERIVED: frozenset[str] = frozenset(name for tables in TABLE_SETS for name in tables.derived)
+
+
+async def create_tables(connection: psycopg.AsyncConnection) -> None:
+    """Make what is missing, in a transaction of its own; several processes may do so at once."""
+    async with connection.transaction():
+        # IF NOT EXISTS alone does not keep two processes from making the same table at the same time.
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (eventlog.LOCK_ID,))
+        for tables in TABLE_SETS:
+            for statement in tables.statements:
+                await connection.execute(statement)
+
+
+async def ensure_tables(conninfo: str) -> None:
+    """Make what is missing, over a connection of its own.
+
+    Raises:
+        LogUnavailable: when the database does not answer.
+    """
+    try:
+        async with await psycopg.AsyncConnection.connect(
+            conninfo, connect_timeout=5, autocommit=True
+        ) as connection:
+            await create_tables(connection)
+    except psycopg.OperationalError as error:
+        raise LogUnavailable(f"the tables cannot be made: {error}") from error
