@@ -6,9 +6,8 @@ from schemas.settings import PostgresSettings
 
 async def test_nothing_is_deleted_while_somebody_copies(database: PostgresSettings) -> None:
     conninfo = database.conninfo()
-    async with keeping(conninfo), keeping(conninfo):
-        async with deleting(conninfo) as allowed:
-            assert not allowed
+    async with keeping(conninfo), keeping(conninfo), deleting(conninfo) as allowed:
+        assert not allowed
     async with deleting(conninfo) as allowed, deleting(conninfo) as another:
         assert (allowed, another) == (True, False)
     async with keeping(conninfo):
