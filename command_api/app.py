@@ -4,22 +4,29 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from command_api import problems
 from command_api.auth.accounts import Accounts
+from command_api.auth.attempts import LoginAttempts
 from command_api.auth.tokens import AccessTokens
 from command_api.credentials.store import Credentials
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
 from command_api.feed.connection import FeedParts
+from command_api.feed.slots import FeedSlots
 from command_api.feed.telemetry import TelemetryHub
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
 from command_api.objects import ObjectStore
+from command_api.rates import Rates
 from command_api.routes import (
     activity,
     agents,
@@ -32,8 +39,11 @@ from command_api.routes import (
     problem_docs,
     problem_pages,
     projections,
+    reference,
 )
+from command_api.routes.answers import AnswerHeaders
 from command_api.routes.middleware import BodyLimit, RequestStory
+from command_api.routes.origins import HostCheck, host_names, origins
 from command_api.routes.parts import Parts
 from command_api.settings import ApiSettings
 from command_api.tables import create_tables
@@ -48,23 +58,66 @@ _TAIL_BYTES = 16 * 2**20
 """Newest events kept for the feed, so that a hundred followers cost one query."""
 
 
+_HEADERS_TAKEN = (
+    "Authorization",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "X-Request-ID",
+    "traceparent",
+)
+_HEADERS_SHOWN = (
+    "ETag",
+    "Idempotent-Replayed",
+    "Link",
+    "Location",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-Event-Position",
+    "X-Projection-Position",
+    "X-Request-ID",
+)
+"""Of answers, to pages of other origins that may call."""
+
+
+class _Application(FastAPI):
+    """FastAPI answers unexpected errors outside of every middleware that can be added to it."""
+
+    def __init__(self, *, https: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._https = https
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return AnswerHeaders(super().build_middleware_stack(), https=self._https)
+
+
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The application; nothing is opened before it starts."""
+    """The application; nothing is opened before it starts.
+
+    Raises:
+        StoreUnusable: the settings name a store of counts that cannot be used here.
+    """
+
+    rates = Rates(settings.rates)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _open_parts(settings) as parts:
+        async with _open_parts(settings, rates) as parts:
             app.state.parts = parts
             yield
 
-    app = FastAPI(
+    app = _Application(
+        https=settings.public_url.startswith("https:"),
         title="Kinora",
         version=version("kinora"),
         summary="Event-sourced QLoRA fine-tuning of video-text models",
         lifespan=lifespan,
         openapi_url="/openapi.json",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
+        # Its Location would be made of the Host header.
+        redirect_slashes=False,
     )
     app.state.public_url = settings.public_url.rstrip("/")
     problems.install(app)
@@ -76,7 +129,17 @@ def create_app(settings: ApiSettings) -> FastAPI:
             ("POST", f"/api/v1/{kind}"): settings.max_declaration_bytes for kind in ("datasets", "models")
         },
     )
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "POST", "PATCH", "PUT", "DELETE"),
+            allow_headers=_HEADERS_TAKEN,
+            expose_headers=_HEADERS_SHOWN,
+        )
     app.add_middleware(RequestStory)
+    app.add_middleware(HostCheck, names=host_names(settings))
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     api = APIRouter(prefix="/api/v1")
     for module in (
         auth,
@@ -91,14 +154,16 @@ def create_app(settings: ApiSettings) -> FastAPI:
         problem_pages,
     ):
         api.include_router(module.router)
+    api.include_router(auth.own)
     app.include_router(api)
+    reference.install(app)
     app.include_router(health.router, include_in_schema=False)
     app.add_api_route("/api/v1/openapi.json", lambda: app.openapi(), include_in_schema=False)
     return app
 
 
 @asynccontextmanager
-async def _open_parts(settings: ApiSettings) -> AsyncIterator[Parts]:
+async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Parts]:
     conninfo = settings.postgres.conninfo()
     index_key = bytes.fromhex(settings.secrets.index_key_hex.get_secret_value())
     async with AsyncExitStack() as stack:
@@ -141,5 +206,9 @@ async def _open_parts(settings: ApiSettings) -> AsyncIterator[Parts]:
             index_key=index_key,
             tokens=tokens,
             accounts=Accounts(bus, credentials, tokens, refresh_token_seconds=settings.refresh_token_seconds),
+            rates=rates,
+            attempts=LoginAttempts(rates),
+            feed_slots=FeedSlots(settings.rates.feeds),
+            origins=origins(settings),
             feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify),
         )

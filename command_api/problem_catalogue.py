@@ -92,7 +92,14 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "unknown_value": "Filter by the values that `errors` names.",
         "validation_failed": "Check the files and register them again.",
     },
-    429: {"too_many_requests": "Wait for Retry-After seconds."},
+    421: {
+        "misdirected_request": "Use the service's own address, or have its name added to allowed_hosts.",
+    },
+    429: {
+        "too_many_attempts": "Wait for Retry-After seconds; a session that is open needs no log-in.",
+        "too_many_feeds": "Close another feed first, or follow several things on one connection.",
+        "too_many_requests": "Wait for Retry-After seconds.",
+    },
     500: {"internal": "Report the request id: it finds the cause in the service's log."},
     503: {
         "log_unavailable": "Repeat with the same Idempotency-Key: nothing happens twice.",

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from command_api.auth.errors import AuthError
 from command_api.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from command_api.problem_catalogue import CATALOGUE
+from command_api.rates import TooManyRequests
 from command_api.wrong_fields import malformed_id, wrong_fields
 from schemas.errors import FieldError, KinoraError
 
@@ -69,6 +70,7 @@ _BY_STATUS: Mapping[int, str] = {
     405: "method_not_allowed",
     413: "body_too_large",
     415: "unsupported_media_type",
+    421: "misdirected_request",
     429: "too_many_requests",
     503: "unavailable",
 }
@@ -136,6 +138,10 @@ async def _kinora_error(request: Request, error: Exception) -> JSONResponse:
         _log.error("request.failed", code=error.code, path=request.url.path, exc_info=error)
     if status == 500:
         return await _unexpected(request, error)
+    headers: dict[str, str] = {}
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = str(error.retry_seconds)
+        request.state.standings = [*getattr(request.state, "standings", ()), *error.standings]
     detail = error.message
     if any(field.message == detail for field in error.errors):
         # One sentence, in one place: the field's own.
@@ -147,6 +153,7 @@ async def _kinora_error(request: Request, error: Exception) -> JSONResponse:
         detail=detail,
         retryable=error.retryable,
         errors=error.errors,
+        headers=headers,
     )
 
 

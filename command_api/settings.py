@@ -1,6 +1,11 @@
 """What the control plane's two processes need to run."""
 
-from pydantic import Field, SecretStr
+from ipaddress import ip_network
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from limits import parse_many
+from pydantic import AfterValidator, Field, SecretStr
 
 from schemas.base import Message
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
@@ -11,10 +16,66 @@ class ControlSecrets(Message):
 
     token_private_key_pem: SecretStr
     """Ed25519 private key that signs access tokens."""
+    former_token_public_keys_pem: tuple[str, ...] = ()
+    """Public keys whose tokens are still taken, for the ten minutes after the signing key was replaced."""
     personal_key_hex: SecretStr
     """256-bit key that wraps each person's own key."""
     index_key_hex: SecretStr
     """256-bit HMAC key of uniqueness rows, command hashes and list cursors."""
+
+
+def _quota(text: str) -> str:
+    if text:
+        try:
+            parse_many(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no quota; write 30/minute or 30/minute; 100/hour") from None
+    return text
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or text != f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError(f"{text!r} is no origin; write https://console.example.org, without a path")
+    return text
+
+
+def _network(text: str) -> str:
+    return str(ip_network(text))
+
+
+Quota = Annotated[str, AfterValidator(_quota)]
+"""How much is taken in which time, such as ``30/minute; 100/hour``; empty for without limit."""
+Origin = Annotated[str, AfterValidator(_origin)]
+Network = Annotated[str, AfterValidator(_network)]
+
+
+class RateSettings(Message):
+    """How often something may be asked for. People's own quotas are per person, the others per address."""
+
+    storage_uri: SecretStr = SecretStr("async+memory://")
+    """Where the counts are: in this process, or shared by all with ``async+redis://`` or ``async+valkey://``."""
+    general: Quota = "6000/minute"
+    """Every request with a valid token."""
+    anonymous: Quota = "1200/minute"
+    """Every request without one, per address."""
+    signup: Quota = "60/minute; 600/hour"
+    login: Quota = "120/minute; 1200/hour"
+    refresh: Quota = "120/minute; 1200/hour"
+    login_account: Quota = "30/minute; 60/15 minutes; 100/hour"
+    """Attempts on one account from one address; a success begins anew."""
+    login_elsewhere: Quota = "100/hour; 300/day"
+    """Attempts on one account from all addresses together, but those it has logged in from."""
+    uploads: Quota = "1200/minute"
+    job_creation: Quota = "1200/minute"
+    event_replay: Quota = "1200/minute"
+    """Pages of the event log, and feeds opened."""
+    feeds: int = Field(64, ge=1)
+    """Open WebSockets of one person in this process."""
 
 
 class ApiSettings(Message):
@@ -35,6 +96,17 @@ class ApiSettings(Message):
     upload_part_bytes: int = Field(16 * 2**20, ge=5 * 2**20)
     max_upload_bytes: int = Field(2**40, ge=1)
     """Of one dataset or model."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """Web pages of other origins that may call the API and the feed from a browser; exact, default none."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the Host header that are taken beside the one in `public_url`."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    rates: RateSettings = RateSettings()
+    header_seconds: float = Field(15.0, gt=0)
+    """How long a client may take to send a request's headers."""
+    connections: int = Field(2000, ge=1)
+    """Open at once in this process; more are answered 503."""
 
 
 class OrchestratorSettings(Message):

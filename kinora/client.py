@@ -122,15 +122,19 @@ class Client:
         *,
         timeout: float = 60.0,
         patience_seconds: float = 3.0,
+        quota_seconds: float = 60.0,
         session_file: Path | None = None,
     ) -> None:
         """Requests are repeated for `patience_seconds` while nothing answers or a 503 says that it passes.
+
+        A 429 is repeated as often as the service says that it will be taken within `quota_seconds`.
 
         With a `session_file`, the access token is kept there for the next process until it ends.
         """
         self.credentials = credentials
         self._http = httpx.Client(base_url=credentials.url, timeout=timeout, trust_env=False)
         self._patience_seconds = patience_seconds
+        self._quota_seconds = quota_seconds
         self._token: str | None = None
         self._token_ends = 0.0
         self._position: int | None = None
@@ -233,9 +237,11 @@ class Client:
 
     def _send(self, method: str, path: str, **request: Any) -> Json:
         # Safe to repeat: reads have no effect, and every POST carries its idempotency key.
-        deadline = time.monotonic() + self._patience_seconds
+        begun = time.monotonic()
+        deadline, quota_deadline = begun + self._patience_seconds, begun + self._quota_seconds
         for attempt in count():
             last = time.monotonic() > deadline
+            pause = min(2.0, 0.2 * 2**attempt)
             try:
                 response = self._http.request(method, path, **request)
             except httpx.TransportError as error:
@@ -249,10 +255,21 @@ class Client:
                 if response.is_success:
                     return dict(response.json()) if response.content else {}
                 problem = _problem(response)
-                if last or response.status_code != 503 or not problem.get("retryable"):
+                if response.status_code == 429:
+                    pause = _retry_after(response)
+                    last = time.monotonic() + pause > quota_deadline
+                elif response.status_code != 503:
+                    last = True
+                if last or not problem.get("retryable"):
                     raise ApiError(response.status_code, problem)
-            time.sleep(min(2.0, 0.2 * 2**attempt))
+            time.sleep(pause)
         raise AssertionError("counting never ends")
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds; the service sends no dates."""
+    given = response.headers.get("Retry-After", "")
+    return float(given) if given.isdigit() else 1.0
 
 
 def _problem(response: httpx.Response) -> Json:

@@ -5,11 +5,18 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import h11
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from command_api.app import create_app
 from command_api.settings import ApiSettings
 from kinora.local.errors import ChildFailed, PortTaken
+
+_HEADER_BYTES = 32 * 1024
+_FRAME_BYTES = 2**20
+"""Of a WebSocket message as it is after decompression; the feed's own frames are smaller still."""
 
 
 async def serve_http(settings: ApiSettings, stop: asyncio.Event, *, ready: Callable[[], None]) -> None:
@@ -18,18 +25,7 @@ async def serve_http(settings: ApiSettings, stop: asyncio.Event, *, ready: Calla
     Raises:
         ChildFailed: the application does not start, or its port is taken.
     """
-    configuration = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="websockets-sansio",
-        ws_max_size=2**20,
-        timeout_graceful_shutdown=5,
-    )
-    server = _Server(configuration, ready)
+    server = _Server(configuration(settings, create_app(settings)), ready)
     serving = asyncio.create_task(server.serve([_listening(settings)]), name="http")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -38,6 +34,68 @@ async def serve_http(settings: ApiSettings, stop: asyncio.Event, *, ready: Calla
     await serving
     if not server.started:
         raise ChildFailed("the API did not start; see the log above")
+
+
+def configuration(settings: ApiSettings, app: FastAPI) -> uvicorn.Config:
+    """How the application is served: what one client may hold, and for how long."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # The application knows which proxies to believe; uvicorn would believe whatever is on this machine.
+        proxy_headers=False,
+        http=_protocol(settings.header_seconds),
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        timeout_keep_alive=5,
+        limit_concurrency=settings.connections,
+        ws="websockets-sansio",
+        ws_max_size=_FRAME_BYTES,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def _protocol(header_seconds: float) -> type[H11Protocol]:
+    class HastyProtocol(H11Protocol):
+        """Ends connections whose client does not get to the end of a request's headers in time."""
+
+        _reading_headers: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait_for_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is None or self.cycle.response_complete:
+                self._wait_for_headers()
+            else:
+                self._headers_read()
+
+        def handle_websocket_upgrade(self, event: h11.Request) -> None:
+            self._headers_read()
+            super().handle_websocket_upgrade(event)
+            self._upgraded = True
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._headers_read()
+            super().connection_lost(exc)
+
+        _upgraded = False
+
+        def _wait_for_headers(self) -> None:
+            if self._reading_headers is None and not self._upgraded and not self.transport.is_closing():
+                self._reading_headers = self.loop.call_later(header_seconds, self.transport.close)
+
+        def _headers_read(self) -> None:
+            if self._reading_headers is not None:
+                self._reading_headers.cancel()
+                self._reading_headers = None
+
+    return HastyProtocol
 
 
 def _listening(settings: ApiSettings) -> socket.socket:

@@ -103,6 +103,10 @@ class Accounts:
             )
         return await self._session(home, refresh_token, expires_at, outcome.position)
 
+    def account_digest(self, name: str) -> bytes:
+        """What attempts on an account are counted by: a keyed hash of a user name or e-mail address."""
+        return self._credentials.digest("email" if "@" in name else "username", name)
+
     async def log_in(self, body: LoginBody, asked: Context) -> Session:
         """Open a session for a user name or e-mail address and a password.
 

@@ -1,13 +1,14 @@
 """Access tokens: JWTs signed with Ed25519, short-lived, and carrying the organization they speak for."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from command_api.auth.errors import TokenExpired, TokenInvalid, TokenMissing
 from command_api.settings import ApiSettings
@@ -17,8 +18,10 @@ from schemas.ids import uuid7
 ISSUER = "kinora"
 AUDIENCE = "kinora-api"
 ALGORITHM = "EdDSA"
+SKEW_SECONDS = 30
+"""How far the clock of the instance that issued a token may be ahead. None is granted at its end."""
 
-READ = ("jobs:read", "datasets:read", "models:read", "events:read", "events:subscribe")
+READ = ("jobs:read", "datasets:read", "models:read", "agents:read", "events:read", "events:subscribe")
 WRITE = (*READ, "jobs:write", "datasets:write", "models:write")
 ADMINISTER = (*WRITE, "models:deploy", "inference:run", "agents:manage", "org:admin")
 
@@ -54,6 +57,7 @@ class AccessTokens:
         private_key_pem: str,
         *,
         seconds: int,
+        former_public_keys_pem: Iterable[str] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         key = load_pem_private_key(private_key_pem.encode(), password=None)
@@ -61,13 +65,23 @@ class AccessTokens:
             raise TypeError(f"token_private_key_pem holds a {type(key).__name__}; it must be an Ed25519 key")
         self.seconds = seconds
         self._private = key
-        self._public = key.public_key()
+        self._kid = _key_id(key.public_key())
+        self._public = {self._kid: key.public_key()}
+        for pem in former_public_keys_pem:
+            former = load_pem_public_key(pem.encode())
+            if not isinstance(former, Ed25519PublicKey):
+                raise TypeError(f"former_token_public_keys_pem holds a {type(former).__name__}, not Ed25519")
+            self._public[_key_id(former)] = former
         self._clock = clock
 
     @classmethod
     def from_settings(cls, settings: ApiSettings) -> Self:
         pem = settings.secrets.token_private_key_pem.get_secret_value()
-        return cls(pem, seconds=settings.access_token_seconds)
+        return cls(
+            pem,
+            seconds=settings.access_token_seconds,
+            former_public_keys_pem=settings.secrets.former_token_public_keys_pem,
+        )
 
     def issue(self, principal: Principal) -> str:
         """A new token; its lifetime is `seconds`, whatever the principal says."""
@@ -83,7 +97,7 @@ class AccessTokens:
             "iat": now,
             "exp": now + self.seconds,
         }
-        return jwt.encode(claims, self._private, algorithm=ALGORITHM)
+        return jwt.encode(claims, self._private, algorithm=ALGORITHM, headers={"kid": self._kid})
 
     def verify(self, token: str | None) -> Principal:
         """Who a token speaks for.
@@ -96,9 +110,11 @@ class AccessTokens:
         if not token:
             raise TokenMissing("no access token was sent; log in and send `Authorization: Bearer <token>`")
         try:
+            kid = jwt.get_unverified_header(token).get("kid", "")
             claims = jwt.decode(
                 token,
-                self._public,
+                # Whatever else the id says, the present key decides.
+                self._public.get(kid, self._public[self._kid]),
                 algorithms=[ALGORITHM],
                 audience=AUDIENCE,
                 issuer=ISSUER,
@@ -116,8 +132,16 @@ class AccessTokens:
                 scopes=tuple(str(scope) for scope in claims["scopes"]),
                 expires_at=float(claims["exp"]),
             )
+            issued_at = float(claims["iat"])
         except (jwt.InvalidTokenError, TypeError, ValueError) as error:
             raise TokenInvalid("the access token is not valid here; log in again") from error
-        if principal.expires_at <= self._clock().timestamp():
+        now = self._clock().timestamp()
+        if issued_at > now + SKEW_SECONDS:
+            raise TokenInvalid("the access token is of the future; set the clocks of the service's machines")
+        if principal.expires_at <= now:
             raise TokenExpired("the access token has expired; refresh it and repeat the request")
         return principal
+
+
+def _key_id(key: Ed25519PublicKey) -> str:
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]

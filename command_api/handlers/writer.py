@@ -5,6 +5,7 @@ No transaction holds two units that touch the same stream, and when one cannot b
 units gets one of its own.
 """
 
+import hmac
 import queue
 import threading
 import time
@@ -339,7 +340,7 @@ def _key(idempotency: Idempotency) -> Key:
 
 
 def _same_request(idempotency: Idempotency, first_hmac: bytes) -> None:
-    if idempotency.request_hmac != first_hmac:
+    if not hmac.compare_digest(idempotency.request_hmac, first_hmac):
         raise Conflict(
             f"Idempotency-Key {idempotency.key!r} was used for another request;"
             " use a new key for a new request",

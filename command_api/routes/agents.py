@@ -16,7 +16,9 @@ from schemas.api import EnrollAgentBody
 from schemas.commands.agent import EnrollAgent
 from schemas.ids import AgentId, Prefix, new_id
 
-router = APIRouter(prefix="/agents", tags=["agents"], route_class=ClosedRoute)
+router = APIRouter(
+    prefix="/agents", tags=["agents"], dependencies=[needs("agents:read")], route_class=ClosedRoute
+)
 
 _AGENTS = Agents()
 

@@ -8,14 +8,17 @@ from pydantic import BaseModel, Field
 
 from command_api.auth.accounts import Session
 from command_api.handlers.base import Context
-from command_api.routes.calling import CallerOfRequest
+from command_api.routes.calling import RATE_LIMIT, CallerOfRequest, ClosedRoute, OpenRoute, tell
 from command_api.routes.commanding import IdempotencyKey, idempotency
+from command_api.routes.origins import address
 from command_api.routes.parts import Parts, PartsOfRequest
 from command_api.routes.problem_docs import QUERY, problems
 from schemas.api import LoginBody, RefreshBody, SignupBody
 from schemas.ids import Prefix, new_id
 
-router = APIRouter(tags=["auth"])
+router = APIRouter(tags=["auth"], route_class=OpenRoute)
+own = APIRouter(tags=["auth"], route_class=ClosedRoute)
+"""What is only for whoever has logged in."""
 
 
 class Tokens(BaseModel):
@@ -50,7 +53,10 @@ class Me(BaseModel):
     response_model=Tokens,
     responses=problems(400, 409, 413, 415, 422, 503),
     summary="Sign up; a personal organization with a workspace comes with it",
-    openapi_extra={"x-emits": ["kinora.user.registered", "kinora.organization.created"]},
+    openapi_extra={
+        "x-emits": ["kinora.user.registered", "kinora.organization.created"],
+        RATE_LIMIT: "signup",
+    },
 )
 async def signup(
     body: SignupBody,
@@ -69,7 +75,7 @@ async def signup(
     response_model=Tokens,
     responses=problems(400, 401, 413, 415, 422, 503),
     summary="Log in with a user name or e-mail address; every login is a session of its own",
-    openapi_extra={"x-emits": ["kinora.user.logged_in"]},
+    openapi_extra={"x-emits": ["kinora.user.logged_in"], RATE_LIMIT: "login"},
 )
 async def login(
     body: LoginBody,
@@ -78,7 +84,10 @@ async def login(
     parts: PartsOfRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> Tokens:
+    account, here = parts.accounts.account_digest(body.username), address(request)
+    tell(request, await parts.attempts.begin(account, here))
     session = await parts.accounts.log_in(body, _asked(request, parts, idempotency_key, body))
+    await parts.attempts.succeeded(account, here)
     return _tokens(session, response)
 
 
@@ -88,6 +97,7 @@ async def login(
     response_model=Tokens,
     responses=problems(400, 401, 413, 415, 422, 503),
     summary="Exchange a refresh token, which works once, for new tokens",
+    openapi_extra={RATE_LIMIT: "refresh"},
 )
 async def refresh(
     body: RefreshBody,
@@ -106,6 +116,7 @@ async def refresh(
     status_code=204,
     responses=problems(400, 413, 415, 422, 503),
     summary="Void a session's refresh tokens; an unknown token changes nothing",
+    openapi_extra={RATE_LIMIT: "refresh"},
 )
 async def logout(
     body: RefreshBody, request: Request, parts: PartsOfRequest, idempotency_key: IdempotencyKey = None
@@ -114,7 +125,7 @@ async def logout(
     return Response(status_code=204)
 
 
-@router.get(
+@own.get(
     "/users/me",
     operation_id="users_me",
     response_model=Me,
@@ -151,7 +162,6 @@ def _asked(request: Request, parts: Parts, key: str | None, body: BaseModel) -> 
 def _tokens(session: Session, response: Response) -> Tokens:
     if session.position:
         response.headers["X-Event-Position"] = str(session.position)
-    response.headers["Cache-Control"] = "no-store"
     return Tokens(
         access_token=session.access_token,
         expires_in=session.expires_in,

@@ -1,15 +1,21 @@
 """Who calls, and whether they may: every route that depends on this is closed to strangers."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from command_api.auth.errors import AuthError
 from command_api.auth.tokens import Principal
 from command_api.domain.errors import Forbidden
+from command_api.rates import Bucket, Standing
+from command_api.routes.origins import address
 from command_api.routes.parts import Parts, PartsOfRequest
+
+RATE_LIMIT = "x-rate-limit"
+"""Where a route names its quota; it stands in the OpenAPI document, too."""
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="access_token", bearerFormat="JWT")
 
@@ -23,19 +29,61 @@ async def _caller(
     return known or parts.tokens.verify(None if credentials is None else credentials.credentials)
 
 
-class ClosedRoute(APIRoute):
-    """Turns strangers away before their body is read, which FastAPI does before any dependency."""
+class OpenRoute(APIRoute):
+    """Takes strangers. Each address has a quota, of the bucket that the route names in `x-rate-limit`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        bucket: Bucket = (self.openapi_extra or {}).get(RATE_LIMIT, "anonymous")
+
+        async def count(request: Request) -> Response:
+            await spend(request, bucket, address(request))
+            return await handle(request)
+
+        return count
+
+
+class ClosedRoute(APIRoute):
+    """Turns strangers away, and callers whose quota is spent, before their body is read.
+
+    FastAPI would read it before any dependency. A caller's general quota always counts, and that of the
+    bucket which the route names in `x-rate-limit`.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        bucket: Bucket | None = (self.openapi_extra or {}).get(RATE_LIMIT)
 
         async def recognise(request: Request) -> Response:
             parts: Parts = request.app.state.parts
             credentials = await _BEARER(request)
-            request.state.caller = parts.tokens.verify(credentials.credentials if credentials else None)
+            try:
+                caller = parts.tokens.verify(credentials.credentials if credentials else None)
+            except AuthError:
+                await spend(request, "anonymous", address(request))
+                raise
+            await spend(request, "general", caller.user_id)
+            if bucket is not None:
+                await spend(request, bucket, caller.user_id)
+            request.state.caller = caller
             return await handle(request)
 
         return recognise
+
+
+async def spend(request: Request, bucket: Bucket, *key: str) -> None:
+    """Count the request against a quota; the answer says what is left of it.
+
+    Raises:
+        TooManyRequests: nothing was left.
+    """
+    parts: Parts = request.app.state.parts
+    tell(request, await parts.rates.take(bucket, *key))
+
+
+def tell(request: Request, standings: Sequence[Standing]) -> None:
+    """Say in the answer what is left of these quotas."""
+    request.state.standings = [*getattr(request.state, "standings", ()), *standings]
 
 
 CallerOfRequest = Annotated[Principal, Depends(_caller)]

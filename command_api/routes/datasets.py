@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from command_api.domain.dataset import Uploading
 from command_api.domain.errors import NotFound
 from command_api.routes import files
-from command_api.routes.calling import ClosedRoute, needs
+from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.files import Declaration, Kind
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
@@ -62,6 +62,7 @@ _DATASETS = Kind(
     response_model=DatasetCommanded,
     responses=problems(*COMMAND),
     summary="Register a dataset by its files' paths, sizes and hashes",
+    openapi_extra={RATE_LIMIT: "uploads"},
 )
 async def register(body: RegisterBody, asking: AskingOfRequest) -> dict[str, Any]:
     item = await files.register(_DATASETS, body, asking)
@@ -135,6 +136,7 @@ async def delete(dataset_id: DatasetId, asking: AskingOfRequest) -> Response:
     response_model=UploadSession,
     responses=problems(*COMMAND),
     summary="Open or continue the upload session: URLs for files that the store lacks",
+    openapi_extra={RATE_LIMIT: "uploads"},
 )
 async def upload(dataset_id: DatasetId, asking: AskingOfRequest) -> UploadSession:
     return await files.open_session(_DATASETS, dataset_id, asking)
@@ -148,6 +150,7 @@ async def upload(dataset_id: DatasetId, asking: AskingOfRequest) -> UploadSessio
     response_model=DatasetCommanded,
     responses=problems(*COMMAND),
     summary="Verify what was put; `uploading` in the answer means that files are still missing",
+    openapi_extra={RATE_LIMIT: "uploads"},
 )
 async def upload_complete(
     dataset_id: DatasetId, body: CompleteUploadBody, asking: AskingOfRequest

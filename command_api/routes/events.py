@@ -1,7 +1,6 @@
 """The organization's part of the log: pages over HTTP, the live feed over WebSocket."""
 
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, WebSocket
 from pydantic import BaseModel
@@ -10,8 +9,11 @@ from command_api.auth.errors import AuthError
 from command_api.domain.errors import NotFound
 from command_api.feed import frames
 from command_api.feed.connection import FeedConnection
+from command_api.feed.slots import FeedsFull
 from command_api.problems import BadPosition
-from command_api.routes.calling import ClosedRoute, needs
+from command_api.rates import TooManyRequests
+from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
+from command_api.routes.origins import is_welcome
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import QUERY, problems
 from command_api.routes.reading import EVENT_TYPES, CursorParameter, Limit, ReadingOfRequest, chosen
@@ -38,6 +40,7 @@ class EventPage(BaseModel):
     response_model=EventPage,
     responses=problems(*QUERY),
     summary="The organization's events behind a position",
+    openapi_extra={RATE_LIMIT: "event_replay"},
 )
 async def list_events(
     reading: ReadingOfRequest,
@@ -103,7 +106,7 @@ async def feed(socket: WebSocket) -> None:
     if not known:
         await socket.close(frames.BAD_FRAME, f"ask for the subprotocol {frames.SUBPROTOCOL}")
         return
-    if not _same_origin(socket, parts.settings.public_url):
+    if not is_welcome(socket.headers.get("origin"), parts.origins):
         await socket.close(frames.FORBIDDEN, "this origin may not use the feed")
         return
     scheme, _, token = socket.headers.get("authorization", "").partition(" ")
@@ -115,12 +118,9 @@ async def feed(socket: WebSocket) -> None:
     if "events:subscribe" not in caller.scopes:
         await socket.close(frames.FORBIDDEN, "the token lacks the scope events:subscribe")
         return
-    await FeedConnection(socket, caller, parts.feed).serve()
-
-
-def _same_origin(socket: WebSocket, public_url: str) -> bool:
-    origin = socket.headers.get("origin")
-    if origin is None:
-        return True  # not a browser
-    there, here = urlsplit(origin), urlsplit(public_url)
-    return (there.scheme, there.netloc) == (here.scheme, here.netloc)
+    try:
+        await parts.rates.take("event_replay", caller.user_id)
+        with parts.feed_slots.hold(caller.user_id):
+            await FeedConnection(socket, caller, parts.feed).serve()
+    except (TooManyRequests, FeedsFull) as error:
+        await socket.close(frames.TOO_MUCH, error.message)

@@ -6,11 +6,12 @@ from importlib.metadata import version
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from command_api.routes.calling import OpenRoute
 from command_api.routes.parts import Parts, PartsOfRequest
 from projections.catalogue import statuses
 from projections.reader import read_head
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=OpenRoute)
 
 CHECK_SECONDS = 2.0
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from command_api.domain.errors import Conflict, NotFound
-from command_api.routes.calling import ClosedRoute, needs
+from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
 from command_api.routes.joblogs import LogLine, read_lines
@@ -79,7 +79,7 @@ class AdapterFiles(BaseModel):
     response_model=JobCommanded,
     responses=problems(*COMMAND),
     summary="Request a fine-tuning",
-    openapi_extra={"x-emits": ["kinora.job.requested"]},
+    openapi_extra={"x-emits": ["kinora.job.requested"], RATE_LIMIT: "job_creation"},
 )
 async def create(body: CreateJobBody, asking: AskingOfRequest) -> dict[str, Any]:
     job_id = new_id(Prefix.JOB)
@@ -167,6 +167,7 @@ async def stop(job_id: JobId, asking: AskingOfRequest, body: StopJobBody | None 
     response_model=Page[dict[str, Any]],
     responses=problems(*QUERY),
     summary="The job's own history, oldest first",
+    openapi_extra={RATE_LIMIT: "event_replay"},
 )
 async def events(
     job_id: JobId,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from command_api.domain.errors import Conflict, NotFound
 from command_api.domain.model import Absent, Adapter, Deleted, Uploading
 from command_api.routes import files
-from command_api.routes.calling import ClosedRoute, needs
+from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
 from command_api.routes.files import Declaration, Kind
@@ -65,6 +65,7 @@ _MODELS = Kind(
     response_model=ModelCommanded,
     responses=problems(*COMMAND),
     summary="Register a base model by its files' paths, sizes and hashes",
+    openapi_extra={RATE_LIMIT: "uploads"},
 )
 async def register(body: RegisterBody, asking: AskingOfRequest) -> dict[str, Any]:
     item = await files.register(_MODELS, body, asking)
@@ -138,6 +139,7 @@ async def delete(model_id: ModelId, asking: AskingOfRequest) -> Response:
     response_model=UploadSession,
     responses=problems(*COMMAND),
     summary="Open or continue the upload session: URLs for files that the store lacks",
+    openapi_extra={RATE_LIMIT: "uploads"},
 )
 async def upload(model_id: ModelId, asking: AskingOfRequest) -> UploadSession:
     return await files.open_session(_MODELS, model_id, asking)
@@ -151,6 +153,7 @@ async def upload(model_id: ModelId, asking: AskingOfRequest) -> UploadSession:
     response_model=ModelCommanded,
     responses=problems(*COMMAND),
     summary="Verify what was put; `uploading` in the answer means that files are still missing",
+    openapi_extra={RATE_LIMIT: "uploads"},
 )
 async def upload_complete(
     model_id: ModelId, body: CompleteUploadBody, asking: AskingOfRequest

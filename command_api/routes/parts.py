@@ -9,13 +9,16 @@ from psycopg_pool import AsyncConnectionPool
 from starlette.requests import HTTPConnection
 
 from command_api.auth.accounts import Accounts
+from command_api.auth.attempts import LoginAttempts
 from command_api.auth.tokens import AccessTokens
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
 from command_api.feed.connection import FeedParts
+from command_api.feed.slots import FeedSlots
 from command_api.feed.telemetry import TelemetryHub
 from command_api.handlers.bus import CommandBus
 from command_api.objects import ObjectStore
+from command_api.rates import Rates
 from command_api.settings import ApiSettings
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
@@ -41,6 +44,11 @@ class Parts:
     index_key: bytes
     tokens: AccessTokens
     accounts: Accounts
+    rates: Rates
+    attempts: LoginAttempts
+    feed_slots: FeedSlots
+    origins: frozenset[str]
+    """Of web pages that may use the feed."""
     feed: FeedParts
 
 

@@ -18,9 +18,14 @@ _TEXTS = {
     413: "The body is too large; `detail` names the limit.",
     415: "The body is not sent as application/json.",
     422: "The body does not fit its description, or the idempotency key belongs to another request.",
-    429: "Too many requests.",
+    421: "The Host header names another service.",
+    429: "Too many requests; Retry-After says when to try again.",
     503: "A part of the service is away; try again.",
 }
+
+
+EVERYWHERE = (421, 429)
+"""What any route may answer, before it is asked."""
 
 
 def problems(*statuses: int) -> Responses:
@@ -40,6 +45,10 @@ def describe(app: FastAPI) -> None:
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(definitions["$defs"])
+        for path in document["paths"].values():
+            for operation in path.values():
+                for status, entry in problems(*EVERYWHERE).items():
+                    operation["responses"].setdefault(str(status), entry)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -5,9 +5,10 @@ from pydantic import BaseModel
 
 from command_api.domain.errors import NotFound
 from command_api.problem_catalogue import CATALOGUE
+from command_api.routes.calling import OpenRoute
 from command_api.routes.problem_docs import problems
 
-router = APIRouter(prefix="/problems", tags=["problems"])
+router = APIRouter(prefix="/problems", tags=["problems"], route_class=OpenRoute)
 
 
 class ProblemPage(BaseModel):

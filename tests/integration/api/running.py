@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -21,6 +21,7 @@ from command_api.app import create_app
 from command_api.objects import ObjectStore
 from command_api.routes.parts import Parts
 from command_api.settings import ApiSettings, ControlSecrets
+from kinora.http import configuration
 from projections.settings import ProjectionsSettings
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
 
@@ -136,9 +137,11 @@ class Backing:
     nats: NatsSettings
     s3: S3Settings
     secrets: ControlSecrets = field(default_factory=fresh_secrets)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of the settings, for services that a test has for itself."""
 
     def settings(self, port: int) -> ApiSettings:
-        return ApiSettings(
+        settings = ApiSettings(
             port=port,
             public_url=f"http://127.0.0.1:{port}",
             postgres=self.postgres,
@@ -148,6 +151,7 @@ class Backing:
             upload_part_bytes=5 * MEBIBYTE,
             max_declaration_bytes=2 * MEBIBYTE,
         )
+        return settings.model_copy(update=dict(self.changes))
 
 
 @asynccontextmanager
@@ -155,8 +159,7 @@ async def _serving(backing: Backing) -> AsyncIterator[Service]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         settings = backing.settings(listening.getsockname()[1])
         app = create_app(settings)
-        config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configuration(settings, app))
         task = asyncio.create_task(server.serve(sockets=[listening]))
         try:
             async with asyncio.timeout(30):

@@ -183,6 +183,7 @@ NEVER_SHOWN = {
     "log_mismatch",
     "object_missing",
     "personal_field_unreadable",
+    "settings",
     "upload_lost",
 }
 """Damage, not answers: whoever asked learns of an internal error only."""
