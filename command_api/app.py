@@ -210,5 +210,5 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             attempts=LoginAttempts(rates),
             feed_slots=FeedSlots(settings.rates.feeds),
             origins=origins(settings),
-            feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify),
+            feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify, log.foreign),
         )

@@ -51,6 +51,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "email_taken": "Log in, or use another address.",
         "job_ended": "The job is over; nothing is left to be done.",
         "job_exists": "Use a new id.",
+        "log_changed": "Begin again with after=0 and the new log_id: positions of the old log mean nothing.",
         "model_deleted": "Choose another model, or register it again.",
         "model_exists": "Use a new id.",
         "model_not_ready": "Wait until the model is ready.",

@@ -29,6 +29,12 @@ class BadPosition(KinoraError):
     code = "bad_position"
 
 
+class LogChanged(KinoraError):
+    """A position of another log: that one was replaced, or restored from a backup."""
+
+    code = "log_changed"
+
+
 class ProjectionBehind(KinoraError):
     """A read model did not reach the position asked for in time."""
 

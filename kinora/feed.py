@@ -33,20 +33,24 @@ def follow(
     *,
     start: Start,
     event_filter: Json | None = None,
+    log_id: str | None = None,
     patience_seconds: float = 60.0,
     quiet: bool = False,
+    start_over: bool = False,
 ) -> Iterator[Json]:
     """Yield feed frames of type ``event``, ``telemetry`` and ``caught_up``, for ever.
+
+    `log_id` is the log that the position `start` belongs to, where the caller knows it. With `start_over`
+    a log that was replaced is followed from its beginning, after its ``reset`` frame was yielded.
 
     A lost connection is made again from the last position seen. With `quiet`, ``heartbeat`` frames are
     yielded too, so that a caller can redraw while nothing happens.
 
     Raises:
         Unreachable: when no connection could be had for `patience_seconds`.
-        LogChanged: when the server asks for a reset.
+        LogChanged: when the server asks for a reset, unless with `start_over`.
     """
     position: Start = start
-    log_id: str | None = None
     failing_since: float | None = None
     attempt = 0
     relogged = False
@@ -70,8 +74,12 @@ def follow(
                     case "heartbeat":
                         if quiet:
                             yield frame
+                    case "reset" if start_over:
+                        position, log_id = "earliest", str(frame["log_id"])
+                        yield frame
+                        break
                     case "reset":
-                        raise LogChanged(f"the service's log is another one now: {frame.get('reason', '')}")
+                        raise LogChanged(_changed(frame))
                     case "error":
                         raise FeedRefused(str(frame.get("message") or frame.get("detail") or frame))
         except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError, Unreachable) as error:
@@ -89,6 +97,14 @@ def follow(
                 raise Unreachable(f"the feed at {client.websocket_url} does not answer: {error}") from error
             attempt += 1
             time.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
+
+
+def _changed(frame: Json) -> str:
+    restored = frame.get("reason") == "log_restored"
+    how = "was restored from a backup" if restored else "is another one"
+    return (
+        f"the service's log {how} and is {frame['log_id']} now; begin again from position {frame['earliest']}"
+    )
 
 
 def _refusal(error: Exception) -> int | None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 from uuid import UUID
 
 from eventsourcing.persistence import EventStore, IntegrityError, InterfaceError, OperationalError
@@ -47,8 +47,12 @@ class Append:
 class EventLog:
     """The append-only log; synchronous and safe to share between threads."""
 
-    def __init__(self, datastore: PostgresDatastore, recorder: LogRecorder, log_id: str) -> None:
+    def __init__(
+        self, datastore: PostgresDatastore, recorder: LogRecorder, log_id: str, predecessors: frozenset[str]
+    ) -> None:
         self.log_id = log_id
+        self.predecessors = predecessors
+        """The logs whose backups this one was restored from."""
         self._datastore = datastore
         self._recorder = recorder
         self._store: EventStore[UUID] = EventStore(EnvelopeMapper(), recorder)
@@ -77,7 +81,8 @@ class EventLog:
             recorder = LogRecorder(datastore)
             if create_tables:
                 recorder.create_table()
-            return cls(datastore, recorder, _log_id(datastore, name_it=create_tables))
+            log_id = _log_id(datastore, name_it=create_tables)
+            return cls(datastore, recorder, log_id, _predecessors(datastore))
         except (InterfaceError, OperationalError) as error:
             datastore.close()
             raise LogUnavailable(
@@ -147,6 +152,12 @@ class EventLog:
 
     # ---- reading --------------------------------------------------------------------------------
 
+    def foreign(self, log_id: str | None) -> Literal["log_restored", "log_changed"] | None:
+        """Why positions of that log mean nothing here; None when they do, or no log is named."""
+        if log_id in (None, self.log_id):
+            return None
+        return "log_restored" if log_id in self.predecessors else "log_changed"
+
     def head(self) -> int:
         """Position of the last event; 0 when there is none."""
         return self._read(reader.head)
@@ -198,6 +209,12 @@ def _log_id(datastore: PostgresDatastore, *, name_it: bool) -> str:
             if row is not None:
                 return str(row["log_id"])
     raise LogMismatch("the database holds no Kinora log; open it once with create_tables=True")
+
+
+def _predecessors(datastore: PostgresDatastore) -> frozenset[str]:
+    with datastore.cursor() as cursor:
+        cursor.execute("SELECT log_id FROM kinora_log_predecessors")
+        return frozenset(str(row["log_id"]) for row in cursor.fetchall())
 
 
 def _conflict(error: IntegrityError) -> Exception:

@@ -45,6 +45,8 @@ class FeedParts:
     tail: LogTail
     telemetry: TelemetryHub
     authenticate: Callable[[str], Principal]
+    foreign: Callable[[str | None], str | None]
+    """Why positions of a log mean nothing here; None when they do."""
     limits: FeedLimits = FeedLimits()
 
 
@@ -169,13 +171,15 @@ class FeedConnection:
             raise Closing(frames.TOO_MUCH, "too many frames")
 
     async def _subscribe(self, frame: Subscribe, group: asyncio.TaskGroup) -> None:
+        # First of all: whatever else is wrong with positions and ids of another log does not matter.
+        foreign = self._parts.foreign(frame.log_id)
+        if foreign is not None:
+            await self._send(frames.reset(frame.sub, self._parts.log_id, foreign))
+            return
         head = await self._parts.reader.head()
         fault = self._fault(frame, head) or await self._unknown_stream(frame)
         if fault is not None:
             await self._send(frames.error(*fault, frame.sub))
-            return
-        if frame.log_id not in (None, self._parts.log_id):
-            await self._send(frames.reset(frame.sub, self._parts.log_id, "log_changed"))
             return
         match frame.start:
             case FromPosition(position=position):

@@ -102,7 +102,10 @@ def heartbeat(head: int, subscriptions: dict[str, dict[str, int]]) -> Frame:
 
 
 def reset(sub: str, log_id: str, reason: str) -> Frame:
-    """The position asked for means nothing here; the client has to choose anew where it begins."""
+    """The position asked for means nothing here; the client has to choose anew where it begins.
+
+    `reason` is ``log_restored`` when the client's log was restored from a backup, else ``log_changed``.
+    """
     return {"type": "reset", "sub": sub, "earliest": 0, "log_id": log_id, "reason": reason}
 
 

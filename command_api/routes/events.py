@@ -38,7 +38,7 @@ class EventPage(BaseModel):
     dependencies=[needs("events:read")],
     operation_id="events_list",
     response_model=EventPage,
-    responses=problems(*QUERY),
+    responses=problems(*QUERY, 409),
     summary="The organization's events behind a position",
     openapi_extra={RATE_LIMIT: "event_replay"},
 )
@@ -50,13 +50,17 @@ async def list_events(
     ] = None,
     job_id: JobId | None = None,
     stream_id: StreamId | None = None,
+    log_id: Annotated[
+        str | None, Query(max_length=64, description="The log that `after` belongs to; 409 if it is another.")
+    ] = None,
     limit: Limit = 50,
     cursor: CursorParameter = None,
 ) -> dict[str, Any]:
     filters = [types or "", job_id or "", stream_id or ""]
     wanted = chosen("types", types, EVENT_TYPES)
+    reading.in_log(log_id)
     head = await reading.from_log()
-    begin = int((reading.place(cursor, filters) or [after])[0])
+    begin = reading.log_place(cursor, filters) or after
     if begin > head:
         raise BadPosition(f"position {begin} is beyond the log's end {head}")
     rows = await reading.parts.reader.page(
@@ -66,10 +70,8 @@ async def list_events(
         organization_id=reading.organization_id,
         stream_id=job_id or stream_id,
     )
-    shown, log_id = rows[:limit], reading.parts.log.log_id
-    place = [shown[-1].position] if len(rows) > limit else None
-    page = reading.answer([row.public(log_id) for row in shown], place, filters)
-    return {**page, "head": head, "log_id": log_id}
+    page = reading.log_answer(rows, limit, filters)
+    return {**page, "head": head, "log_id": reading.parts.log.log_id}
 
 
 @router.get(

@@ -165,7 +165,7 @@ async def stop(job_id: JobId, asking: AskingOfRequest, body: StopJobBody | None 
     "/{job_id}/events",
     operation_id="jobs_events",
     response_model=Page[dict[str, Any]],
-    responses=problems(*QUERY),
+    responses=problems(*QUERY, 409),
     summary="The job's own history, oldest first",
     openapi_extra={RATE_LIMIT: "event_replay"},
 )
@@ -178,16 +178,13 @@ async def events(
     min_position: MinPosition = None,
 ) -> dict[str, Any]:
     await reading.from_log(min_position)
-    begin = int((reading.place(cursor) or [after])[0])
+    begin = reading.log_place(cursor) or after
     rows = await reading.parts.reader.page(
         begin, limit + 1, organization_id=reading.organization_id, stream_id=job_id
     )
     if not rows and begin == 0:
         raise NotFound(f"job {job_id} does not exist")
-    shown = rows[:limit]
-    more = len(rows) > limit
-    log_id = reading.parts.log.log_id
-    return reading.answer([row.public(log_id) for row in shown], [shown[-1].position] if more else None)
+    return reading.log_answer(rows, limit)
 
 
 @router.get(

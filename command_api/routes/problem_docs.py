@@ -14,7 +14,7 @@ _TEXTS = {
     401: "No valid access token.",
     403: "The token does not allow this.",
     404: "No such thing, or none of your organization.",
-    409: "The present state forbids the command; `code` names the rule.",
+    409: "The present state forbids it; `code` names the rule.",
     413: "The body is too large; `detail` names the limit.",
     415: "The body is not sent as application/json.",
     422: "The body does not fit its description, or the idempotency key belongs to another request.",

@@ -9,9 +9,10 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from command_api.domain.errors import Invalid
-from command_api.problems import BadPosition, ProjectionBehind
+from command_api.problems import BadPosition, LogChanged, ProjectionBehind
 from command_api.routes.calling import CallerOfRequest
 from command_api.routes.parts import Parts, PartsOfRequest
+from projections.reader import LogRow
 from schemas.events import REGISTRY
 
 WAIT_SECONDS = 2.0
@@ -78,6 +79,39 @@ class Reading:
             raise BadPosition(f"min_position {min_position} is beyond the log's end {head}")
         self.response.headers["X-Projection-Position"] = str(head)
         return head
+
+    def in_log(self, log_id: str | None) -> None:
+        """Refuse positions of another log.
+
+        Raises:
+            LogChanged: when `log_id` is not this log's.
+        """
+        foreign = self.parts.log.foreign(log_id)
+        if foreign is not None:
+            how = "was restored from a backup" if foreign == "log_restored" else "is another one"
+            raise LogChanged(
+                f"the log {how} and is {self.parts.log.log_id} now, not {log_id};"
+                " begin again with after=0 and without cursor"
+            )
+
+    def log_place(self, cursor: str | None, filters: Sequence[str] = ()) -> int | None:
+        """The position that a cursor of this list of events names.
+
+        Raises:
+            LogChanged: when it was given out for the log that this one was restored from.
+        """
+        place = self.place(cursor, filters)
+        if place is None:
+            return None
+        position, log_id = place
+        self.in_log(log_id)
+        return int(position)
+
+    def log_answer(self, rows: Sequence[LogRow], limit: int, filters: Sequence[str] = ()) -> dict[str, Any]:
+        """A page of events; `rows` holds one more than `limit` when there is a next page."""
+        log_id, shown = self.parts.log.log_id, rows[:limit]
+        place = [shown[-1].position, log_id] if len(rows) > limit else None
+        return self.answer([row.public(log_id) for row in shown], place, filters)
 
     async def page(
         self,

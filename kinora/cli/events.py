@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from kinora.cli.output import connect, door, out, print_lines, short
-from kinora.feed import follow
+from kinora.cli.output import connect, door, out, print_lines, short, talk
+from kinora.feed import Start, follow
 
 app = typer.Typer(no_args_is_help=True, help="The event log.")
 
@@ -14,6 +14,9 @@ app = typer.Typer(no_args_is_help=True, help="The event log.")
 @door
 def tail(
     after: Annotated[int | None, typer.Option(help="Begin behind this position; 0 is the beginning.")] = None,
+    log_id: Annotated[
+        str, typer.Option(help="The log that --after belongs to; another one is read from its beginning.")
+    ] = "",
     types: Annotated[str, typer.Option(help="Only these types, such as kinora.job.succeeded.")] = "",
     job: Annotated[str, typer.Option(help="Only this job's events.")] = "",
     ndjson: Annotated[bool, typer.Option("--ndjson", help="Print whole events as NDJSON.")] = False,
@@ -25,9 +28,17 @@ def tail(
         event_filter["types"] = [name.strip() for name in types.split(",")]
     if job:
         event_filter["job_id"] = job
-    start: object = "latest" if after is None else after
+    start: Start = "latest" if after is None else after or "earliest"
     with connect() as client:
-        for frame in follow(client, start=start or "earliest", event_filter=event_filter):  # type: ignore[arg-type]
+        frames = follow(
+            client, start=start, event_filter=event_filter, log_id=log_id or None, start_over=True
+        )
+        for frame in frames:
+            if frame["type"] == "reset":
+                talk.print(
+                    f"the log is {frame['log_id']} now ({frame['reason']}): starting over from its beginning",
+                    style="yellow",
+                )
             if frame["type"] == "caught_up" and until_head:
                 return
             if frame["type"] != "event":

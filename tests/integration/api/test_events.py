@@ -31,6 +31,17 @@ async def test_a_position_beyond_the_end(ada: Person) -> None:
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_position")
 
 
+async def test_positions_of_another_log_are_refused(visit: Visit, ada: Person) -> None:
+    here = (await ada.get("/events")).json()["log_id"]
+    assert (await ada.get("/events", params={"after": 10**9, "log_id": "log_other"})).status_code == 409
+    assert (await ada.get("/events", params={"log_id": here})).status_code == 200
+    scope = "\0".join((ada.organization_id, "/api/v1/events", "", "", ""))
+    cursor = visit.service.parts.cursors.sign(scope, [1, "log_other"])
+    answer = await ada.get("/events", params={"cursor": cursor})
+    assert (answer.status_code, answer.json()["code"]) == (409, "log_changed")
+    assert here in answer.json()["detail"]
+
+
 async def test_one_event(ada: Person) -> None:
     item = await register(ada, "datasets", {"a": b"a"})
     (event,) = (await ada.get("/events", params={"stream_id": item["id"]})).json()["data"]

@@ -188,9 +188,9 @@ async def test_others_jobs_cannot_be_followed(visit: Visit, ada: Person, bob: Pe
 
 async def test_a_position_of_another_log_is_reset(visit: Visit, ada: Person) -> None:
     async with following(visit, ada) as follower:
-        await follower.subscribe(1, log_id="log_of_yesterday")
+        await follower.subscribe(10**9, log_id="log_of_yesterday")  # beyond the end of this one
         reset = await follower.receive()
-        assert (reset["type"], reset["earliest"]) == ("reset", 0)
+        assert (reset["type"], reset["earliest"], reset["reason"]) == ("reset", 0, "log_changed")
         assert reset["log_id"] == follower.hello["log_id"]
         await follower.subscribe(0, log_id=reset["log_id"])
         assert (await follower.receive())["type"] == "event"
