@@ -1,7 +1,8 @@
 """The only place that reads environment and settings files; packages get what they need as arguments."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,13 +50,47 @@ def read_settings(kind: type[S], environment: Mapping[str, str] = os.environ) ->
         raise SettingsRefused(f"{SETTINGS_VARIABLE}={named} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         # Neither message nor cause may quote the input: it holds secrets.
-        wrong = "; ".join(
-            f"{'.'.join(map(str, part['loc'])) or 'file'}: {part['msg']}"
-            for part in error.errors(include_input=False, include_url=False)
+        raise SettingsRefused(f"{named} is not valid {kind.__name__}: {_wrong(error)}") from None
+
+
+def overridden(settings: S, role: str, file: Path, *, roles: Collection[str]) -> S:
+    """`settings` with what the data folder's `file` says for `role`, such as ``{"agent": {"cache_bytes": 0}}``.
+
+    What `kinora up` decides by itself (addresses, secrets, ids) cannot be set there.
+
+    Raises:
+        SettingsRefused: when the file cannot be read, or a field is unknown, wrong or not to be set.
+    """
+    try:
+        said = json.loads(file.read_text())
+    except FileNotFoundError:
+        return settings
+    except (OSError, ValueError) as error:
+        raise SettingsRefused(f"{file} cannot be read: {error}; correct or remove it") from error
+    fields = said.get(role, {}) if isinstance(said, dict) and set(said) <= set(roles) else None
+    if not isinstance(fields, dict):
+        raise SettingsRefused(
+            f'{file} must look like {{"{role}": {{"field": value}}}}, with roles of {", ".join(roles)};'
+            " correct or remove it"
         )
-        raise SettingsRefused(f"{named} is not valid {kind.__name__}: {wrong}") from None
+    free = sorted(set(type(settings).model_fields) - settings.model_fields_set)
+    if strange := sorted(set(fields) - set(free)):
+        raise SettingsRefused(
+            f"{file}: {role}.{strange[0]} cannot be set; what can be set is {', '.join(free) or 'nothing'}"
+        )
+    try:
+        return type(settings).model_validate(settings.model_dump() | fields)
+    except ValidationError as error:
+        raise SettingsRefused(f"{file}: {role}.{_wrong(error)}") from None
 
 
 def write_settings(path: Path, settings: Message) -> None:
     """Write a role's settings, secrets revealed, for `read_settings`; readable by the owner only."""
     write_private(path, revealed_json(settings))
+
+
+def _wrong(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, part['loc'])) or 'file'}: {part['msg']}"
+        for part in error.errors(include_input=False, include_url=False)
+    )

@@ -24,9 +24,10 @@ from kinora.local.role_settings import (
 from kinora.local.servers import EmbeddedServers, ServerName
 from kinora.owner import enrolled_agent, signed_up_owner
 from kinora.restarts import Restarts
-from kinora.roles import READY_VARIABLE, STOP_SECONDS, Role, agent_stop_seconds
-from kinora.settings import HOME_VARIABLE, SETTINGS_VARIABLE, write_settings
+from kinora.roles import READY_VARIABLE, ROLES, STOP_SECONDS, Role, agent_stop_seconds
+from kinora.settings import HOME_VARIABLE, SETTINGS_VARIABLE, overridden, write_settings
 from schemas.base import Message
+from trainer_agent.settings import AgentSettings
 
 OnEvent = Callable[[str, str], None]
 """Told (phase, message); phases: servers, roles, agent, ready, died, restarted, stopping, stopped."""
@@ -121,13 +122,15 @@ class Supervisor:
         agent = agent_settings(
             servers, await asyncio.to_thread(enrolled_agent, self.folder, self.credentials)
         )
-        await self._start_role("agent", agent, stop_seconds=agent_stop_seconds(agent))
+        await self._start_role("agent", agent)
         self._watching += [asyncio.create_task(self._keep_role(role)) for role in self._roles]
         self._tell("ready", f"ready at {self.url}")
 
-    async def _start_role(self, role: Role, settings: Message, *, stop_seconds: float = STOP_SECONDS) -> None:
+    async def _start_role(self, role: Role, decided: Message) -> None:
+        settings = overridden(decided, role, self.folder.settings, roles=ROLES)
         settings_file = self.folder.run / f"{role}.settings.json"
         write_settings(settings_file, settings)
+        stop_seconds = agent_stop_seconds(settings) if isinstance(settings, AgentSettings) else STOP_SECONDS
         self._roles[role] = Child(
             Program(
                 name=role,

@@ -19,7 +19,7 @@ from qlora_engine.injection import Injected
 from qlora_engine.memory import peak_memory_bytes
 from qlora_engine.samples import Sampler, batch
 from qlora_engine.stopping import StopWish
-from qlora_engine.updates import CheckpointWritten, StepTaken, Update
+from qlora_engine.updates import Alive, CheckpointWritten, StepTaken, Update
 from schemas.datasets import Example
 from schemas.events.job import ProgressPoint
 from schemas.training import Hyperparameters
@@ -27,6 +27,8 @@ from schemas.training import Hyperparameters
 Emit = Callable[[Update], None]
 RECENT_STEPS = 32
 """Steps whose duration the remaining time is estimated from."""
+ALIVE_SECONDS = 5.0
+"""How often a long step tells that it goes on."""
 
 
 @dataclass
@@ -127,6 +129,7 @@ class Loop:
         """The batch's loss per supervised token; its exact gradient is left in the parameters."""
         supervised = examples.supervised
         total = 0.0
+        spoken = time.perf_counter()
         for part in examples.parts(self.hyperparameters.micro_batch_size or len(examples)):
             loss = self.runner.loss(part) / supervised
             value = float(loss.detach())
@@ -134,6 +137,9 @@ class Loop:
                 raise self._non_finite("the loss", value, step)
             loss.backward()  # type: ignore[no-untyped-call]
             total += value
+            if time.perf_counter() - spoken > ALIVE_SECONDS:
+                self.emit(Alive())
+                spoken = time.perf_counter()
         return total
 
     def _non_finite(self, what: str, value: float, step: int) -> NonFiniteLoss:

@@ -18,6 +18,12 @@ class Preparing(Message):
     total: int = 0
 
 
+class Alive(Message):
+    """In the middle of a long step: nothing to tell, but not hung either."""
+
+    kind: Literal["alive"] = "alive"
+
+
 class TrainingBegan(Message):
     kind: Literal["training_began"] = "training_began"
     family: str
@@ -117,6 +123,7 @@ class EngineFailed(Message):
 
 Update = Annotated[
     Preparing
+    | Alive
     | TrainingBegan
     | StepTaken
     | EvaluationDone

@@ -19,12 +19,14 @@ import structlog
 
 from qlora_engine.updates import EngineFailed, Update
 from schemas.training import EngineSpec
-from schemas.work import Accepted, Failed, HeldItem, Released, ReportBody
+from schemas.work import Accepted, Failed, HeldItem, Released, ReportBody, Warned
 from trainer_agent.engine_process import EngineProcess
 from trainer_agent.errors import AgentError, EngineFailure, ReportTooLarge
 from trainer_agent.folders import AttemptFolder
 from trainer_agent.orders import Order, Orders
 from trainer_agent.reporter import Reporter
+from trainer_agent.settings import AgentSettings
+from trainer_agent.silence import Silence
 from trainer_agent.spool import Spool
 from trainer_agent.waiting import end
 
@@ -87,7 +89,7 @@ class Attempt:
         spool: Spool,
         reporter: Reporter,
         orders: Orders,
-        shutdown_seconds: float,
+        settings: AgentSettings,
     ) -> None:
         self._work = work
         self._held = held
@@ -95,7 +97,10 @@ class Attempt:
         self._spool = spool
         self._reporter = reporter
         self._orders = orders
-        self._shutdown_seconds = shutdown_seconds
+        self._settings = settings
+        self._shutdown_seconds = settings.shutdown_seconds
+        self._save_until: float | None = None
+        """When an engine that was asked to stop is out of patience."""
         self._engine: EngineProcess | None = None
         self._step: Literal["stage", "engine", "artifacts"] = "stage"
 
@@ -151,10 +156,12 @@ class Attempt:
         seen = 0  # whatever was ordered before this attempt's first step counts, too
         try:
             while True:
-                await self._wait(course, seen, self._orders.seconds_left(self._shutdown_seconds))
+                await self._wait(course, seen, self._seconds_left())
                 if course.done():
                     return course.result()
                 seen, order = self._orders.news, self._orders.order
+                if self._save_until is not None and _now() >= self._save_until:
+                    return self._give_up_saving(order)
                 out_of_time = self._orders.seconds_left(self._shutdown_seconds) == 0.0
                 if out_of_time or not await self._carries_on(order):
                     log.info("attempt_cut", order=order.name, step=self._step, out_of_time=out_of_time)
@@ -179,7 +186,26 @@ class Attempt:
                 return False
             case _:
                 await self._engine.stop("graceful")
+                if self._save_until is None:
+                    self._save_until = _now() + self._settings.engine_stop_seconds
                 return True
+
+    def _seconds_left(self) -> float | None:
+        """Until a shutdown's time, or that of a graceful stop, is up."""
+        limits = [self._orders.seconds_left(self._shutdown_seconds)]
+        if self._save_until is not None:
+            limits.append(max(0.0, self._save_until - _now()))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _give_up_saving(self, order: Order) -> Ending | None:
+        seconds = self._settings.engine_stop_seconds
+        log.warning("engine_does_not_stop", seconds=seconds)
+        message = (
+            f"the engine did not stop within {seconds:g} s of being asked to and was killed;"
+            " what it learnt since its last stored checkpoint is lost"
+        )
+        ending = self._cut_short(order)
+        return None if ending is None else (Warned(code="stop_escalated", message=message), *ending)
 
     def _cut_short(self, order: Order) -> Ending | None:
         if order is Order.ABANDON:
@@ -208,11 +234,12 @@ class Attempt:
             log.info("engine_started", pid=engine.pid)
             self._engine = engine
             try:
-                async for update in engine.updates():
+                async for update in engine.updates(Silence(self._settings.engine_silence_seconds)):
                     if isinstance(update, EngineFailed):
                         raise EngineFailure(update.message, code=update.code, retryable=update.retryable)
                     if await self._work.follow(update):
                         self._engine = None
+                        self._save_until = None
                         return await engine.finish()
                 raise await engine.death()
             finally:

@@ -19,15 +19,15 @@ from typing import Literal, Self
 import structlog
 from pydantic import ValidationError
 
-from qlora_engine.updates import UPDATE, EngineFailed, Start, Stop, Update
+from qlora_engine.updates import UPDATE, Alive, EngineFailed, Start, Stop, Update
 from schemas.training import EngineSpec
-from trainer_agent.errors import EngineDied
+from trainer_agent.errors import EngineDied, EngineSilent
+from trainer_agent.silence import Silence
 from trainer_agent.waiting import end
 
 log = structlog.get_logger()
 
 _READ_BYTES = 256 * 1024
-_SILENCE_SECONDS = 600.0
 _LAST_WORDS_BYTES = 2000
 _SECRET = re.compile(
     r"^(KINORA|AWS|NATS|RCLONE)_|^PG|(PASSWORD|PASSWD|SECRET|CREDENTIALS?|TOKEN|API_?KEY|PRIVATE_KEY)$",
@@ -103,17 +103,24 @@ class EngineProcess:
         assert self._process is not None  # noqa: S101 - only asked of an entered context
         return self._process.pid
 
-    async def updates(self) -> AsyncIterator[Update]:
-        """Every update, until the engine closes its pipe. A long silence is logged and nothing else."""
+    async def updates(self, silence: Silence) -> AsyncIterator[Update]:
+        """Every update that tells something, until the engine closes its pipe.
+
+        Raises:
+            EngineSilent: it says nothing for too long; leaving the context kills it.
+        """
         while True:
             try:
-                update = await asyncio.wait_for(self._updates.get(), _SILENCE_SECONDS)
+                update = await asyncio.wait_for(self._updates.get(), silence.stretch_seconds)
             except TimeoutError:
-                log.warning("engine_silent", seconds=_SILENCE_SECONDS)
+                if silence.unheard():
+                    raise _hung(silence) from None
                 continue
             if update is None:
                 return
-            yield update
+            silence.heard(update)
+            if not isinstance(update, Alive):
+                yield update
 
     async def stop(self, mode: Literal["graceful", "immediate"]) -> None:
         """Ask for an end at the next optimizer step; the last update tells when that is done."""
@@ -192,6 +199,13 @@ class EngineProcess:
                 " agent and engine must be of the same version"
             )
             self._updates.put_nowait(EngineFailed(code="engine_misbehaved", message=message, retryable=False))
+
+
+def _hung(silence: Silence) -> EngineSilent:
+    return EngineSilent(
+        f"the engine said nothing for {silence.allowed_seconds:.0f} s and was killed; when its steps really"
+        " take so long, raise engine_silence_seconds of this agent"
+    )
 
 
 def describe_exit(code: int) -> str:

@@ -11,6 +11,7 @@ KinoraError
     ├── ArtifactNotStored    an output cannot be stored
     ├── ReportTooLarge       a report that no event could carry
     └── EngineDied           the engine ended without saying why
+        ├── EngineSilent     it did not end, but said nothing any more, and was killed
         └── EngineFailure    … and here it said why
 """
 
@@ -84,6 +85,10 @@ class ReportTooLarge(AgentError):
 
 class EngineDied(AgentError):
     code = "engine_died"
+
+
+class EngineSilent(EngineDied):
+    code = "engine_silent"
 
 
 class EngineFailure(EngineDied):

@@ -15,6 +15,7 @@ from trainer_agent.connection import Connection
 from trainer_agent.engine_process import EngineProcess
 from trainer_agent.errors import NoAnswer, ProbeFailed
 from trainer_agent.settings import AgentSettings
+from trainer_agent.silence import Silence
 from trainer_agent.waiting import Backoff
 
 log = structlog.get_logger()
@@ -43,7 +44,7 @@ async def probe(settings: AgentSettings) -> Capabilities:
         async with EngineProcess(("--probe",), folder=folder, log_file=folder / "engine.log") as engine:
             try:
                 async with asyncio.timeout(_PROBE_SECONDS):
-                    async for update in engine.updates():
+                    async for update in engine.updates(Silence(_PROBE_SECONDS)):
                         if isinstance(update, ProbeResult):
                             return _as_configured(update.capabilities, settings)
                         if isinstance(update, EngineFailed):

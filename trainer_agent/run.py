@@ -128,7 +128,7 @@ class _Node:
                     spool=spool,
                     reporter=reporter,
                     orders=self._orders,
-                    shutdown_seconds=self._settings.shutdown_seconds,
+                    settings=self._settings,
                 ).run()
             await asyncio.to_thread(self._cache.trim)
 

@@ -30,6 +30,11 @@ class DataFolder:
         return self.root / "credentials.json"
 
     @property
+    def settings(self) -> Path:
+        """What people set otherwise than `kinora up` would, per role."""
+        return self.root / "settings.json"
+
+    @property
     def agent(self) -> Path:
         """Who the local agent is."""
         return self.root / "agent.json"

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from kinora.settings import SETTINGS_VARIABLE, SettingsRefused, data_folder, read_settings, write_settings
+from kinora.settings import (
+    SETTINGS_VARIABLE,
+    SettingsRefused,
+    data_folder,
+    overridden,
+    read_settings,
+    write_settings,
+)
 from projections.settings import ProjectionsSettings
 from schemas.settings import PostgresSettings
 
@@ -45,3 +52,30 @@ def test_the_data_folder_is_named_or_in_the_users_home() -> None:
     assert data_folder({"KINORA_HOME": "~/mine"}) == Path.home() / "mine"
     assert data_folder({"KINORA_HOME": ""}) == Path.home() / ".local/share/kinora"
     assert data_folder({}) == Path.home() / ".local/share/kinora"
+
+
+def test_what_people_set_goes_over_what_a_role_would_have(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    assert overridden(SETTINGS, "projections", file, roles=["projections"]) == SETTINGS
+    file.write_text('{"agent": {"cache_bytes": 0}, "projections": {"page_size": 7}}')
+    changed = overridden(SETTINGS, "projections", file, roles=["agent", "projections"])
+    assert changed == SETTINGS.model_copy(update={"page_size": 7})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "must look like"),
+        ('{"projektions": {}}', "must look like .* roles of projections"),
+        ('{"projections": 3}', "must look like"),
+        ('{"projections": {"postgres": {"host": "elsewhere"}}}', "postgres cannot be set; .* page_size"),
+        ('{"projections": {"pages": 3}}', "projections.pages cannot be set"),
+        ('{"projections": {"page_size": 0}}', "projections.page_size: .*greater than"),
+    ],
+)
+def test_what_cannot_be_set_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(text)
+    with pytest.raises(SettingsRefused, match=message):
+        overridden(SETTINGS, "projections", file, roles=["projections"])

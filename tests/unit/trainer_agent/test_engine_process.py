@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qlora_engine.updates import EngineFailed
 from trainer_agent.engine_process import EngineProcess, describe_exit, engine_environment
+from trainer_agent.silence import Silence
 
 
 def test_the_engine_gets_no_secrets() -> None:
@@ -46,7 +47,7 @@ async def test_an_update_that_nobody_can_read_ends_the_attempt(
     )
 
     await engine._read(reader, pipe)
-    (update,) = [update async for update in engine.updates()]
+    (update,) = [update async for update in engine.updates(Silence(5.0))]
 
     assert isinstance(update, EngineFailed)
     assert (update.code, update.retryable) == ("engine_misbehaved", False)

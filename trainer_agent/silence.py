@@ -1,0 +1,43 @@
+"""How long an engine may say nothing before it counts as hung; pure.
+
+An engine speaks with every step, evaluated batch and micro-batch, from the thread that trains: a
+keep-alive of another thread would speak for a training that hangs. So the longest step so far says what
+silence is normal, and a generous floor covers what comes before the first step.
+"""
+
+from qlora_engine.updates import StepTaken, Update
+
+STEPS = 20
+"""Silence as long as so many of the slowest steps is still believed to be work."""
+STRETCHES = 10
+
+
+class Silence:
+    """Counted in stretches of listening in vain, never by a clock.
+
+    An agent that was itself suspended, or busy elsewhere, has not listened: it must not blame the engine.
+    """
+
+    def __init__(self, floor_seconds: float) -> None:
+        self._floor = floor_seconds
+        self._slowest = 0.0
+        self._stretches = 0
+
+    @property
+    def allowed_seconds(self) -> float:
+        return max(self._floor, STEPS * self._slowest)
+
+    @property
+    def stretch_seconds(self) -> float:
+        """How long to listen before saying `unheard`."""
+        return self.allowed_seconds / STRETCHES
+
+    def heard(self, update: Update) -> None:
+        self._stretches = 0
+        if isinstance(update, StepTaken):
+            self._slowest = max(self._slowest, update.point.step_seconds)
+
+    def unheard(self) -> bool:
+        """A stretch passed without a word; True when that was one too many."""
+        self._stretches += 1
+        return self._stretches >= STRETCHES
