@@ -54,7 +54,7 @@ def read_settings(kind: type[S], environment: Mapping[str, str] = os.environ) ->
 
 
 def overridden(settings: S, role: str, file: Path, *, roles: Collection[str]) -> S:
-    """`settings` with what the data folder's `file` says for `role`, such as ``{"agent": {"cache_bytes": 0}}``.
+    """`settings` with what the data folder's `file` says for `role`, as ``{"agent": {"cache_bytes": 0}}``.
 
     What `kinora up` decides by itself (addresses, secrets, ids) cannot be set there.
 
