@@ -7,6 +7,7 @@ JSONL: one object per line. CSV: a header row, commas. Both have ``video`` (a pa
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -187,7 +188,8 @@ def _value(content: Mapping[str, Any], field: str) -> str:
 
 def _clip(folder: Path, video: str) -> str:
     try:
-        path = _PATH.validate_python(video.removeprefix("./"))
+        # Whoever typed the name need not know in which form the file system keeps it.
+        path = _PATH.validate_python(unicodedata.normalize("NFC", video.removeprefix("./")))
     except ValidationError:
         raise _BadRow(
             "bad_clip_path",

@@ -1,6 +1,7 @@
 """Objects in the store, always named together with what proves their content."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -9,14 +10,35 @@ from pydantic import AfterValidator, Field, StringConstraints
 from schemas.base import Message
 from schemas.ids import Sha256
 
+_MOST_BYTES = 768
+"""With the longest prefix in front of it, a path still fits the 1024 bytes of an object key."""
+_MOST_NAME_BYTES = 255
+"""What file systems take as one name."""
+_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+_INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
 
 def _inside(path: str) -> str:
-    parts = path.split("/")
-    if path.startswith("/") or "\\" in path or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"path {path!r} must be relative, with forward slashes, and stay inside its folder")
-    if any(ord(character) < 32 for character in path):
+    if any(unicodedata.category(sign) in _INVISIBLE or sign in _BIDIRECTIONAL for sign in path):
         raise ValueError(f"path {path!r} holds a control character; rename the file")
+    if unicodedata.normalize("NFC", path) != path:
+        raise ValueError(f"path {path!r} is not in Unicode's composed form; normalize it to NFC")
+    # Look-alikes of dots and slashes count as what a later normalisation would make of them.
+    plain = unicodedata.normalize("NFKC", path)
+    if plain.startswith("/") or "\\" in plain or plain.count("/") != path.count("/"):
+        raise _climbing(path)
+    if any(part in ("", ".", "..") for part in plain.split("/")):
+        raise _climbing(path)
+    names = path.encode().split(b"/")
+    if len(path.encode()) > _MOST_BYTES or max(map(len, names)) > _MOST_NAME_BYTES:
+        raise ValueError(
+            f"path {path!r} is too long; a name may have {_MOST_NAME_BYTES} bytes, a path {_MOST_BYTES}"
+        )
     return path
+
+
+def _climbing(path: str) -> ValueError:
+    return ValueError(f"path {path!r} must be relative, with forward slashes, and stay inside its folder")
 
 
 RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_inside)]

@@ -147,10 +147,14 @@ class PresignRequest(Message):
     upload: tuple["UploadRequest", ...] = Field((), max_length=500)
 
 
+Purpose = Literal["checkpoint", "adapter", "log", "validation"]
+"""What an attempt stores files for."""
+
+
 class UploadRequest(Message):
     """A file that the attempt wants to store."""
 
-    purpose: Literal["checkpoint", "adapter", "log", "validation"]
+    purpose: Purpose
     step: int = Field(0, ge=0)
     """For checkpoints."""
     file: FileEntry

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import httpx
 import structlog
 
 from schemas.objects import FileEntry, StoredObject
-from schemas.work import CheckpointStored, UploadRequest, UploadTarget, Warned
+from schemas.work import CheckpointStored, Purpose, UploadRequest, UploadTarget, Warned
 from trainer_agent.errors import AgentError, ArtifactNotStored, TransferFailed
 from trainer_agent.hashing import Digest, digest
 from trainer_agent.presign import BATCH, Presigner
@@ -22,8 +22,6 @@ from trainer_agent.transfer import persist, upload
 from trainer_agent.waiting import all_of, end
 
 log = structlog.get_logger()
-
-Purpose = Literal["checkpoint", "adapter", "log", "validation"]
 
 _LONGEST_WARNING = 1000
 _UPLOADS_AT_ONCE = 4

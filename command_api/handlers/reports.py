@@ -149,9 +149,10 @@ def _check_keys(report: work.Report, organization_id: str) -> None:
 
 def _under(prefix: str, objects: tuple[StoredObject, ...]) -> None:
     for stored in objects:
-        if not stored.key.startswith(f"{prefix}/") or ".." in stored.key.split("/"):
+        if stored.key != f"{prefix}/{stored.path}":
             raise Invalid(
-                f"object {stored.key} does not lie under {prefix}; report the object that came with its URL",
+                f"object {stored.key} is not {stored.path} under {prefix};"
+                " report the object that came with its URL",
                 code="object_outside_attempt",
             )
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from command_api.messaging.board import Item
-from command_api.messaging.presigning import own_prefixes
+from command_api.messaging.presigning import folder_of
 from command_api.objects import ObjectStore
 from schemas.objects import StoredObject
 from schemas.work import (
@@ -24,7 +24,7 @@ async def with_proven_artifacts(store: ObjectStore, item: Item, report: Report) 
     Raises:
         ObjectStoreUnavailable: when the store cannot say.
     """
-    wrong = await _first_wrong(store, item, named_objects(report.body))
+    wrong = await _first_wrong(store, item, report.body)
     if wrong is None:
         return report
     body: ReportBody = Failed(code="artifact_missing", message=wrong, retryable=True)
@@ -34,10 +34,11 @@ async def with_proven_artifacts(store: ObjectStore, item: Item, report: Report) 
     return report.model_copy(update={"body": body})
 
 
-async def _first_wrong(store: ObjectStore, item: Item, objects: Sequence[StoredObject]) -> str | None:
-    prefixes = own_prefixes(item)
-    for stored in objects:
-        if not stored.key.startswith(prefixes):
+async def _first_wrong(store: ObjectStore, item: Item, body: ReportBody) -> str | None:
+    folder = _folder(item, body)
+    for stored in named_objects(body):
+        if stored.key != f"{folder}/{stored.path}":
+            # Not even asked for: the store takes a key that climbs for a failure of its own.
             return f"{stored.key} is not under the attempt's own folders; upload it where the URL points"
         size = await store.head(stored.key)
         if size is None:
@@ -45,6 +46,20 @@ async def _first_wrong(store: ObjectStore, item: Item, objects: Sequence[StoredO
         if size != stored.size_bytes:
             return f"{stored.key} has {size} bytes in the store, not {stored.size_bytes}; upload it again"
     return None
+
+
+def _folder(item: Item, body: ReportBody) -> str | None:
+    match body:
+        case CheckpointStored(step=step):
+            return folder_of(item, "checkpoint", step)
+        case AdapterUploaded():
+            return folder_of(item, "adapter", 0)
+        case LogStored():
+            return folder_of(item, "log", 0)
+        case DatasetJudged():
+            return folder_of(item, "validation", 0)
+        case _:
+            return None
 
 
 def named_objects(body: ReportBody) -> Sequence[StoredObject]:

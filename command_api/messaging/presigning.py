@@ -22,7 +22,7 @@ from schemas.objects import (
     log_prefix,
     validation_prefix,
 )
-from schemas.work import PresignReply, PresignRequest, UploadRequest, UploadTarget
+from schemas.work import PresignReply, PresignRequest, Purpose, UploadRequest, UploadTarget
 
 logger = logging.getLogger(__name__)
 
@@ -117,29 +117,24 @@ def _keys_of(organization_id: str, listing: bytes) -> frozenset[str]:
     return frozenset(content_key(organization_id, file.sha256) for file in files)
 
 
-def own_prefixes(item: Item) -> tuple[str, ...]:
-    """Folders that the present attempt may write into; each ends with a slash."""
+def folder_of(item: Item, purpose: Purpose, step: int) -> str:
+    """The one folder that the present attempt may write files of this purpose into."""
     place = item.organization_id, item.item_id, item.attempt
-    if item.lane == "validate":
-        return (f"{validation_prefix(*place)}/",)
-    checkpoints = checkpoint_prefix(*place, 0).removesuffix("checkpoint-0")
-    return checkpoints, f"{adapter_prefix(*place)}/", f"{log_prefix(*place)}/"
+    match purpose:
+        case "checkpoint":
+            return checkpoint_prefix(*place, step)
+        case "adapter":
+            return adapter_prefix(*place)
+        case "log":
+            return log_prefix(*place)
+        case "validation":
+            return validation_prefix(*place)
 
 
 def _target(item: Item, upload: UploadRequest) -> StoredObject:
-    place = item.organization_id, item.item_id, item.attempt
     if (upload.purpose == "validation") != (item.lane == "validate"):
         raise NotYours(f"a {item.lane} attempt stores no {upload.purpose} files")
-    match upload.purpose:
-        case "checkpoint":
-            prefix = checkpoint_prefix(*place, upload.step)
-        case "adapter":
-            prefix = adapter_prefix(*place)
-        case "log":
-            prefix = log_prefix(*place)
-        case "validation":
-            prefix = validation_prefix(*place)
-    file = upload.file
+    file, folder = upload.file, folder_of(item, upload.purpose, upload.step)
     return StoredObject(
-        path=file.path, key=f"{prefix}/{file.path}", size_bytes=file.size_bytes, sha256=file.sha256
+        path=file.path, key=f"{folder}/{file.path}", size_bytes=file.size_bytes, sha256=file.sha256
     )
