@@ -14,9 +14,11 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {}
 _LEVELS: dict[type[Event], Level] = {
     identity.UserLoggedIn: "detail",
     identity.TokenFamilyRevoked: "warning",
+    dataset.DatasetImportFailed: "error",
     dataset.DatasetUploadStarted: "detail",
     dataset.DatasetValidationInterrupted: "warning",
     dataset.DatasetRejected: "error",
+    model.ModelImportFailed: "error",
     model.ModelUploadStarted: "detail",
     model.ModelValidationInterrupted: "warning",
     model.ModelRejected: "error",
@@ -106,6 +108,12 @@ _words(identity.MemberAdded, lambda e: f"{e.user_id} became a member as {e.role}
 
 # ---- datasets -------------------------------------------------------------------------------------
 
+_words(dataset.DatasetImportRequested, lambda e: f"Dataset “{e.name}” is to be imported from {e.source.uri}.")
+_words(
+    dataset.DatasetImportFailed,
+    lambda e: f"Import {e.attempt} of the dataset failed{_because(e.message)}",
+)
+_words(dataset.DatasetImportRetried, lambda e: f"Import {e.attempt} of the dataset began.")
 _words(
     dataset.DatasetRegistered,
     lambda e: f"Dataset “{e.name}” was declared with {_count(e.file_count, 'file')}, {_size(e.size_bytes)}.",
@@ -136,6 +144,12 @@ _words(dataset.DatasetDeleted, lambda e: "The dataset was deleted.")
 
 # ---- models ---------------------------------------------------------------------------------------
 
+_words(model.ModelImportRequested, lambda e: f"Base model “{e.name}” is to be imported from {e.source.uri}.")
+_words(
+    model.ModelImportFailed,
+    lambda e: f"Import {e.attempt} of the model failed{_because(e.message)}",
+)
+_words(model.ModelImportRetried, lambda e: f"Import {e.attempt} of the model began.")
 _words(
     model.ModelRegistered,
     lambda e: (

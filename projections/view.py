@@ -8,7 +8,7 @@ from psycopg import AsyncCursor
 from schemas.envelope import Recorded
 
 Census = tuple[tuple[str, tuple[str, ...] | None], ...]
-"""Pairs of a table and event types; None for any type."""
+"""Pairs of a table and event types: one row per stream that has one of these, or with None per event."""
 
 
 class View(Protocol):
@@ -36,7 +36,7 @@ class View(Protocol):
 
     @property
     def census(self) -> Census:
-        """Tables that hold exactly one row per event of these types; rebuilds check it."""
+        """How many rows tables must hold after a rebuild."""
 
     async def apply(self, cursor: AsyncCursor[Any], events: Sequence[Recorded]) -> None:
         """Fold events, in log order, into the tables; a whole page, or one after a page has failed."""

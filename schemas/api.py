@@ -132,5 +132,7 @@ class UploadSession(Message):
     expires_in_seconds: int
 
 
-Status = Literal["uploading", "uploaded", "validating", "ready", "rejected", "deleted"]
+Status = Literal[
+    "importing", "import_failed", "uploading", "uploaded", "validating", "ready", "rejected", "deleted"
+]
 """Of a dataset or model."""

@@ -9,6 +9,7 @@ from schemas.events import Event, agent, dataset, identity, job, model
 from schemas.events.agent import Capabilities
 from schemas.events.job import Evaluation, PinnedInput, ProgressPoint
 from schemas.ids import Prefix, derived_id, new_id
+from schemas.imports import ImportSource
 from schemas.objects import StoredObject
 from schemas.training import AdapterFacts, Hyperparameters
 
@@ -225,6 +226,28 @@ def adapter(job_id: str = JOB) -> model.AdapterRegistered:
     )
 
 
+SOURCE = ImportSource(kind="url", uri="https://example.org/shapes.zip", secret="mirror")
+
+
+def imported_dataset() -> list[Event]:
+    """An import that succeeds at its second try."""
+    return [
+        dataset.DatasetImportRequested(name="shapes", description="", owner_id=USER, source=SOURCE),
+        dataset.DatasetImportFailed(attempt=1, code="source_failed", message="no answer", retryable=True),
+        dataset.DatasetImportRetried(attempt=2),
+        *(event for event in whole_dataset() if not isinstance(event, dataset.DatasetUploadStarted)),
+    ]
+
+
+def imported_model() -> list[Event]:
+    return [
+        model.ModelImportRequested(name="tiny", description="", owner_id=USER, source=SOURCE),
+        model.ModelImportFailed(attempt=1, code="source_failed", message="no answer", retryable=True),
+        model.ModelImportRetried(attempt=2),
+        *(event for event in whole_model() if not isinstance(event, model.ModelUploadStarted)),
+    ]
+
+
 EVERY_EVENT: list[Event] = [
     identity.UserRegistered(username_ciphertext="x", email_ciphertext="y"),
     identity.UserLoggedIn(),
@@ -235,9 +258,11 @@ EVERY_EVENT: list[Event] = [
     *whole_agent(),
     agent.AgentLost(reason="lease_expired"),
     *whole_dataset(),
+    *imported_dataset()[:3],
     dataset.DatasetRejected(attempt=1, problems=(PROBLEM,)),
     dataset.DatasetDeleted(),
     *whole_model(),
+    *imported_model()[:3],
     model.ModelRejected(attempt=1, problems=(PROBLEM, PROBLEM)),
     adapter(),
     model.ModelDeleted(),

@@ -5,20 +5,33 @@ from typing import ClassVar, TypeAlias, assert_never
 
 from command_api.domain.errors import Conflict, ImpossibleHistory, Invalid, NotFound
 from command_api.domain.fencing import attempt_not_held, offer_gone
+from command_api.domain.imports import (
+    ImportFailed,
+    Importing,
+    Imports,
+    being_imported,
+)
 from command_api.domain.validation import Tally, validation_failed
 from schemas.api import Status
 from schemas.commands.dataset import (
     ClaimDatasetValidation,
+    CompleteDatasetImport,
     CompleteDatasetUpload,
     DeleteDataset,
+    FailDatasetImport,
     InterruptDatasetValidation,
     JudgeDataset,
     RegisterDataset,
+    RequestDatasetImport,
+    RetryDatasetImport,
     StartDatasetUpload,
 )
 from schemas.events import Event
 from schemas.events.dataset import (
     DatasetDeleted,
+    DatasetImportFailed,
+    DatasetImportRequested,
+    DatasetImportRetried,
     DatasetRegistered,
     DatasetRejected,
     DatasetUploaded,
@@ -89,12 +102,17 @@ class Deleted:
     """Closed to new jobs; those that pinned it go on."""
 
     phase: ClassVar[Status] = "deleted"
-    registered: DatasetRegistered
+    registered: DatasetRegistered | None
+    """None when it was still being imported."""
 
 
-Declared: TypeAlias = Uploading | Uploaded | Validating | Ready | Rejected | Deleted
+Declared: TypeAlias = (
+    Importing | ImportFailed | Uploading | Uploaded | Validating | Ready | Rejected | Deleted
+)
 State: TypeAlias = Absent | Declared
 INITIAL: State = Absent()
+
+_IMPORTS = Imports("dataset", DatasetImportRequested, DatasetImportFailed, DatasetImportRetried)
 
 DatasetCommand: TypeAlias = (
     RegisterDataset
@@ -104,12 +122,18 @@ DatasetCommand: TypeAlias = (
     | InterruptDatasetValidation
     | JudgeDataset
     | DeleteDataset
+    | RequestDatasetImport
+    | CompleteDatasetImport
+    | FailDatasetImport
+    | RetryDatasetImport
 )
 
 
 def decide(state: State, command: DatasetCommand) -> list[Event]:
     if isinstance(command, RegisterDataset):
         return _register(state, command)
+    if isinstance(command, RequestDatasetImport):
+        return _IMPORTS.request(None if isinstance(state, Absent) else state, command.dataset_id, command)
     if isinstance(state, Absent):
         raise NotFound(f"dataset {command.dataset_id} does not exist")
     match command:
@@ -123,6 +147,12 @@ def decide(state: State, command: DatasetCommand) -> list[Event]:
             return _interrupt(state, command)
         case JudgeDataset():
             return _judge(state, command)
+        case CompleteDatasetImport():
+            return _complete_import(state, command)
+        case FailDatasetImport():
+            return _IMPORTS.fail(state, command.dataset_id, command)
+        case RetryDatasetImport():
+            return _IMPORTS.retry(state, command.dataset_id)
         case DeleteDataset():
             return [] if isinstance(state, Deleted) else [DatasetDeleted()]
         case _:
@@ -132,6 +162,14 @@ def decide(state: State, command: DatasetCommand) -> list[Event]:
 def evolve(state: State, event: Event) -> State:
     match state, event:
         case Absent(), DatasetRegistered():
+            return Uploading(event)
+        case Absent(), DatasetImportRequested():
+            return Importing(event)
+        case Importing(), DatasetImportFailed():
+            return ImportFailed(state.requested, event)
+        case ImportFailed(), DatasetImportRetried(attempt=attempt):
+            return Importing(state.requested, attempt)
+        case Importing(), DatasetRegistered():
             return Uploading(event)
         case Uploading(registered=registered), DatasetUploadStarted(upload_id=upload_id):
             return Uploading(registered, upload_id)
@@ -145,6 +183,8 @@ def evolve(state: State, event: Event) -> State:
             return Ready(state.registered, state.upload_id, event)
         case ((Validating() | Uploaded()), DatasetRejected()):
             return Rejected(state.registered, state.upload_id, event)
+        case ((Importing() | ImportFailed()), DatasetDeleted()):
+            return Deleted(None)
         case ((Uploading() | Uploaded() | Validating() | Ready() | Rejected()), DatasetDeleted()):
             return Deleted(state.registered)
         case _:
@@ -174,9 +214,23 @@ def _register(state: State, command: RegisterDataset) -> list[Event]:
     )
     if isinstance(state, Absent):
         return [registered]
-    if state.registered == registered:
+    if not isinstance(state, Importing | ImportFailed) and state.registered == registered:
         return []
     raise Conflict(f"dataset {command.dataset_id} exists already; use a new id", code="dataset_exists")
+
+
+def _complete_import(state: Declared, command: CompleteDatasetImport) -> list[Event]:
+    requested = _IMPORTS.running(state, command.dataset_id, command.attempt).requested
+    register = RegisterDataset(
+        dataset_id=command.dataset_id,
+        name=requested.name,
+        description=requested.description,
+        owner_id=requested.owner_id,
+        listing=command.listing,
+        file_count=command.file_count,
+        size_bytes=command.size_bytes,
+    )
+    return [*_register(Absent(), register), DatasetUploaded(upload_id=command.upload_id)]
 
 
 def _start_upload(state: Declared, command: StartDatasetUpload) -> list[Event]:
@@ -187,6 +241,8 @@ def _start_upload(state: Declared, command: StartDatasetUpload) -> list[Event]:
             return [DatasetUploadStarted(upload_id=command.upload_id)]
         case Deleted():
             raise _deleted(command.dataset_id)
+        case Importing() | ImportFailed():
+            raise being_imported(command.dataset_id, state)
         case _:
             raise Conflict(
                 f"dataset {command.dataset_id} is {state.phase}: its files are complete and never change;"
@@ -201,6 +257,8 @@ def _complete_upload(state: Declared, command: CompleteDatasetUpload) -> list[Ev
             return [DatasetUploaded(upload_id=command.upload_id)]
         case Deleted():
             raise _deleted(command.dataset_id)
+        case Importing() | ImportFailed():
+            raise being_imported(command.dataset_id, state)
         case _ if state.upload_id == command.upload_id:
             return []
         case _:

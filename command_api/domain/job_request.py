@@ -4,6 +4,7 @@ from typing import assert_never
 
 from command_api.domain import dataset, job, model
 from command_api.domain.errors import Conflict, Invalid, NotFound
+from command_api.domain.imports import ImportFailed, Importing
 from command_api.domain.job_phases import Absent
 from schemas.commands.job import RequestJob
 from schemas.events import Event
@@ -61,7 +62,12 @@ def _ready_dataset(state: dataset.State, dataset_id: str) -> dataset.Ready:
                 f"dataset {dataset_id} was rejected; see its problems and register corrected files",
                 code="dataset_rejected",
             )
-        case dataset.Uploading() | dataset.Uploaded() | dataset.Validating():
+        case ImportFailed():
+            raise Conflict(
+                f"the import of dataset {dataset_id} failed; retry it, or choose another",
+                code="dataset_not_ready",
+            )
+        case Importing() | dataset.Uploading() | dataset.Uploaded() | dataset.Validating():
             raise Conflict(
                 f"dataset {dataset_id} is {state.phase}; wait until it is ready", code="dataset_not_ready"
             )
@@ -84,7 +90,11 @@ def _ready_model(state: model.State, model_id: str) -> model.Ready:
             )
         case model.Adapter():
             raise Conflict(f"model {model_id} is an adapter; choose a base model", code="not_a_base_model")
-        case model.Uploading() | model.Uploaded() | model.Validating():
+        case ImportFailed():
+            raise Conflict(
+                f"the import of model {model_id} failed; retry it, or choose another", code="model_not_ready"
+            )
+        case Importing() | model.Uploading() | model.Uploaded() | model.Validating():
             raise Conflict(
                 f"model {model_id} is {state.phase}; wait until it is ready", code="model_not_ready"
             )

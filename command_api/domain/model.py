@@ -5,22 +5,35 @@ from typing import ClassVar, TypeAlias, assert_never
 
 from command_api.domain.errors import Conflict, ImpossibleHistory, Invalid, NotFound
 from command_api.domain.fencing import attempt_not_held, offer_gone
+from command_api.domain.imports import (
+    ImportFailed,
+    Importing,
+    Imports,
+    being_imported,
+)
 from command_api.domain.validation import Tally, validation_failed
 from schemas.api import Status
 from schemas.commands.model import (
     ClaimModelValidation,
+    CompleteModelImport,
     CompleteModelUpload,
     DeleteModel,
+    FailModelImport,
     InterruptModelValidation,
     JudgeModel,
     RegisterAdapter,
     RegisterModel,
+    RequestModelImport,
+    RetryModelImport,
     StartModelUpload,
 )
 from schemas.events import Event
 from schemas.events.model import (
     AdapterRegistered,
     ModelDeleted,
+    ModelImportFailed,
+    ModelImportRequested,
+    ModelImportRetried,
     ModelRegistered,
     ModelRejected,
     ModelUploaded,
@@ -100,12 +113,17 @@ class Deleted:
     """Closed to new jobs; those that pinned it go on."""
 
     phase: ClassVar[Status] = "deleted"
-    registered: ModelRegistered | AdapterRegistered
+    registered: ModelRegistered | AdapterRegistered | None
+    """None when it was still being imported."""
 
 
-Declared: TypeAlias = Uploading | Uploaded | Validating | Ready | Rejected | Adapter | Deleted
+Declared: TypeAlias = (
+    Importing | ImportFailed | Uploading | Uploaded | Validating | Ready | Rejected | Adapter | Deleted
+)
 State: TypeAlias = Absent | Declared
 INITIAL: State = Absent()
+
+_IMPORTS = Imports("model", ModelImportRequested, ModelImportFailed, ModelImportRetried)
 
 ModelCommand: TypeAlias = (
     RegisterModel
@@ -116,6 +134,10 @@ ModelCommand: TypeAlias = (
     | JudgeModel
     | RegisterAdapter
     | DeleteModel
+    | RequestModelImport
+    | CompleteModelImport
+    | FailModelImport
+    | RetryModelImport
 )
 
 
@@ -124,6 +146,8 @@ def decide(state: State, command: ModelCommand) -> list[Event]:
         return _register(state, command)
     if isinstance(command, RegisterAdapter):
         return _register_adapter(state, command)
+    if isinstance(command, RequestModelImport):
+        return _IMPORTS.request(None if isinstance(state, Absent) else state, command.model_id, command)
     if isinstance(state, Absent):
         raise NotFound(f"model {command.model_id} does not exist")
     match command:
@@ -137,6 +161,12 @@ def decide(state: State, command: ModelCommand) -> list[Event]:
             return _interrupt(state, command)
         case JudgeModel():
             return _judge(state, command)
+        case CompleteModelImport():
+            return _complete_import(state, command)
+        case FailModelImport():
+            return _IMPORTS.fail(state, command.model_id, command)
+        case RetryModelImport():
+            return _IMPORTS.retry(state, command.model_id)
         case DeleteModel():
             return [] if isinstance(state, Deleted) else [ModelDeleted()]
         case _:
@@ -149,6 +179,14 @@ def evolve(state: State, event: Event) -> State:
             return Uploading(event)
         case Absent(), AdapterRegistered():
             return Adapter(event)
+        case Absent(), ModelImportRequested():
+            return Importing(event)
+        case Importing(), ModelImportFailed():
+            return ImportFailed(state.requested, event)
+        case ImportFailed(), ModelImportRetried(attempt=attempt):
+            return Importing(state.requested, attempt)
+        case Importing(), ModelRegistered():
+            return Uploading(event)
         case Uploading(registered=registered), ModelUploadStarted(upload_id=upload_id):
             return Uploading(registered, upload_id)
         case Uploading(registered=registered), ModelUploaded(upload_id=upload_id):
@@ -161,6 +199,8 @@ def evolve(state: State, event: Event) -> State:
             return Ready(state.registered, state.upload_id, event)
         case ((Validating() | Uploaded()), ModelRejected()):
             return Rejected(state.registered, state.upload_id, event)
+        case ((Importing() | ImportFailed()), ModelDeleted()):
+            return Deleted(None)
         case ((Uploading() | Uploaded() | Validating() | Ready() | Rejected() | Adapter()), ModelDeleted()):
             return Deleted(state.registered)
         case _:
@@ -189,7 +229,7 @@ def _register(state: State, command: RegisterModel) -> list[Event]:
     )
     if isinstance(state, Absent):
         return [registered]
-    if state.registered == registered:
+    if not isinstance(state, Importing | ImportFailed) and state.registered == registered:
         return []
     raise Conflict(f"model {command.model_id} exists already; use a new id", code="model_exists")
 
@@ -206,9 +246,23 @@ def _register_adapter(state: State, command: RegisterAdapter) -> list[Event]:
     )
     if isinstance(state, Absent):
         return [registered]
-    if state.registered == registered:
+    if not isinstance(state, Importing | ImportFailed) and state.registered == registered:
         return []
     raise Conflict(f"model {command.model_id} exists already; use a new id", code="model_exists")
+
+
+def _complete_import(state: Declared, command: CompleteModelImport) -> list[Event]:
+    requested = _IMPORTS.running(state, command.model_id, command.attempt).requested
+    register = RegisterModel(
+        model_id=command.model_id,
+        name=requested.name,
+        description=requested.description,
+        owner_id=requested.owner_id,
+        listing=command.listing,
+        file_count=command.file_count,
+        size_bytes=command.size_bytes,
+    )
+    return [*_register(Absent(), register), ModelUploaded(upload_id=command.upload_id)]
 
 
 def _start_upload(state: Declared, command: StartModelUpload) -> list[Event]:
@@ -219,6 +273,8 @@ def _start_upload(state: Declared, command: StartModelUpload) -> list[Event]:
             return [ModelUploadStarted(upload_id=command.upload_id)]
         case Deleted():
             raise _deleted(command.model_id)
+        case Importing() | ImportFailed():
+            raise being_imported(command.model_id, state)
         case Adapter():
             raise _never_uploaded(command.model_id)
         case _:
@@ -235,6 +291,8 @@ def _complete_upload(state: Declared, command: CompleteModelUpload) -> list[Even
             return [ModelUploaded(upload_id=command.upload_id)]
         case Deleted():
             raise _deleted(command.model_id)
+        case Importing() | ImportFailed():
+            raise being_imported(command.model_id, state)
         case Adapter():
             raise _never_uploaded(command.model_id)
         case _ if state.upload_id == command.upload_id:

@@ -8,11 +8,15 @@ from command_api.handlers.base import Changes, Context, Handler, Streams, single
 from schemas.commands import Command
 from schemas.commands.dataset import (
     ClaimDatasetValidation,
+    CompleteDatasetImport,
     CompleteDatasetUpload,
     DeleteDataset,
+    FailDatasetImport,
     InterruptDatasetValidation,
     JudgeDataset,
     RegisterDataset,
+    RequestDatasetImport,
+    RetryDatasetImport,
     StartDatasetUpload,
 )
 
@@ -32,4 +36,8 @@ HANDLERS: Mapping[type[Command], Handler] = {
     InterruptDatasetValidation: _alone,
     JudgeDataset: _alone,
     DeleteDataset: _alone,
+    RequestDatasetImport: _alone,
+    CompleteDatasetImport: _alone,
+    FailDatasetImport: _alone,
+    RetryDatasetImport: _alone,
 }

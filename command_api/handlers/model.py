@@ -8,12 +8,16 @@ from command_api.handlers.base import Changes, Context, Handler, Streams, single
 from schemas.commands import Command
 from schemas.commands.model import (
     ClaimModelValidation,
+    CompleteModelImport,
     CompleteModelUpload,
     DeleteModel,
+    FailModelImport,
     InterruptModelValidation,
     JudgeModel,
     RegisterAdapter,
     RegisterModel,
+    RequestModelImport,
+    RetryModelImport,
     StartModelUpload,
 )
 
@@ -34,4 +38,8 @@ HANDLERS: Mapping[type[Command], Handler] = {
     JudgeModel: _alone,
     RegisterAdapter: _alone,
     DeleteModel: _alone,
+    RequestModelImport: _alone,
+    CompleteModelImport: _alone,
+    FailModelImport: _alone,
+    RetryModelImport: _alone,
 }

@@ -23,6 +23,9 @@ LIFECYCLE: tuple[type[Event], ...] = (
     agents.AgentEnrolled,
     agents.AgentOnline,
     agents.AgentLost,
+    datasets.DatasetImportRequested,
+    datasets.DatasetImportFailed,
+    datasets.DatasetImportRetried,
     datasets.DatasetRegistered,
     datasets.DatasetUploaded,
     datasets.DatasetValidationStarted,
@@ -30,6 +33,9 @@ LIFECYCLE: tuple[type[Event], ...] = (
     datasets.DatasetValidated,
     datasets.DatasetRejected,
     datasets.DatasetDeleted,
+    models.ModelImportRequested,
+    models.ModelImportFailed,
+    models.ModelImportRetried,
     models.ModelRegistered,
     models.ModelUploaded,
     models.ModelValidationStarted,
@@ -71,7 +77,9 @@ class Agent:
     online: bool = False
 
 
-Phase = Literal["declared", "requested", "validating", "queued", "held", "between"]
+Phase = Literal[
+    "importing", "import_failed", "declared", "requested", "validating", "queued", "held", "between"
+]
 """``between``: an attempt ended and the event that says what follows stands next in the log."""
 
 
@@ -87,10 +95,11 @@ class Item:
     lane: Lane
     listing: StoredObject | None = None
     """Of a dataset or model; a job's inputs stand in `request`."""
+    import_of: datasets.DatasetImportRequested | models.ModelImportRequested | None = None
     request: jobs.JobRequested | None = None
     plan: jobs.JobPlanned | None = None
     attempt: int = 0
-    """The queued or held attempt; the last one otherwise."""
+    """The queued, held or importing attempt; the last one otherwise."""
     not_before: datetime | None = None
     agent_id: str | None = None
     stopping: jobs.StopMode | None = None
@@ -142,6 +151,10 @@ class Board:
         match recorded.event:
             case agents.AgentEnrolled() | agents.AgentOnline() | agents.AgentLost():
                 self._apply_agent(recorded)
+            case datasets.DatasetImportRequested() | models.ModelImportRequested() as request:
+                self.items[recorded.stream_id] = replace(
+                    _new(recorded, "importing", "validate"), import_of=request, attempt=1
+                )
             case datasets.DatasetRegistered(listing=listing) | models.ModelRegistered(listing=listing):
                 self.items[recorded.stream_id] = replace(
                     _new(recorded, "declared", "validate"), listing=listing
@@ -179,6 +192,10 @@ class Board:
     def undecided(self) -> list[Item]:
         """Jobs that a policy has to admit or refuse, oldest first."""
         return [item for item in self.items.values() if item.phase in ("requested", "validating")]
+
+    def imports(self) -> list[Item]:
+        """What has to be fetched, oldest first."""
+        return [item for item in self.items.values() if item.phase == "importing"]
 
     def pools(self) -> set[tuple[str, str]]:
         """Every (organization, pool) that has agents."""
@@ -227,6 +244,10 @@ def _new(recorded: Recorded, phase: Phase, lane: Lane) -> Item:
 def _evolve(item: Item, recorded: Recorded) -> Item | None:
     """The item after an event; None when there is nothing left to attend to."""
     match recorded.event:
+        case datasets.DatasetImportFailed() | models.ModelImportFailed():
+            return replace(item, phase="import_failed")
+        case datasets.DatasetImportRetried(attempt=attempt) | models.ModelImportRetried(attempt=attempt):
+            return replace(item, phase="importing", attempt=attempt)
         case datasets.DatasetUploaded() | models.ModelUploaded():
             return replace(item, phase="queued", attempt=item.attempt + 1)
         case (

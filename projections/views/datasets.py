@@ -16,6 +16,7 @@ from projections.documents import (
     document_ddl,
     evolve,
 )
+from projections.imports import Imported, imported_changes
 from schemas.api import Status
 from schemas.datasets import DatasetFacts, Problem
 from schemas.envelope import Recorded
@@ -23,7 +24,7 @@ from schemas.events import dataset as events
 from schemas.objects import StoredObject
 
 
-class DatasetView(Document):
+class DatasetView(Imported, Document):
     """A dataset as people see it."""
 
     status: Status
@@ -31,9 +32,10 @@ class DatasetView(Document):
     description: str
     format: str
     owner_id: str
-    file_count: int
-    size_bytes: int
-    listing: StoredObject
+    file_count: int = 0
+    size_bytes: int = 0
+    listing: StoredObject | None = None
+    """Its files; known once they were declared or imported."""
     upload_id: str | None = None
     attempt: int = 0
     """Of the validation; 0 before the first."""
@@ -48,11 +50,14 @@ class DatasetView(Document):
 
 class Datasets(DocumentView[DatasetView]):
     name = "datasets"
-    version = 1
+    version = 2
     table: ClassVar[LiteralString] = "datasets"
     model = DatasetView
     ddl = document_ddl("datasets")
     types = (
+        events.DatasetImportRequested.TYPE,
+        events.DatasetImportFailed.TYPE,
+        events.DatasetImportRetried.TYPE,
         events.DatasetRegistered.TYPE,
         events.DatasetUploadStarted.TYPE,
         events.DatasetUploaded.TYPE,
@@ -62,27 +67,47 @@ class Datasets(DocumentView[DatasetView]):
         events.DatasetRejected.TYPE,
         events.DatasetDeleted.TYPE,
     )
-    census = (("datasets", (events.DatasetRegistered.TYPE,)),)
+    census = (("datasets", (events.DatasetRegistered.TYPE, events.DatasetImportRequested.TYPE)),)
 
     def fold(self, before: DatasetView | None, recorded: Recorded) -> DatasetView:
-        event = recorded.event
-        if isinstance(event, events.DatasetRegistered):
-            return DatasetView(
-                **beginning(recorded),
-                status="uploading",
-                name=event.name,
-                description=event.description,
-                format=event.format,
-                owner_id=event.owner_id,
-                file_count=event.file_count,
-                size_bytes=event.size_bytes,
-                listing=event.listing,
-            )
+        match recorded.event:
+            case events.DatasetImportRequested() as event:
+                return DatasetView(
+                    **beginning(recorded),
+                    status="importing",
+                    name=event.name,
+                    description=event.description,
+                    format="video_text",
+                    owner_id=event.owner_id,
+                    source=event.source,
+                    import_attempt=1,
+                )
+            case events.DatasetRegistered() as event if before is None:
+                return DatasetView(
+                    **beginning(recorded),
+                    status="uploading",
+                    name=event.name,
+                    description=event.description,
+                    format=event.format,
+                    owner_id=event.owner_id,
+                    file_count=event.file_count,
+                    size_bytes=event.size_bytes,
+                    listing=event.listing,
+                )
         return evolve(begun(before, recorded), recorded, **_changes(recorded))
 
 
 def _changes(recorded: Recorded) -> dict[str, Any]:
     match recorded.event:
+        case events.DatasetImportFailed() | events.DatasetImportRetried() as event:
+            return imported_changes(event)
+        case events.DatasetRegistered() as event:
+            return {
+                "status": "uploading",
+                "file_count": event.file_count,
+                "size_bytes": event.size_bytes,
+                "listing": event.listing,
+            }
         case events.DatasetUploadStarted(upload_id=upload_id):
             return {"status": "uploading", "upload_id": upload_id}
         case events.DatasetUploaded(upload_id=upload_id):

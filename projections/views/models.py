@@ -16,6 +16,7 @@ from projections.documents import (
     document_ddl,
     evolve,
 )
+from projections.imports import Imported, imported_changes
 from schemas.api import Status
 from schemas.datasets import ModelFacts, Problem
 from schemas.envelope import Recorded
@@ -24,7 +25,7 @@ from schemas.objects import StoredObject
 from schemas.training import AdapterFacts
 
 
-class ModelView(Document):
+class ModelView(Imported, Document):
     """A model as people see it."""
 
     status: Status
@@ -32,10 +33,10 @@ class ModelView(Document):
     name: str
     description: str = ""
     owner_id: str
-    file_count: int
-    size_bytes: int
+    file_count: int = 0
+    size_bytes: int = 0
     listing: StoredObject | None = None
-    """Of a base model."""
+    """Of a base model: its files; known once they were declared or imported."""
     upload_id: str | None = None
     attempt: int = 0
     """Of the validation; 0 before the first."""
@@ -58,11 +59,14 @@ class ModelView(Document):
 
 class Models(DocumentView[ModelView]):
     name = "models"
-    version = 1
+    version = 2
     table: ClassVar[LiteralString] = "models"
     model = ModelView
     ddl = document_ddl("models")
     types = (
+        events.ModelImportRequested.TYPE,
+        events.ModelImportFailed.TYPE,
+        events.ModelImportRetried.TYPE,
         events.ModelRegistered.TYPE,
         events.ModelUploadStarted.TYPE,
         events.ModelUploaded.TYPE,
@@ -73,11 +77,27 @@ class Models(DocumentView[ModelView]):
         events.AdapterRegistered.TYPE,
         events.ModelDeleted.TYPE,
     )
-    census = (("models", (events.ModelRegistered.TYPE, events.AdapterRegistered.TYPE)),)
+    census = (
+        (
+            "models",
+            (events.ModelRegistered.TYPE, events.ModelImportRequested.TYPE, events.AdapterRegistered.TYPE),
+        ),
+    )
 
     def fold(self, before: ModelView | None, recorded: Recorded) -> ModelView:
         match recorded.event:
-            case events.ModelRegistered() as event:
+            case events.ModelImportRequested() as event:
+                return ModelView(
+                    **beginning(recorded),
+                    status="importing",
+                    kind="base",
+                    name=event.name,
+                    description=event.description,
+                    owner_id=event.owner_id,
+                    source=event.source,
+                    import_attempt=1,
+                )
+            case events.ModelRegistered() as event if before is None:
                 return ModelView(
                     **beginning(recorded),
                     status="uploading",
@@ -115,6 +135,15 @@ def _adapter(recorded: Recorded, event: events.AdapterRegistered) -> ModelView:
 
 def _changes(recorded: Recorded) -> dict[str, Any]:
     match recorded.event:
+        case events.ModelImportFailed() | events.ModelImportRetried() as event:
+            return imported_changes(event)
+        case events.ModelRegistered() as event:
+            return {
+                "status": "uploading",
+                "file_count": event.file_count,
+                "size_bytes": event.size_bytes,
+                "listing": event.listing,
+            }
         case events.ModelUploadStarted(upload_id=upload_id):
             return {"status": "uploading", "upload_id": upload_id}
         case events.ModelUploaded(upload_id=upload_id):

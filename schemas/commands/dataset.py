@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from schemas.commands.base import Command
+from schemas.commands.imports import CompleteImport, FailImport, RequestImport, RetryImport
 from schemas.datasets import DatasetFacts, Problem
 from schemas.ids import AgentId, DatasetId, UserId
 from schemas.objects import StoredObject
@@ -68,4 +69,24 @@ class JudgeDataset(Command):
 
 class DeleteDataset(Command):
     TYPE: ClassVar[str] = "delete_dataset"
+    dataset_id: DatasetId
+
+
+class RequestDatasetImport(RequestImport):
+    TYPE: ClassVar[str] = "request_dataset_import"
+    dataset_id: DatasetId
+
+
+class CompleteDatasetImport(CompleteImport):
+    TYPE: ClassVar[str] = "complete_dataset_import"
+    dataset_id: DatasetId
+
+
+class FailDatasetImport(FailImport):
+    TYPE: ClassVar[str] = "fail_dataset_import"
+    dataset_id: DatasetId
+
+
+class RetryDatasetImport(RetryImport):
+    TYPE: ClassVar[str] = "retry_dataset_import"
     dataset_id: DatasetId

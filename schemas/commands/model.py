@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from schemas.commands.base import Command
+from schemas.commands.imports import CompleteImport, FailImport, RequestImport, RetryImport
 from schemas.datasets import ModelFacts, Problem
 from schemas.ids import AgentId, JobId, ModelId, Sha256, UserId
 from schemas.objects import StoredObject
@@ -82,4 +83,24 @@ class RegisterAdapter(Command):
 
 class DeleteModel(Command):
     TYPE: ClassVar[str] = "delete_model"
+    model_id: ModelId
+
+
+class RequestModelImport(RequestImport):
+    TYPE: ClassVar[str] = "request_model_import"
+    model_id: ModelId
+
+
+class CompleteModelImport(CompleteImport):
+    TYPE: ClassVar[str] = "complete_model_import"
+    model_id: ModelId
+
+
+class FailModelImport(FailImport):
+    TYPE: ClassVar[str] = "fail_model_import"
+    model_id: ModelId
+
+
+class RetryModelImport(RetryImport):
+    TYPE: ClassVar[str] = "retry_model_import"
     model_id: ModelId

@@ -5,9 +5,31 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from schemas.datasets import DatasetFacts, Problem
+from schemas.events.imports import ImportFailed, ImportRequested, ImportRetried
 from schemas.events.registry import REGISTRY, Event
 from schemas.ids import AgentId, Sha256, UserId
 from schemas.objects import StoredObject
+
+
+@REGISTRY.register
+class DatasetImportRequested(ImportRequested):
+    """Somebody asked for a dataset from elsewhere: `registered` and `uploaded` follow, or a failure."""
+
+    TYPE: ClassVar[str] = "kinora.dataset.import_requested"
+
+
+@REGISTRY.register
+class DatasetImportFailed(ImportFailed):
+    """The files could not be had, or are not usable."""
+
+    TYPE: ClassVar[str] = "kinora.dataset.import_failed"
+
+
+@REGISTRY.register
+class DatasetImportRetried(ImportRetried):
+    """Another try at a failed import."""
+
+    TYPE: ClassVar[str] = "kinora.dataset.import_retried"
 
 
 @REGISTRY.register

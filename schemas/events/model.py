@@ -5,10 +5,32 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from schemas.datasets import ModelFacts, Problem
+from schemas.events.imports import ImportFailed, ImportRequested, ImportRetried
 from schemas.events.registry import REGISTRY, Event
 from schemas.ids import AgentId, JobId, ModelId, Sha256, UserId
 from schemas.objects import StoredObject
 from schemas.training import AdapterFacts
+
+
+@REGISTRY.register
+class ModelImportRequested(ImportRequested):
+    """Somebody asked for a base model from elsewhere: `registered` and `uploaded` follow, or a failure."""
+
+    TYPE: ClassVar[str] = "kinora.model.import_requested"
+
+
+@REGISTRY.register
+class ModelImportFailed(ImportFailed):
+    """The files could not be had, or are not usable."""
+
+    TYPE: ClassVar[str] = "kinora.model.import_failed"
+
+
+@REGISTRY.register
+class ModelImportRetried(ImportRetried):
+    """Another try at a failed import."""
+
+    TYPE: ClassVar[str] = "kinora.model.import_retried"
 
 
 @REGISTRY.register

@@ -7,7 +7,18 @@ from projections.registry import VIEWS, view_named
 from projections.views.datasets import Datasets, DatasetView
 from projections.views.models import Models, ModelView
 from schemas.events import Event, dataset, model
-from tests.stories import DATASET, MODEL, PROBLEM, Teller, adapter, whole_dataset, whole_model
+from tests.stories import (
+    DATASET,
+    MODEL,
+    PROBLEM,
+    SOURCE,
+    Teller,
+    adapter,
+    imported_dataset,
+    imported_model,
+    whole_dataset,
+    whole_model,
+)
 
 
 def dataset_after(*events: Event) -> DatasetView:
@@ -54,6 +65,22 @@ def test_models_follow_their_story() -> None:
     assert statuses == ["uploading", "uploading", "uploaded", "validating", "uploaded", "validating", "ready"]
     assert (model_after(*story).kind, model_after(*story).family) == ("base", "smolvlm")
     assert model_after(*story, model.ModelDeleted()).status == "deleted"
+
+
+def test_imports_follow_their_story() -> None:
+    for after, story, direct in (
+        (dataset_after, imported_dataset(), whole_dataset()),
+        (model_after, imported_model(), whole_model()),
+    ):
+        views = [after(*story[: count + 1]) for count in range(5)]
+        assert [view.status for view in views] == [
+            *("importing", "import_failed", "importing", "uploading", "uploaded")
+        ]
+        assert [view.import_attempt for view in views] == [1, 1, 2, 2, 2]
+        assert [view.import_problem is None for view in views] == [True, False, True, True, True]
+        ready, uploaded = after(*story), after(*direct)
+        assert (ready.status, ready.source) == ("ready", SOURCE)
+        assert (ready.listing, ready.size_bytes) == (uploaded.listing, uploaded.size_bytes)
 
 
 def test_an_adapter_is_a_model_that_is_ready() -> None:
