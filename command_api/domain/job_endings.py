@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from command_api.domain.job_phases import Held, History, stop_intent
+from command_api.domain.job_phases import Held, History, before_training, stop_intent
 from schemas.events import Event
 from schemas.events.job import (
     AgentDeclined,
@@ -12,10 +12,14 @@ from schemas.events.job import (
     JobQueued,
     JobStopped,
     LeaseExpired,
+    WarningRaised,
 )
 
-DECLINED_BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 60.0
+FRUITLESS_BACKOFF_SECONDS = 5.0
+LONGEST_FRUITLESS_BACKOFF_SECONDS = 300.0
+FRUITLESS_WARNED = 3
+"""So many attempts in a row that nobody wanted are worth a warning."""
 
 
 def lease_expired(state: Held) -> list[Event]:
@@ -25,20 +29,30 @@ def lease_expired(state: Held) -> list[Event]:
         return [event, stopped]
     if _last_chance(state.history):
         return [event, _exhausted(state.history, "the agent was lost (node_lost)")]
-    return [event, _requeue(state.history, "lease_expired")]
+    # At once the first time: the agent's end is rarely the job's fault. A job that loses one after the other
+    # waits as after any failure.
+    failures = state.history.failures
+    return [event, _requeue(state.history, "lease_expired", backoff_seconds(failures) if failures else 0.0)]
 
 
 def released(state: Held, reason: str) -> list[Event]:
     """The agent gave the attempt back in order."""
     event = AttemptReleased(attempt=state.history.attempt, reason=reason)
-    return [event, _carry_out_stop(state) or _requeue(state.history, "released")]
+    if stopped := _carry_out_stop(state):
+        return [event, stopped]
+    # At once the first time: an agent that restarts gives its job back once.
+    known = state.history.fruitless
+    pause = fruitless_backoff_seconds(known - 1) if before_training(state) and known else 0.0
+    return [*_nobody_wants(state, reason), event, _requeue(state.history, "released", pause)]
 
 
 def declined(state: Held, reason: str) -> list[Event]:
     """The agent cannot take the attempt."""
     event = AgentDeclined(attempt=state.history.attempt, reason=reason)
-    requeued = _requeue(state.history, "declined", DECLINED_BACKOFF_SECONDS)
-    return [event, _carry_out_stop(state) or requeued]
+    if stopped := _carry_out_stop(state):
+        return [event, stopped]
+    pause = fruitless_backoff_seconds(state.history.fruitless)
+    return [*_nobody_wants(state, reason), event, _requeue(state.history, "declined", pause)]
 
 
 def failed(state: Held, code: str, message: str, *, retryable: bool) -> list[Event]:
@@ -56,6 +70,23 @@ def failed(state: Held, code: str, message: str, *, retryable: bool) -> list[Eve
 def backoff_seconds(failures: int) -> float:
     """The pause before the next attempt, doubling with each counted failure."""
     return min(LONGEST_BACKOFF_SECONDS, 2.0 ** min(failures, 10))
+
+
+def fruitless_backoff_seconds(fruitless: int) -> float:
+    """The pause after an attempt that came to nothing, when `fruitless` did so before it."""
+    return min(LONGEST_FRUITLESS_BACKOFF_SECONDS, FRUITLESS_BACKOFF_SECONDS * 2.0 ** min(fruitless, 10))
+
+
+def _nobody_wants(state: Held, reason: str) -> list[Event]:
+    history = state.history
+    if not before_training(state) or history.fruitless + 1 != FRUITLESS_WARNED:
+        return []
+    message = (
+        f"no agent accepts the job: {FRUITLESS_WARNED} in a row turned it down, the last one because"
+        f" {reason!r}. It is offered again after growing pauses; put the reason right, or add an agent"
+        f" that fits to pool {history.request.pool!r}"
+    )
+    return [WarningRaised(attempt=history.attempt, code="no_agent_accepts", message=message)]
 
 
 def _carry_out_stop(state: Held) -> JobStopped | None:

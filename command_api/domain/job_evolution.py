@@ -24,6 +24,7 @@ from command_api.domain.job_phases import (
     Stopping,
     Succeeded,
     Validating,
+    before_training,
 )
 from schemas.events import Event
 from schemas.events.job import (
@@ -90,7 +91,10 @@ def _while_held(state: Held, event: Event) -> JobState:
             return _queued(state, event)
         case LeaseExpired() | AttemptFailed():
             return replace(state, history=replace(state.history, failures=state.history.failures + 1))
-        case AttemptReleased() | AgentDeclined() | JobEvaluated() | LogSegmentStored() | WarningRaised():
+        case AttemptReleased() | AgentDeclined():
+            fruitless = state.history.fruitless + 1 if before_training(state) else 0
+            return replace(state, history=replace(state.history, fruitless=fruitless))
+        case JobEvaluated() | LogSegmentStored() | WarningRaised():
             return state
         case JobProgressed(step=step):
             return replace(state, history=replace(state.history, step=step))
@@ -128,7 +132,7 @@ def _next_phase(state: Held, event: Event) -> JobState:
 
 
 def _started(history: History, event: TrainingStarted) -> History:
-    return replace(history, step=event.start_step, total_steps=event.total_steps)
+    return replace(history, step=event.start_step, total_steps=event.total_steps, fruitless=0)
 
 
 def _queued(state: Requested, event: JobQueued) -> Queued:

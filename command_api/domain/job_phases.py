@@ -38,6 +38,9 @@ class History:
     """The newest attempt number; 0 before the first queueing. Never used twice."""
     failures: int = 0
     """Attempts that failed or lost their agent. Orderly releases and declines do not count."""
+    fruitless: int = 0
+    """Attempts in a row that were declined or given back before they trained: they do not count as failures,
+    so only growing pauses keep them from going round and round."""
     step: int = 0
     """The last step reported by the current attempt, or the one that it goes on from."""
     checkpoint: Checkpoint | None = None
@@ -195,3 +198,14 @@ def stop_intent(state: Held) -> StopIntent | None:
             return stop
         case _:
             return None
+
+
+def before_training(state: Held) -> bool:
+    """Whether the attempt has not taken a step yet."""
+    match state:
+        case Assigned() | Preparing():
+            return True
+        case Stopping(training=training):
+            return not training
+        case Running() | Finalizing():
+            return False

@@ -64,6 +64,7 @@ LIFECYCLE: tuple[type[Event], ...] = (
 LIFECYCLE_TYPES = tuple(event.TYPE for event in LIFECYCLE)
 
 VALIDATION_BACKOFF = timedelta(seconds=5)
+LONGEST_VALIDATION_BACKOFF = timedelta(seconds=300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ def _evolve(item: Item, recorded: Recorded) -> Item | None:
             | models.ModelValidationInterrupted(reason=reason)
         ):
             # Whoever declined or failed would otherwise be offered it again at once.
-            pause = VALIDATION_BACKOFF if reason in ("declined", "failed") else timedelta(0)
+            pause = _validation_pause(item.attempt) if reason in ("declined", "failed") else timedelta(0)
             not_before = recorded.metadata.recorded_at + pause
             return replace(
                 item, phase="queued", attempt=item.attempt + 1, agent_id=None, not_before=not_before
@@ -295,6 +296,12 @@ def _evolve(item: Item, recorded: Recorded) -> Item | None:
             return None
         case _:
             return item
+
+
+def _validation_pause(attempt: int) -> timedelta:
+    """Longer after every attempt, so that an input that nobody takes does not go round and round."""
+    doubled: timedelta = VALIDATION_BACKOFF * 2 ** min(attempt - 1, 10)
+    return min(LONGEST_VALIDATION_BACKOFF, doubled)
 
 
 def _queued(item: Item, queued: jobs.JobQueued, at: datetime) -> Item:

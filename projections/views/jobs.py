@@ -128,7 +128,7 @@ class JobDetail(JobView):
 
 class Jobs(DocumentView[JobView]):
     name = "jobs"
-    version = 1
+    version = 2
     table: ClassVar[LiteralString] = "jobs"
     model = JobView
     ddl = (
@@ -314,15 +314,16 @@ def _queued(job: JobView, recorded: Recorded, event: events.JobQueued) -> dict[s
 
 def _wait_sentence(job: JobView, event: events.JobQueued) -> str:
     waiting = f"The job waits for an agent of pool {job.pool}"
+    last = job.last_attempt_error
     match event.reason:
         case "requested":
             return f"{waiting}."
         case "declined":
-            return f"{waiting}: the last one declined it."
+            return f"{waiting}: the last one declined it, because {last.message if last else 'unknown'}."
         case "lease_expired":
             return f"{waiting}: the last one was lost."
         case "released":
-            return f"{waiting}: the last one gave it back."
+            return f"{waiting}: the last one gave it back, because {last.message if last else 'unknown'}."
         case "retry":
             return f"{waiting}: attempt {event.attempt - 1} failed and is tried again."
 

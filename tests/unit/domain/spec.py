@@ -19,11 +19,15 @@ class When:
     state: Any
     command: Command
 
+    def made(self) -> list[Event]:
+        """The events that it makes, which can be folded."""
+        events = list(self.aggregate.decide(self.state, self.command))
+        self.aggregate.fold(events, self.state)
+        return events
+
     def then(self, *expected: Event) -> None:
         """It makes exactly these events, and they can be folded."""
-        events = list(self.aggregate.decide(self.state, self.command))
-        assert events == list(expected)
-        self.aggregate.fold(events, self.state)
+        assert self.made() == list(expected)
 
     def then_nothing(self) -> None:
         """It is a repeat, or comes too late to matter."""

@@ -269,6 +269,48 @@ def test_a_decline_waits_a_little_and_a_release_does_not() -> None:
     )
 
 
+def test_attempts_that_come_to_nothing_wait_longer_each_time_and_say_so_once() -> None:
+    def pause_after(count: int, history: tuple[Event, ...], body: work.ReportBody) -> float:
+        events = job.given(*history).when(says(body, count + 1)).made()
+        warned = [event for event in events if isinstance(event, WarningRaised)]
+        assert [event.code for event in warned] == (["no_agent_accepts"] if count == 2 else [])
+        assert all("too little memory" in event.message or "shutting" in event.message for event in warned)
+        assert isinstance(events[-1], JobQueued)
+        return events[-1].not_before_seconds
+
+    def declined(count: int) -> tuple[Event, ...]:
+        return attempts(count, AgentDeclined(attempt=1, reason="busy"), reason="declined")
+
+    def released(count: int) -> tuple[Event, ...]:
+        return attempts(count, AttemptReleased(attempt=1, reason="bye"), reason="released")
+
+    counts = (0, 1, 2, 3, 6, 500)
+    assert [pause_after(count, declined(count), story.DECLINED) for count in counts] == [
+        *(5.0, 10.0, 20.0, 40.0),
+        *(300.0, 300.0),
+    ]
+    assert [pause_after(count, released(count), story.RELEASED) for count in counts] == [
+        *(0.0, 5.0, 10.0, 20.0),
+        *(160.0, 300.0),
+    ]
+
+
+def test_a_training_that_began_makes_the_next_agent_welcome_at_once() -> None:
+    declined = attempts(4, AgentDeclined(attempt=1, reason="busy"), reason="declined")
+    began = (*declined, AgentAccepted(attempt=5), story.STARTED_EVENT.model_copy(update={"attempt": 5}))
+    job.given(*began).when(says(story.RELEASED, 5)).then(
+        AttemptReleased(attempt=5, reason=story.RELEASED.reason), JobQueued(attempt=6, reason="released")
+    )
+
+
+def test_a_job_that_loses_one_agent_after_the_other_waits_in_between() -> None:
+    history = attempts(1, LOST, reason="lease_expired")
+    job.given(*history).when(expire(2)).then(
+        LeaseExpired(attempt=2, agent_id=AGENT),
+        JobQueued(attempt=3, reason="lease_expired", not_before_seconds=2.0),
+    )
+
+
 def test_a_retryable_failure_backs_off_and_another_ends_the_job() -> None:
     job.given(*story.RUNNING).when(says(story.CRASHED)).then(
         AttemptFailed(attempt=1, code="oom", message="out of memory"),

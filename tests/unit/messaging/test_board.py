@@ -200,6 +200,18 @@ def test_a_validation_that_was_declined_or_failed_waits_before_it_is_offered_aga
         assert board.offers()[DATASET].item.not_before == NOON + timedelta(seconds=pause)
 
 
+def test_a_validation_that_nobody_takes_is_offered_less_and_less_often() -> None:
+    board = told(REGISTERED, DatasetUploaded(upload_id="u"), stream_id=DATASET)
+    pauses = []
+    for attempt in range(1, 9):
+        told(DatasetValidationStarted(agent_id=AGENT, attempt=attempt), stream_id=DATASET, board=board)
+        told(DatasetValidationInterrupted(attempt=attempt, reason="declined"), stream_id=DATASET, board=board)
+        not_before = board.offers()[DATASET].item.not_before
+        assert not_before is not None
+        pauses.append((not_before - NOON).total_seconds())
+    assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
+
+
 def test_agents_come_and_go() -> None:
     board = told(AgentEnrolled(name="n", pool="gpu"), stream_id=AGENT)
     assert board.online() == []

@@ -50,6 +50,18 @@ def test_a_queued_job_says_what_it_waits_for() -> None:
     assert queued.wait_reason == "The job waits for an agent of pool default."
 
 
+def test_a_job_that_nobody_accepts_says_why_it_waits() -> None:
+    waiting = folded(
+        *admitted(),
+        job.JobAssigned(attempt=1, agent_id=AGENT),
+        job.AgentDeclined(attempt=1, reason="no space left"),
+        job.JobQueued(attempt=2, reason="declined", not_before_seconds=5),
+    )
+    assert waiting.wait_reason is not None
+    assert "declined it, because no space left" in waiting.wait_reason
+    assert waiting.not_before is not None
+
+
 def test_a_running_job_shows_its_newest_figures() -> None:
     running = folded(*admitted(), *taken(1), progressed(1, 1, 4))
     assert (running.status, running.agent_id, running.step, running.wait_reason) == (
