@@ -20,7 +20,7 @@ from command_api.messaging.activity import Activity, ActivityLost
 from command_api.messaging.board import Board
 from command_api.messaging.broker import Desk, make_broker, subscribe
 from command_api.messaging.claims import Claims
-from command_api.messaging.connection import UNREACHABLE, ConnectionGone, connect, stay_open
+from command_api.messaging.connection import UNREACHABLE, ConnectionGone, connect, stay_fresh, stay_open
 from command_api.messaging.control import Controls
 from command_api.messaging.cursors import Cursors
 from command_api.messaging.epochs import Epochs
@@ -38,6 +38,7 @@ from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
 from command_api.messaging.watchdog import Watchdog
 from command_api.messaging.work import WorkPublisher
+from command_api.nats_auth.users import ControlUser, Issuer
 from command_api.objects import ObjectStore
 from command_api.settings import OrchestratorSettings
 from command_api.tables import ensure_tables
@@ -119,7 +120,8 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             ).hello,
             report=inbox.deliver,
         )
-        broker = make_broker(settings.nats, reconnected=reconnected)
+        requests = ControlUser(Issuer(settings.nats), "kinora-orchestrator-requests")
+        broker = make_broker(requests, reconnected=reconnected)
         reports = subscribe(broker, desk)
         # In this order backwards: no more reports are fetched, those at hand are settled, then all ends.
         stack.push_async_callback(broker.stop)
@@ -139,6 +141,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             admission.run(),
             Watchdog(topology, inbox, reports.again).run(),
             stay_open(client, broker.connection),
+            stay_fresh(broker.connection, requests),
         )
 
 

@@ -37,11 +37,26 @@ class PostgresSettings(Message):
 
 
 class NatsSettings(Message):
-    """How to reach NATS, as one role."""
+    """How the control plane reaches NATS, and signs users there: its own and the agents'."""
 
     url: str
-    user: str
-    password: SecretStr
+    agents_url: str | None = None
+    """Address for agents, where it differs."""
+    account: str = Field(pattern=r"^A[A-Z2-7]{55}$")
+    """Public key of the account that everything lives in."""
+    signing_seed: SecretStr
+    """Seed of the account, or of one of its signing keys."""
+    user_seconds: int = Field(86400, ge=2)
+    """How long a user's JWT is valid; connections renew theirs after two thirds of it."""
+
+
+class NatsUser(Message):
+    """How to reach NATS as one user, with the rights that its JWT names."""
+
+    url: str
+    jwt: str
+    seed: SecretStr
+    """The user's own key; whoever signed the JWT has never seen it."""
 
 
 class S3Settings(Message):

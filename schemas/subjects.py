@@ -43,6 +43,13 @@ def work_durable(organization_id: str, pool: str, lane: str, priority: str) -> s
     return f"work-{organization_id}-{pool}-{lane}-{priority}"
 
 
+def pool_durables(organization_id: str, pool: str) -> tuple[str, ...]:
+    """All consumers that a pool's agents share: one per lane and priority."""
+    return tuple(
+        work_durable(organization_id, pool, lane, priority) for lane in LANES for priority in PRIORITIES
+    )
+
+
 def claim_subject(organization_id: str, agent_id: str) -> str:
     return f"kinora.claim.{organization_id}.{agent_id}"
 
@@ -59,6 +66,19 @@ def presign_subject(organization_id: str, agent_id: str) -> str:
 def hello_subject(organization_id: str, agent_id: str) -> str:
     """An agent's capabilities, once at its start and after each reconnect."""
     return f"kinora.hello.{organization_id}.{agent_id}"
+
+
+def renew_subject(organization_id: str, agent_id: str) -> str:
+    """Requests for the next user JWT, before the present one expires."""
+    return f"kinora.renew.{organization_id}.{agent_id}"
+
+
+def request_subjects(organization_id: str, agent_id: str) -> tuple[str, ...]:
+    """Everything that an agent asks."""
+    return tuple(
+        subject(organization_id, agent_id)
+        for subject in (claim_subject, heartbeat_subject, presign_subject, hello_subject, renew_subject)
+    )
 
 
 def agent_inbox(agent_id: str) -> str:

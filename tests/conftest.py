@@ -3,17 +3,21 @@
 import asyncio
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import hypothesis
-import nats as nats_client
 import psycopg
 import pytest
 from psycopg import sql
+from pydantic import SecretStr
 
+from command_api.messaging.connection import connect
+from command_api.nats_auth.keys import new_seed, public_key
+from command_api.nats_auth.users import Issuer
 from command_api.objects import ObjectStore
 from kinora.local.servers import EmbeddedServers
-from schemas.settings import NatsSettings, PostgresSettings, S3Settings
+from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
+from schemas.subjects import DEFAULT_POOL
 from tests.system_fixtures import registered, samples, service
 
 __all__ = ["registered", "samples", "service"]
@@ -61,10 +65,20 @@ def nats(servers: EmbeddedServers) -> NatsSettings:
     return servers.nats_control
 
 
+AgentUser = Callable[..., NatsUser]
+"""``(organization_id, agent_id, pool="default") -> NatsUser``"""
+
+
 @pytest.fixture
-def nats_agent(servers: EmbeddedServers, nats: NatsSettings) -> NatsSettings:
-    """The same server as an agent sees it."""
-    return servers.nats_agent
+def nats_agent(nats: NatsSettings) -> AgentUser:
+    """The same server as any agent of a test's choice sees it."""
+
+    def user(organization_id: str, agent_id: str, pool: str = DEFAULT_POOL) -> NatsUser:
+        seed = new_seed("user")
+        signed = Issuer(nats).agent(public_key(seed), organization_id, agent_id, pool)
+        return NatsUser(url=nats.url, jwt=signed.jwt, seed=SecretStr(seed))
+
+    return user
 
 
 @pytest.fixture
@@ -84,13 +98,8 @@ async def _create_bucket(settings: S3Settings) -> None:
 
 
 async def _delete_streams(settings: NatsSettings) -> None:
-    connection = await nats_client.connect(
-        settings.url, user=settings.user, password=settings.password.get_secret_value()
-    )
-    try:
+    async with connect(settings, "tests") as connection:
         jetstream = connection.jetstream()
         for stream in await jetstream.streams_info():
             assert stream.config.name is not None
             await jetstream.delete_stream(stream.config.name)
-    finally:
-        await connection.close()

@@ -1,9 +1,10 @@
 """The agent's one connection to NATS: it outlives every outage, and nothing is queued behind its back.
 
-nats-py closes a client for good on some server errors, such as an expired authentication; then a new
-client takes its place and the subscriptions move over. While there is no server, requests fail at
-once with `NoAnswer` instead of being buffered: a heartbeat or a work request that arrives a minute late
-would be wrong. What must not be lost is kept and sent again by its owner (`reporter`).
+A new client takes the place of one that nats-py closed for good, as it does on most errors that the
+server reports, and of one whose JWT was renewed; the subscriptions move over. While there is no server,
+requests fail at once with `NoAnswer` instead of being buffered: a heartbeat or a work request that
+arrives a minute late would be wrong. What must not be lost is kept and sent again by its owner
+(`reporter`).
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from nats.js import JetStreamContext
 from pydantic import ValidationError
 
 from schemas.base import Message
-from schemas.settings import NatsSettings
+from trainer_agent.credentials import CurrentCredentials, NodeCredentials
 from trainer_agent.errors import NoAnswer
 from trainer_agent.waiting import end
 
@@ -31,13 +32,16 @@ Handler = Callable[[Msg], Awaitable[None]]
 
 UNREACHABLE = (NatsError, OSError, asyncio.TimeoutError)
 _LOG_EVERY_SECONDS = 30.0
+_ANSWER_SECONDS = 5.0
+_RETIRE_SECONDS = 2 * _ANSWER_SECONDS
+"""How long a client that was replaced still receives the answers that it waits for."""
 
 
 class Connection:
     """An async context manager; entering it does not wait for a server."""
 
-    def __init__(self, settings: NatsSettings, *, name: str, inbox_prefix: str) -> None:
-        self._settings = settings
+    def __init__(self, credentials: NodeCredentials, *, name: str, inbox_prefix: str) -> None:
+        self._credentials = credentials
         self._name = name
         self._inbox_prefix = inbox_prefix
         self._client: Client | None = None
@@ -45,6 +49,8 @@ class Connection:
         self._session = 0
         self._changed = asyncio.Condition()
         self._keeper: asyncio.Task[None] | None = None
+        self._renewed = asyncio.Event()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._quiet_until = 0.0
 
     async def __aenter__(self) -> Self:
@@ -54,8 +60,9 @@ class Connection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._keeper is not None:
-            await end(self._keeper)
+        for task in (self._keeper, *self._retiring):
+            if task is not None:
+                await end(task)
 
     @property
     def client(self) -> Client | None:
@@ -72,8 +79,12 @@ class Connection:
         """Receive `subject` on every client to come; say so before entering the context."""
         self._handlers[subject] = handler
 
+    def renew(self) -> None:
+        """Go over to a client with the newest credentials, before the server ends the present one."""
+        self._renewed.set()
+
     async def request(
-        self, subject: str, message: Message, reply: type[Reply], *, timeout: float = 5.0
+        self, subject: str, message: Message, reply: type[Reply], *, timeout: float = _ANSWER_SECONDS
     ) -> Reply:
         """Ask, once.
 
@@ -108,7 +119,11 @@ class Connection:
         client = self._connected(subject)
         try:
             await client.jetstream().publish(
-                subject, message.model_dump_json().encode(), timeout=5.0, stream=stream, headers=headers
+                subject,
+                message.model_dump_json().encode(),
+                timeout=_ANSWER_SECONDS,
+                stream=stream,
+                headers=headers,
             )
         except UNREACHABLE as error:
             raise NoAnswer(f"{stream} did not take {message_id}: {error or type(error).__name__}") from error
@@ -123,27 +138,61 @@ class Connection:
 
     def _connected(self, purpose: str) -> Client:
         if (client := self.client) is None:
-            raise NoAnswer(f"not connected to NATS at {self._settings.url}; {purpose} has to wait")
+            raise NoAnswer(f"not connected to NATS at {self._credentials.url}; {purpose} has to wait")
         return client
 
     async def _keep(self) -> None:
-        while True:
-            client = Client()
-            closed = asyncio.Event()
+        present: Client | None = None
+        try:
+            while True:
+                self._renewed.clear()
+                client, closed = Client(), asyncio.Event()
+                try:
+                    await self._open(client, closed)
+                    for subject, handler in self._handlers.items():
+                        await client.subscribe(subject, cb=handler)
+                except UNREACHABLE as error:
+                    log.warning("nats_unusable", error=str(error))
+                    await client.close()
+                except BaseException:
+                    await client.close()
+                    raise
+                else:
+                    if present is not None:
+                        self._retire(present)
+                    self._client = present = client
+                    await self._count_session()
+                    if await self._was_renewed(closed):
+                        continue  # at once, and beside the present one: nothing is missed in between
+                    log.warning("nats_closed", error=str(client.last_error))
+                    self._client = present = None
+                    await client.close()
+                await asyncio.sleep(1.0)  # a server that closes every connection must not be hammered
+        finally:
+            self._client = None
+            if present is not None:
+                await present.close()
+
+    async def _was_renewed(self, closed: asyncio.Event) -> bool:
+        """Wait until there are newer credentials, or the client is closed for good."""
+        waiting = [asyncio.create_task(event.wait()) for event in (self._renewed, closed)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            return not closed.is_set()
+        finally:
+            for task in waiting:
+                await end(task)
+
+    def _retire(self, client: Client) -> None:
+        async def close() -> None:
             try:
-                await self._open(client, closed)
-                for subject, handler in self._handlers.items():
-                    await client.subscribe(subject, cb=handler)
-                self._client = client
-                await self._count_session()
-                await closed.wait()
-                log.warning("nats_closed", error=str(client.last_error))
-            except UNREACHABLE as error:
-                log.warning("nats_unusable", error=str(error))
+                await asyncio.sleep(_RETIRE_SECONDS)
             finally:
-                self._client = None
                 await client.close()
-            await asyncio.sleep(1.0)  # a server that closes every connection must not be hammered
+
+        task = asyncio.create_task(close())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def _open(self, client: Client, closed: asyncio.Event) -> None:
         """Return when connected, however long that takes."""
@@ -152,17 +201,16 @@ class Connection:
             self._log_outage(error)
 
         async def on_reconnect() -> None:
-            log.info("nats_reconnected", url=self._settings.url)
+            log.info("nats_reconnected", url=self._credentials.url)
             await self._count_session()
 
         async def on_close() -> None:
             closed.set()
 
         await client.connect(
-            self._settings.url,
+            self._credentials.url,
             name=self._name,
-            user=self._settings.user,
-            password=self._settings.password.get_secret_value(),
+            user_credentials=CurrentCredentials(self._credentials),
             inbox_prefix=self._inbox_prefix,
             error_cb=on_error,
             reconnected_cb=on_reconnect,
@@ -183,4 +231,6 @@ class Connection:
     def _log_outage(self, error: Exception) -> None:
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + _LOG_EVERY_SECONDS
-            log.warning("nats_unreachable", url=self._settings.url, error=str(error) or type(error).__name__)
+            log.warning(
+                "nats_unreachable", url=self._credentials.url, error=str(error) or type(error).__name__
+            )

@@ -2,6 +2,7 @@
 
 <work_folder>/
     lock                       held by the running agent
+    nats.jwt                   the newest right to speak on NATS (`credentials`)
     cache/                     staged inputs by content, kept between attempts (`cache`)
     spool/<item>.<attempt>     reports not yet known to be stored (`spool`)
     attempts/<item>.<attempt>/ everything else of one attempt; removed with it
@@ -61,6 +62,7 @@ class WorkFolder:
         self.path = path
         self.cache = path / "cache"
         self.spools = path / "spool"
+        self.nats_jwt = path / "nats.jwt"
         self._attempts = path / "attempts"
 
     def attempt(self, held: HeldItem) -> AttemptFolder:

@@ -14,6 +14,7 @@ from trainer_agent.artifacts import Artifacts
 from trainer_agent.attempt import Attempt, Work
 from trainer_agent.cache import ContentCache
 from trainer_agent.connection import Connection
+from trainer_agent.credentials import NodeCredentials
 from trainer_agent.folders import AttemptFolder, WorkFolder, locked
 from trainer_agent.hello import Standing, introduce, probe
 from trainer_agent.orders import Orders
@@ -72,8 +73,9 @@ class _Node:
         self._orders = Orders()
         self._standing = Standing()
         self._cache = ContentCache(folder.cache, settings.cache_bytes)
+        self._credentials = NodeCredentials(settings.nats, folder.nats_jwt)
         self._connection = Connection(
-            settings.nats,
+            self._credentials,
             name=f"kinora agent {settings.name}",
             inbox_prefix=agent_inbox(settings.agent_id),
         )

@@ -7,7 +7,7 @@ from pydantic import Field
 from schemas.base import Message
 from schemas.events.agent import AgentProfile
 from schemas.ids import AgentId, OrganizationId
-from schemas.settings import NatsSettings
+from schemas.settings import NatsUser
 
 
 class AgentSettings(Message):
@@ -17,7 +17,7 @@ class AgentSettings(Message):
     organization_id: OrganizationId
     pool: str
     name: str
-    nats: NatsSettings
+    nats: NatsUser
     work_folder: Path
     """Staged inputs and outputs; emptied of finished attempts."""
     profile: AgentProfile | None = None

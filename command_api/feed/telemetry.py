@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from command_api.messaging.connection import ConnectionGone, connect, stay_open
+from command_api.nats_auth.rights import telemetry_rights
 from schemas.settings import NatsSettings
 from schemas.subjects import telemetry_subject
 from schemas.work import TelemetryLine
@@ -113,7 +114,7 @@ class TelemetryHub:
     async def _stay_connected(self) -> NoReturn:
         while True:
             try:
-                async with connect(self._settings, "kinora-api-telemetry") as client:
+                async with connect(self._settings, "kinora-api-telemetry", rights=telemetry_rights) as client:
                     self._client = client
                     self._subscriptions.clear()
                     for subject in list(self._watches):

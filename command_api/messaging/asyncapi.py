@@ -12,6 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from command_api.messaging.broker import Desk, make_broker, subscribe
 from command_api.messaging.topology import inbox_config
+from command_api.nats_auth.users import ControlUser, Issuer
 from schemas.settings import NatsSettings
 from schemas.subjects import REPORTS_STREAM
 from schemas.work import ClaimReply, HeartbeatReply, HelloReply, PresignReply, Report
@@ -26,12 +27,15 @@ REPLIES: dict[str, type[BaseModel]] = {
 }
 """By channel title."""
 
+_NOWHERE = NatsSettings(url="", account="A" * 56, signing_seed=SecretStr(""))
+"""A broker wants an address and credentials, also where it only describes itself."""
+
 Json = dict[str, Any]
 
 
 def document(url: str = "nats://localhost:4222") -> Json:
     """The document as JSON values. Titles of channels are fixed, so renaming a handler changes nothing."""
-    broker = make_broker(NatsSettings(url=url, user="", password=SecretStr("")))
+    broker = make_broker(ControlUser(Issuer(_NOWHERE.model_copy(update={"url": url})), "documentation"))
     subscribe(broker, Desk(*[_only_described] * 5))
     specification = AsyncAPI(broker, title=TITLE, version=VERSION, schema_version="3.0.0")
     # Sorted, because FastStream's order of channels differs from run to run.

@@ -15,12 +15,12 @@ from faststream import AckPolicy, Path
 from faststream.message import StreamMessage
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
-from faststream.nats.security import NatsUserPassword
+from faststream.nats.security import NatsCredentials
 from nats.aio.msg import Msg
 
 from command_api.messaging.connection import Callback, log_error, options
 from command_api.messaging.topology import inbox_config
-from schemas.settings import NatsSettings
+from command_api.nats_auth.users import ControlUser, FreshCredentials
 from schemas.subjects import (
     INBOX_DURABLE,
     REPORTS_STREAM,
@@ -62,17 +62,17 @@ class Desk:
     report: Callable[[Msg], Awaitable[None]]
 
 
-def make_broker(settings: NatsSettings, *, reconnected: Callback | None = None) -> NatsBroker:
+def make_broker(user: ControlUser, *, reconnected: Callback | None = None) -> NatsBroker:
     """A broker that never gives its connection up."""
     return NatsBroker(
-        settings.url,
-        security=NatsUserPassword(settings.user, settings.password.get_secret_value()),
+        user.issuer.settings.url,
+        security=NatsCredentials(FreshCredentials(user.text)),
         error_cb=log_error,
         reconnected_cb=reconnected,
         logger=logger,
         log_level=logging.DEBUG,
         graceful_timeout=10.0,
-        **options("kinora-orchestrator-requests"),
+        **options(user),
     )
 
 

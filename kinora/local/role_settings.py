@@ -1,11 +1,16 @@
 """The settings of every role when the servers are embedded ones."""
 
+from pydantic import SecretStr
+
+from command_api.nats_auth.keys import new_seed, public_key
+from command_api.nats_auth.users import Issuer
 from command_api.settings import ApiSettings, ControlSecrets, OrchestratorSettings
 from kinora.local.ports import LOOPBACK
 from kinora.local.servers import EmbeddedServers
 from projections.settings import ProjectionsSettings
 from schemas.base import Message
 from schemas.ids import AgentId, OrganizationId
+from schemas.settings import NatsUser
 from trainer_agent.settings import AgentSettings
 
 
@@ -56,7 +61,7 @@ def agent_settings(servers: EmbeddedServers, agent: EnrolledAgent) -> AgentSetti
         organization_id=agent.organization_id,
         pool=agent.pool,
         name=agent.name,
-        nats=servers.nats_agent,
+        nats=_interim_user(servers, agent),
         work_folder=servers.folder.agent_work,
     )
 
@@ -68,3 +73,9 @@ def _control_secrets(servers: EmbeddedServers) -> ControlSecrets:
         personal_key_hex=secrets.personal_key_hex,
         index_key_hex=secrets.index_key_hex,
     )
+
+
+def _interim_user(servers: EmbeddedServers, agent: EnrolledAgent) -> NatsUser:
+    seed, nats = new_seed("user"), servers.nats_control
+    signed = Issuer(nats).agent(public_key(seed), agent.organization_id, agent.agent_id, agent.pool)
+    return NatsUser(url=nats.url, jwt=signed.jwt, seed=SecretStr(seed))

@@ -1,11 +1,13 @@
 """Everything secret of one installation, made once and kept in one private file."""
 
 import secrets
+import time
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr, ValidationError
 
+from command_api.nats_auth.keys import new_seed
 from kinora.local.errors import DataFolderRefused
 from kinora.local.folder import DataFolder
 from kinora.local.private_file import revealed_json, write_private
@@ -19,8 +21,13 @@ class LocalSecrets(Message):
     """Tells this installation's servers from others; not secret, but made at the same time."""
     postgres_superuser_password: SecretStr
     postgres_password: SecretStr
-    nats_control_password: SecretStr
-    nats_agent_password: SecretStr
+    nats_operator_seed: SecretStr
+    """Signs the accounts of the embedded message server."""
+    nats_system_seed: SecretStr
+    nats_account_seed: SecretStr
+    """Signs users: the control plane's and the agents'."""
+    made_at: int
+    """Unix seconds."""
     s3_access_key: str
     s3_secret_key: SecretStr
     token_private_key_pem: SecretStr
@@ -64,8 +71,10 @@ def _generate() -> LocalSecrets:
         instance_id=secrets.token_hex(8),
         postgres_superuser_password=_password(),
         postgres_password=_password(),
-        nats_control_password=_password(),
-        nats_agent_password=_password(),
+        nats_operator_seed=SecretStr(new_seed("operator")),
+        nats_system_seed=SecretStr(new_seed("account")),
+        nats_account_seed=SecretStr(new_seed("account")),
+        made_at=int(time.time()),
         s3_access_key=f"KNR{secrets.token_hex(8).upper()}",
         s3_secret_key=SecretStr(secrets.token_hex(20)),
         token_private_key_pem=SecretStr(pem),

@@ -81,11 +81,7 @@ class EmbeddedServers:
 
     @property
     def nats_control(self) -> NatsSettings:
-        return self._nats.control_settings
-
-    @property
-    def nats_agent(self) -> NatsSettings:
-        return self._nats.agent_settings
+        return self._nats.settings
 
     @property
     def nats_store_bytes(self) -> int:

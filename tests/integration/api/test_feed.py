@@ -5,12 +5,12 @@ import json
 import random
 from datetime import UTC, datetime, timedelta
 
-import nats
 import pytest
 
 from command_api.auth.tokens import READ, AccessTokens, Principal
 from command_api.feed import frames
 from command_api.feed.connection import FeedLimits
+from command_api.messaging.connection import connect
 from schemas.ids import Prefix, new_id
 from schemas.subjects import telemetry_subject
 from schemas.work import TelemetryLine
@@ -214,31 +214,25 @@ async def test_ping_and_acknowledgement_show_the_lag(visit: Visit, ada: Person) 
 async def test_telemetry_is_conflated(visit: Visit, ada: Person) -> None:
     job = await request_job(ada, await ready_inputs(visit, ada))
     settings = visit.service.parts.settings.nats
-    publisher = await nats.connect(
-        settings.url, user=settings.user, password=settings.password.get_secret_value()
-    )
     subject = telemetry_subject(ada.organization_id, job["id"])
-    try:
-        async with following(visit, ada) as follower:
-            await follower.subscribe("latest", filter={"job_id": job["id"], "telemetry": True})
-            await follower.until("caught_up")
-            found: list[frames.Frame] = []
-            loop = asyncio.get_running_loop()
-            began, step = loop.time(), 0
-            while not found or found[-1]["points"][-1]["step"] < 40:
-                if step < 40:
-                    step += 1
-                    line = TelemetryLine(job_id=job["id"], attempt=1, points=(point(step),), log=(f"{step}",))
-                    await publisher.publish(subject, line.model_dump_json().encode())
-                    await publisher.flush()
-                if step == 40:
-                    found += await follower.until("telemetry")
-            assert len(found) <= (loop.time() - began) * 10 + 2
-            steps = [each["step"] for frame in found for each in frame["points"]]
-            assert steps == sorted(set(steps))
-            assert (found[0]["sub"], found[0]["job_id"], found[0]["attempt"]) == ("s", job["id"], 1)
-    finally:
-        await publisher.close()
+    async with connect(settings, "agent") as publisher, following(visit, ada) as follower:
+        await follower.subscribe("latest", filter={"job_id": job["id"], "telemetry": True})
+        await follower.until("caught_up")
+        found: list[frames.Frame] = []
+        loop = asyncio.get_running_loop()
+        began, step = loop.time(), 0
+        while not found or found[-1]["points"][-1]["step"] < 40:
+            if step < 40:
+                step += 1
+                line = TelemetryLine(job_id=job["id"], attempt=1, points=(point(step),), log=(f"{step}",))
+                await publisher.publish(subject, line.model_dump_json().encode())
+                await publisher.flush()
+            if step == 40:
+                found += await follower.until("telemetry")
+        assert len(found) <= (loop.time() - began) * 10 + 2
+        steps = [each["step"] for frame in found for each in frame["points"]]
+        assert steps == sorted(set(steps))
+        assert (found[0]["sub"], found[0]["job_id"], found[0]["attempt"]) == ("s", job["id"], 1)
 
 
 @pytest.mark.parametrize(

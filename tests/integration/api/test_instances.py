@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from pydantic import SecretStr
 
 from command_api.feed import frames
-from schemas.settings import NatsSettings
 from tests.integration.api.following import following
 from tests.integration.api.running import Account, Backing, Service, Visit, running_service
 from tests.integration.api.stories import ready_inputs, register, request_job
@@ -20,9 +18,7 @@ def second(service: Service) -> Iterator[Service]:
     """Another instance on the same database and store, for which NATS is away."""
     settings = service.parts.settings
     with socket.create_server(("127.0.0.1", 0)) as reserved:
-        away = NatsSettings(
-            url=f"nats://127.0.0.1:{reserved.getsockname()[1]}", user="nobody", password=SecretStr("x")
-        )
+        away = settings.nats.model_copy(update={"url": f"nats://127.0.0.1:{reserved.getsockname()[1]}"})
     backing = Backing(settings.postgres, away, settings.s3, settings.secrets)
     with running_service(backing, projecting=False) as running:
         yield running

@@ -13,17 +13,12 @@ import pytest
 from nats.errors import Error as NatsError
 from nats.js.api import StorageType, StreamConfig
 
+from command_api.messaging.connection import connect
 from kinora.local.errors import DataFolderRefused, PortTaken
 from kinora.local.folder import DataFolder
 from kinora.local.ports import kept_ports
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
-
-
-async def _connect(settings: NatsSettings) -> nats_client.NATS:
-    return await nats_client.connect(
-        settings.url, user=settings.user, password=settings.password.get_secret_value()
-    )
 
 
 async def test_each_test_gets_an_empty_database(database: PostgresSettings) -> None:
@@ -54,43 +49,16 @@ async def test_the_database_flushes_and_demands_a_password(servers: EmbeddedServ
 
 
 async def test_a_test_starts_without_streams(nats: NatsSettings) -> None:
-    connection = await _connect(nats)
-    jetstream = connection.jetstream()
-    assert await jetstream.streams_info() == []
-    await jetstream.add_stream(StreamConfig(name="LEFT", subjects=["left.>"], storage=StorageType.FILE))
-    await connection.close()
-
-
-async def test_an_agent_makes_no_streams_or_consumers(nats: NatsSettings, nats_agent: NatsSettings) -> None:
-    control = await _connect(nats)
-    await control.jetstream().add_stream(StreamConfig(name="WORK", subjects=["kinora.work.>"]))
-    errors: asyncio.Queue[Exception] = asyncio.Queue()
-
-    agent = await nats_client.connect(
-        nats_agent.url,
-        user=nats_agent.user,
-        password=nats_agent.password.get_secret_value(),
-        error_cb=errors.put,
-    )
-    for subject in (
-        "$JS.API.STREAM.CREATE.X",
-        "$JS.API.CONSUMER.CREATE.WORK.x",
-        "kinora.v1.forged",
-        "kinora.work.x",
-    ):
-        await agent.publish(subject, b"{}")
-        await agent.flush()
-        assert subject.lower() in str(await errors.get()).lower()
-    await agent.close()
-    await control.close()
+    async with connect(nats, "test") as connection:
+        jetstream = connection.jetstream()
+        assert await jetstream.streams_info() == []
+        await jetstream.add_stream(StreamConfig(name="LEFT", subjects=["left.>"], storage=StorageType.FILE))
 
 
 async def test_strangers_are_refused_by_nats_and_s3(servers: EmbeddedServers, s3: S3Settings) -> None:
     stranger = nats_client.NATS()
-    with pytest.raises(NatsError):
-        await stranger.connect(
-            servers.nats_control.url, user="control", password="guess", allow_reconnect=False
-        )
+    with pytest.raises(NatsError, match="Authorization"):
+        await stranger.connect(servers.nats_control.url, allow_reconnect=False)
     await stranger.close()
     async with httpx.AsyncClient() as client:
         listing = await client.get(f"{s3.endpoint_url}/{s3.bucket}")
@@ -127,14 +95,12 @@ async def test_data_and_addresses_survive_a_restart(tmp_path: Path) -> None:
     async with EmbeddedServers(data) as first:
         async with await psycopg.AsyncConnection.connect(first.postgres.conninfo()) as connection:
             await connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-        client = await _connect(first.nats_control)
-        await client.jetstream().add_stream(StreamConfig(name="KEPT", subjects=["kept"]))
-        await client.jetstream().publish("kept", b"hello")
-        await client.close()
+        async with connect(first.nats_control, "test") as client:
+            await client.jetstream().add_stream(StreamConfig(name="KEPT", subjects=["kept"]))
+            await client.jetstream().publish("kept", b"hello")
         await first.restart("nats")
-        client = await _connect(first.nats_control)
-        assert (await client.jetstream().stream_info("KEPT")).state.messages == 1
-        await client.close()
+        async with connect(first.nats_control, "test") as client:
+            assert (await client.jetstream().stream_info("KEPT")).state.messages == 1
         (first.folder.s3 / "kinora" / "kept").write_text("bytes")
         before = (first.ports, first.secrets)
         children = [first.child(name) for name in ("postgres", "nats", "s3")]
@@ -143,9 +109,8 @@ async def test_data_and_addresses_survive_a_restart(tmp_path: Path) -> None:
         assert (second.ports, second.secrets) == before
         async with await psycopg.AsyncConnection.connect(second.postgres.conninfo()) as connection:
             assert await (await connection.execute("SELECT answer FROM kept")).fetchone() == (42,)
-        client = await _connect(second.nats_control)
-        assert (await client.jetstream().get_last_msg("KEPT", "kept")).data == b"hello"
-        await client.close()
+        async with connect(second.nats_control, "test") as client:
+            assert (await client.jetstream().get_last_msg("KEPT", "kept")).data == b"hello"
         assert (second.folder.s3 / "kinora" / "kept").read_text() == "bytes"
 
 

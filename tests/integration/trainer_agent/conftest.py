@@ -18,9 +18,11 @@ from schemas.settings import NatsSettings, S3Settings
 from schemas.subjects import agent_inbox
 from schemas.training import Hyperparameters
 from schemas.work import HeldItem, TrainAssignment
+from tests.conftest import AgentUser
 from tests.integration.trainer_agent.peer import POOL, Peer, manifest_of, serving_peer
 from trainer_agent.cache import ContentCache
 from trainer_agent.connection import Connection
+from trainer_agent.credentials import NodeCredentials
 from trainer_agent.folders import locked
 from trainer_agent.presign import Presigner
 from trainer_agent.run import serve
@@ -39,13 +41,13 @@ async def peer(nats: NatsSettings, s3: S3Settings) -> AsyncIterator[Peer]:
 
 
 @pytest.fixture
-def settings(peer: Peer, nats_agent: NatsSettings, tmp_path: Path) -> AgentSettings:
+def settings(peer: Peer, nats_agent: AgentUser, tmp_path: Path) -> AgentSettings:
     return AgentSettings(
         agent_id=peer.agent_id,
         organization_id=peer.organization_id,
         pool=POOL,
         name="test node",
-        nats=nats_agent,
+        nats=nats_agent(peer.organization_id, peer.agent_id, POOL),
         work_folder=tmp_path / "agent",
         engine_threads=1,
     )
@@ -68,8 +70,9 @@ async def parts(settings: AgentSettings, tmp_path: Path) -> AsyncIterator[Parts]
     cache = ContentCache(tmp_path / "cache", 10**9)
     cache.prepare()
     inbox = agent_inbox(settings.agent_id)
+    credentials = NodeCredentials(settings.nats, tmp_path / "nats.jwt")
     async with (
-        Connection(settings.nats, name="parts", inbox_prefix=inbox) as connection,
+        Connection(credentials, name="parts", inbox_prefix=inbox) as connection,
         http_client() as http,
     ):
         await connection.session_after(0)

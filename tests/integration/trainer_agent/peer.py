@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
+from command_api.messaging.connection import connect
 from command_api.messaging.topology import Topology
 from command_api.objects import ObjectStore
 from schemas import subjects
@@ -244,31 +245,15 @@ class Peer:
 @asynccontextmanager
 async def serving_peer(nats: NatsSettings, s3: S3Settings) -> AsyncIterator[Peer]:
     """A peer that answers for the length of the block."""
-    client = Client()
-    await client.connect(
-        nats.url,
-        user=nats.user,
-        password=nats.password.get_secret_value(),
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.2,  # type: ignore[arg-type]
-        error_cb=_ignore,
-    )
-    try:
-        async with ObjectStore(s3) as store:
-            peer = Peer(client, store)
-            await peer.serve()
-            reading = asyncio.create_task(peer.read_reports())
-            try:
-                yield peer
-            finally:
-                reading.cancel()
-                await asyncio.wait({reading})
-    finally:
-        await client.close()
-
-
-async def _ignore(_: Exception) -> None:
-    """An outage is part of some tests."""
+    async with connect(nats, "peer") as client, ObjectStore(s3) as store:
+        peer = Peer(client, store)
+        await peer.serve()
+        reading = asyncio.create_task(peer.read_reports())
+        try:
+            yield peer
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -1,17 +1,18 @@
 """The connection outlives whatever the server does, and never answers late."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from kinora.local.servers import EmbeddedServers
-from schemas.settings import NatsSettings
 from schemas.subjects import agent_inbox, control_subject, heartbeat_subject
 from schemas.work import Control, Heartbeat, HeartbeatReply, HeldItem
 from tests.integration.trainer_agent.conftest import CAPABILITIES, Parts
 from tests.integration.trainer_agent.peer import Peer
 from trainer_agent import control
 from trainer_agent.connection import Connection
+from trainer_agent.credentials import NodeCredentials
 from trainer_agent.errors import NoAnswer
 from trainer_agent.hello import Standing, introduce
 from trainer_agent.orders import Order, Orders
@@ -20,12 +21,13 @@ from trainer_agent.waiting import running
 
 
 async def test_a_server_that_is_absent_at_the_start_is_waited_for(
-    peer: Peer, nats_agent: NatsSettings, settings: AgentSettings, servers: EmbeddedServers
+    peer: Peer, settings: AgentSettings, servers: EmbeddedServers, tmp_path: Path
 ) -> None:
     server = servers._servers["nats"]
     await server.stop()
     inbox = agent_inbox(settings.agent_id)
-    async with Connection(nats_agent, name="early", inbox_prefix=inbox) as connection:
+    credentials = NodeCredentials(settings.nats, tmp_path / "nats.jwt")
+    async with Connection(credentials, name="early", inbox_prefix=inbox) as connection:
         subject = heartbeat_subject(settings.organization_id, settings.agent_id)
         with pytest.raises(NoAnswer, match="not connected"):
             await connection.request(subject, Heartbeat(), HeartbeatReply)
@@ -41,12 +43,13 @@ async def test_a_server_that_is_absent_at_the_start_is_waited_for(
 
 
 async def test_a_client_that_was_closed_for_good_is_replaced_with_its_subscriptions(
-    peer: Peer, settings: AgentSettings
+    peer: Peer, settings: AgentSettings, tmp_path: Path
 ) -> None:
     orders, standing = Orders(), Standing()
     held = HeldItem(item_id="job_" + "0" * 32, attempt=1)
     orders.hold(held)
-    connection = Connection(settings.nats, name="replaced", inbox_prefix=agent_inbox(settings.agent_id))
+    credentials = NodeCredentials(settings.nats, tmp_path / "nats.jwt")
+    connection = Connection(credentials, name="replaced", inbox_prefix=agent_inbox(settings.agent_id))
     control.listen(connection, settings, orders)
     hello = introduce(connection, settings, CAPABILITIES, standing, lambda: None)
     async with connection, running(hello):
