@@ -21,8 +21,9 @@ from qlora_engine.device import best_device, compute_dtype
 from qlora_engine.errors import ModelRefused
 from qlora_engine.families.base import Family, PixelFormat, Prompts
 from qlora_engine.families.registry import family_for
+from qlora_engine.uneven_widths import make_exact
+from qlora_engine.weights import check_depth, check_fit, read_headers
 
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -87,53 +88,50 @@ def read_config(folder: Path) -> dict[str, Any]:
         if found is not None:
             described.append((name, found))
     for name, content in described:
-        if "auto_map" in content:
+        if (asked := _remote_code(content)) is not None:
             raise ModelRefused(
-                f"{name} has auto_map {content['auto_map']!r}, which asks for code of the checkpoint to run; "
+                f"{name} has auto_map {str(asked)[:120]}, which asks for code of the checkpoint to run; "
                 "use a checkpoint that transformers loads without remote code",
                 code="remote_code",
             )
-    family_for(config.get("model_type"))
+    family = family_for(config.get("model_type"))
     if "quantization_config" in config:
         raise ModelRefused(
             "config.json has quantization_config: it is already quantised; use the unquantised weights",
             code="already_quantized",
         )
-    _check_weights(folder)
+    tensors = read_headers(folder)
+    check_depth(config, tensors)
+    check_fit(_expected(family, folder), tensors)
     return config
 
 
-def _check_weights(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        _check_shards(folder)
-        return
-    pickled = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
-    if pickled:
-        raise ModelRefused(
-            f"the weights {', '.join(pickled[:3])} are pickles, which can run code when read; "
-            "convert them to safetensors (save_pretrained of transformers does)",
-            code="pickle_weights",
-        )
-    raise ModelRefused(
-        f"{folder.name} has no *.safetensors file; upload the weights beside config.json",
-        code="missing_weights",
-    )
+def _remote_code(content: Any) -> Any:
+    """What ``auto_map`` asks for, wherever it stands."""
+    if isinstance(content, dict):
+        if "auto_map" in content:
+            return content["auto_map"]
+        content = list(content.values())
+    if not isinstance(content, list):
+        return None
+    return next((found for part in content if (found := _remote_code(part)) is not None), None)
 
 
-def _check_shards(folder: Path) -> None:
-    index = _read_json(folder / "model.safetensors.index.json") or {}
-    named = index.get("weight_map", {})
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise ModelRefused(
-            "model.safetensors.index.json has no weight_map; upload it again", code="bad_config"
+def _expected(family: Family, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the model that config.json describes, without storage."""
+    model_class = family.model_class()
+    try:
+        config = model_class.config_class.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
         )
-    missing = sorted(name for name in set(named.values()) if not (folder / name).is_file())
-    if missing:
+        with torch.device("meta"):
+            return dict(model_class(config).state_dict())
+    except Exception as error:  # whatever a hostile or damaged config provokes in two libraries
         raise ModelRefused(
-            f"model.safetensors.index.json names {missing[0]}, which is not there;"
-            " upload every *.safetensors file",
-            code="missing_weights",
-        )
+            f"config.json describes no model that can be built ({_told(error, folder)});"
+            " upload the config.json that belongs to the weights",
+            code="bad_config",
+        ) from error
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -141,7 +139,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelRefused(
             f"{file.name} is not JSON ({error}); upload it again", code="bad_config"
         ) from error
@@ -163,7 +161,8 @@ def load_model(source: str, device: torch.device | None = None) -> Loaded:
     disable_progress_bar()
     model = _load_quantized(family, folder, device)
     tokenizer = _load_tokenizer(folder)
-    parameters = _freeze(model)
+    _check_vocabulary(tokenizer, model)
+    parameters = _freeze(model, device)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -199,7 +198,10 @@ def _load_quantized(family: Family, folder: Path, device: torch.device) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a hostile or damaged checkpoint provokes in three libraries
-        raise ModelRefused(f"the checkpoint does not load: {_told(error, folder)}") from error
+        raise ModelRefused(
+            f"the checkpoint does not load: {_told(error, folder)};"
+            " try it with from_pretrained of transformers, and upload what loads there"
+        ) from error
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise ModelRefused(
@@ -220,12 +222,23 @@ def _load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
+def _check_vocabulary(tokenizer: Any, model: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise ModelRefused(
+            f"the tokenizer has the token id {largest}, but the model knows {rows} tokens;"
+            " use the tokenizer files of the checkpoint",
+            code="unusable_tokenizer",
+        )
+
+
 def _told(error: Exception, folder: Path) -> str:
     """What a library says, without where this node keeps the checkpoint."""
     return f"{type(error).__name__}: {error}".replace(str(folder.parent) + "/", "")
 
 
-def _freeze(model: Any) -> int:
+def _freeze(model: Any, device: torch.device) -> int:
     parameters = 0
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -236,6 +249,8 @@ def _freeze(model: Any) -> int:
             # bitsandbytes repacks the weights in place in the first evaluation on CPUs with AVX512-BF16;
             # every later training step then loses gradients silently.
             module.support_avx512bf16_for_cpu = False
+            if device.type == "cpu":
+                make_exact(module)
     model.config.use_cache = True
     model.eval()
     return parameters

@@ -25,3 +25,8 @@ def usable_memory_bytes() -> int:
         if limit.isdigit():
             return min(total, int(limit))
     return total
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; on a CPU, PyTorch raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

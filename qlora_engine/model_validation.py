@@ -4,16 +4,20 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from qlora_engine.collate import Collator
-from qlora_engine.errors import EngineError, ModelRefused
+from qlora_engine.errors import EngineError, ModelRefused, SequenceTooLong
 from qlora_engine.families.base import Moments
 from qlora_engine.forward import Runner
 from qlora_engine.frames import ClipFrames, Frames
 from qlora_engine.injection import inject
 from qlora_engine.loading import Loaded, load_model
 from qlora_engine.loop import Emit
+from qlora_engine.memory import is_out_of_memory
+from qlora_engine.uneven_widths import USUAL_ERROR, relative_error
 from qlora_engine.updates import ModelVerdict, Preparing
+from qlora_engine.weights import read_headers
 from schemas.datasets import Example, ModelFacts, Problem
 from schemas.training import Hyperparameters, Modality, ModelValidationSpec
 
@@ -26,11 +30,35 @@ def validate_model(spec: ModelValidationSpec, emit: Emit) -> ModelVerdict:
     try:
         loaded = load_model(spec.model_folder)
         facts = _facts(loaded)
+        check_quantization(loaded)
         take_training_step(loaded)
     except EngineError as error:
         problem = Problem(code=error.code, where=Path(spec.model_folder).name, message=error.message)
         return ModelVerdict(facts=None, problems=(problem,))
     return ModelVerdict(facts=facts)
+
+
+def check_quantization(loaded: Loaded) -> None:
+    """Compare one layer of each width with the weights that it was made from.
+
+    Raises:
+        ModelRefused: code ``unfaithful_quantization``.
+    """
+    stored = read_headers(loaded.folder)
+    shapes: set[tuple[int, int]] = set()
+    for name, layer in loaded.linear_layers():
+        shape, source = (layer.in_features, layer.out_features), stored.get(f"{name}.weight")
+        if shape in shapes or source is None:
+            continue
+        shapes.add(shape)
+        with safe_open(loaded.folder / source.file, "pt") as opened:
+            error = relative_error(layer, opened.get_tensor(f"{name}.weight"))
+        if error > USUAL_ERROR:
+            raise ModelRefused(
+                f"{name}, {shape[0]} wide, is off by {error:.0%} once quantised to 4 bits on this node;"
+                " a tenth is usual; use a model with other widths, or an agent with other hardware",
+                code="unfaithful_quantization",
+            )
 
 
 def take_training_step(loaded: Loaded) -> None:
@@ -46,8 +74,16 @@ def take_training_step(loaded: Loaded) -> None:
     try:
         loss = Runner(injected.model, loaded).loss(collator.batch([PROBE]))
         loss.backward()  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except SequenceTooLong as error:
+        raise ModelRefused(
+            f"config.json gives the model a context of {loaded.context_tokens} tokens, which not even two"
+            " frames and a short caption fit into; correct max_position_embeddings",
+            code="context_too_small",
+        ) from error
+    except EngineError:
+        raise
+    except Exception as error:  # whatever numbers that contradict one another provoke
+        if is_out_of_memory(error):
             raise
         raise ModelRefused(
             f"a training step fails ({type(error).__name__}: {error}); the weights do not fit config.json",

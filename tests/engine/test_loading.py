@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import AddedToken
 
 from qlora_engine.errors import ControlTokenInCaption, ModelRefused
@@ -24,93 +23,11 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
 
 
-def pickled(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def without_a_tensor(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["model.connector.modality_projection.proj.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def truncated(folder: Path) -> None:
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-
-
-REFUSALS: dict[str, Callable[[Path], object]] = {
-    "pickle_weights": pickled,
-    "unknown_family": lambda folder: edit(folder / "config.json", model_type="bert"),
-    "missing_config": lambda folder: (folder / "config.json").unlink(),
-    "bad_config": lambda folder: (folder / "config.json").write_text("{", "utf-8"),
-    "remote_code": lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "evil.Model"}),
-    "already_quantized": lambda folder: edit(folder / "config.json", quantization_config={"bits": 4}),
-    "missing_weights": lambda folder: (folder / "model.safetensors").unlink(),
-    "model_load_failed": truncated,
-    "unusable_tokenizer": lambda folder: [
-        (folder / f"tokenizer{end}").unlink() for end in (".json", "_config.json")
-    ],
-}
-
-
 @pytest.fixture
 def folder(tiny: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "base"
     shutil.copytree(tiny, copy)
     return copy
-
-
-@pytest.mark.parametrize("code", REFUSALS)
-def test_refusals(code: str, folder: Path, recorded: Recorded) -> None:
-    REFUSALS[code](folder)
-    with pytest.raises(ModelRefused) as refused:
-        load_model(str(folder))
-    assert refused.value.code == code
-    verdict = validate_model(ModelValidationSpec(model_folder=str(folder)), recorded)
-    assert verdict.facts is None
-    assert [problem.code for problem in verdict.problems] == [code]
-
-
-def test_a_tensor_that_is_missing_is_named(folder: Path) -> None:
-    without_a_tensor(folder)
-    with pytest.raises(ModelRefused, match=r"connector\.modality_projection\.proj\.weight"):
-        load_model(str(folder))
-
-
-def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
-    with pytest.raises(ModelRefused, match="names model-00002-of-00002") as refused:
-        load_model(str(folder))
-    assert refused.value.code == "missing_weights"
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("image_mean", "x"), ("image_mean", [0.5]), ("image_std", [0.5, 0, 0.5])]
-)
-def test_colours_that_cannot_be_are_refused(field: str, value: object, folder: Path) -> None:
-    edit(folder / "preprocessor_config.json", **{field: value})
-    with pytest.raises(ModelRefused, match=f"has {field}") as refused:
-        load_model(str(folder))
-    assert refused.value.code == "bad_config"
-
-
-def test_what_libraries_say_names_no_place_on_this_node(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "other.safetensors")
-    with pytest.raises(
-        ModelRefused, match=r"no file named model\.safetensors found in directory base"
-    ) as refused:
-        load_model(str(folder))
-    assert str(folder.parent) not in refused.value.message
-
-
-def test_remote_code_in_the_tokenizer_is_refused_too(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
-    with pytest.raises(ModelRefused, match=r"tokenizer_config\.json") as refused:
-        load_model(str(folder))
-    assert refused.value.code == "remote_code"
 
 
 def test_a_hub_id_is_not_fetched_when_offline() -> None:
