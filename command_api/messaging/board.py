@@ -82,6 +82,7 @@ Phase = Literal[
     "importing", "import_failed", "declared", "requested", "validating", "queued", "held", "between"
 ]
 """``between``: an attempt ended and the event that says what follows stands next in the log."""
+UNDECIDED: tuple[Phase, ...] = ("requested", "validating")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,10 @@ class Board:
     position: int = 0
     agents: dict[str, Agent] = field(default_factory=dict)
     items: dict[str, Item] = field(default_factory=dict)
+    _queued: dict[str, None] = field(default_factory=dict)
+    _undecided: dict[str, None] = field(default_factory=dict)
+    """Ids by phase, longest there first: thousands may be queued, and one event moves one of them."""
+    _stirred: set[str] = field(default_factory=set)
 
     def apply(self, recorded: Recorded) -> None:
         """Fold one event."""
@@ -157,13 +162,9 @@ class Board:
                     _new(recorded, "importing", "validate"), import_of=request, attempt=1
                 )
             case datasets.DatasetRegistered(listing=listing) | models.ModelRegistered(listing=listing):
-                self.items[recorded.stream_id] = replace(
-                    _new(recorded, "declared", "validate"), listing=listing
-                )
+                self._put(replace(_new(recorded, "declared", "validate"), listing=listing))
             case jobs.JobRequested() as request:
-                self.items[recorded.stream_id] = replace(
-                    _new(recorded, "requested", "train"), request=request
-                )
+                self._put(replace(_new(recorded, "requested", "train"), request=request))
             case _:
                 item = self.items.get(recorded.stream_id)
                 if item is not None:
@@ -182,17 +183,25 @@ class Board:
         item = self.items.get(held.item_id)
         return item if item is not None and item.held == held else None
 
-    def offers(self) -> dict[str, Offer]:
-        """Every queued item and the pool it is offered to, by item id."""
-        return {
-            item.item_id: Offer(item, self._pool(item))
-            for item in self.items.values()
-            if item.phase == "queued"
-        }
+    def offer(self, item_id: str) -> Offer | None:
+        """The item and the pool it is offered to, if it is queued."""
+        if item_id not in self._queued:
+            return None
+        item = self.items[item_id]
+        return Offer(item, self._pool(item))
+
+    def queued(self) -> list[str]:
+        """Ids of every queued item, longest there first."""
+        return list(self._queued)
+
+    def take_stirred(self) -> set[str]:
+        """Ids of items whose offer may have changed since the last call; for one caller only."""
+        stirred, self._stirred = self._stirred, set()
+        return stirred
 
     def undecided(self) -> list[Item]:
         """Jobs that a policy has to admit or refuse, oldest first."""
-        return [item for item in self.items.values() if item.phase in ("requested", "validating")]
+        return [self.items[item_id] for item_id in self._undecided]
 
     def imports(self) -> list[Item]:
         """What has to be fetched, oldest first."""
@@ -211,6 +220,8 @@ class Board:
         return DEFAULT_POOL if not pools or DEFAULT_POOL in pools else min(pools)
 
     def _apply_agent(self, recorded: Recorded) -> None:
+        # Which pool a validation is offered to follows from who is there.
+        self._stirred |= {item_id for item_id in self._queued if self.items[item_id].lane == "validate"}
         agent_id, metadata = recorded.stream_id, recorded.metadata
         match recorded.event:
             case agents.AgentEnrolled(pool=pool):
@@ -225,9 +236,27 @@ class Board:
     def _apply_item(self, item: Item, recorded: Recorded) -> None:
         after = _evolve(item, recorded)
         if after is None:
-            del self.items[item.item_id]
+            self._drop(item.item_id)
         else:
-            self.items[item.item_id] = after
+            self._put(after)
+
+    def _put(self, item: Item) -> None:
+        self._drop(item.item_id, but_in=item.phase)
+        self.items[item.item_id] = item
+        if item.phase == "queued":
+            self._queued[item.item_id] = None
+        elif item.phase in UNDECIDED:
+            self._undecided[item.item_id] = None
+
+    def _drop(self, item_id: str, *, but_in: Phase | None = None) -> None:
+        """Forget an item; `but_in` is the phase that it is in afterwards, whose place it keeps."""
+        self._stirred.add(item_id)
+        if but_in != "queued":
+            self._queued.pop(item_id, None)
+        if but_in not in UNDECIDED:
+            self._undecided.pop(item_id, None)
+        if but_in is None:
+            self.items.pop(item_id, None)
 
 
 def _new(recorded: Recorded, phase: Phase, lane: Lane) -> Item:

@@ -3,12 +3,17 @@
 import asyncio
 import hashlib
 import logging
+from collections import OrderedDict
+from collections.abc import Sequence
 
+from botocore.exceptions import BotoCoreError
 from pydantic import ValidationError
 
 from command_api.domain.errors import Refused
 from command_api.domain.plan import plan_training
-from command_api.handlers.bus import CommandBus
+from command_api.eventlog.recorder import SideRow
+from command_api.handlers.base import Context
+from command_api.handlers.bus import Answer, CommandBus
 from command_api.messaging.board import Item
 from command_api.messaging.follower import Follower
 from command_api.messaging.identity import item_context
@@ -18,10 +23,14 @@ from schemas.commands.job import AdmitJob, RefuseJob, ValidateJob
 from schemas.datasets import DatasetFacts, Manifest
 from schemas.errors import KinoraError
 from schemas.events.job import JobRequested
+from schemas.objects import StoredObject
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
+AT_ONCE = 64
+"""Jobs that are decided in one commit."""
+KNOWN_MANIFESTS = 64
 MAX_MANIFEST_BYTES = 64 * 2**20
 """Far more than any dataset needs. Agents write manifests, and this process reads them."""
 
@@ -37,79 +46,126 @@ class Admission:
         self._bus = bus
         self._store = store
         self._changed = follower.changed()
+        self._known: OrderedDict[str, DatasetFacts] = OrderedDict()
+        """What sound manifests say, by their hash: most jobs use a dataset that another one just did."""
 
     async def run(self) -> None:
         """Decide until cancelled."""
         while True:
             self._changed.clear()
-            failed = False
-            for item in self._follower.board.undecided():
-                try:
-                    await self._decide(item)
-                except KinoraError as error:
-                    failed = True
-                    logger.warning("admission of %s: %s; trying again", item.item_id, error)
-                except Exception:  # the policy's door: one job must not end the whole orchestrator
-                    failed = True
-                    logger.exception("admission of %s failed and is tried again", item.item_id)
+            undecided = self._follower.board.undecided()
+            settled = await self._decide_together(undecided[:AT_ONCE])
+            if settled and len(undecided) > AT_ONCE:
+                continue
             try:
-                async with asyncio.timeout(RETRY_SECONDS if failed else None):
+                async with asyncio.timeout(None if settled else RETRY_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 continue
 
-    async def _decide(self, item: Item) -> None:
-        if item.request is None:
-            return
-        job_id = item.item_id
-        if item.phase == "requested":
-            await self._carry_out(item, "validate", ValidateJob(job_id=job_id))
-        verdict = await self._verdict(job_id, item.request)
-        name = "admit" if isinstance(verdict, AdmitJob) else "refuse"
-        await self._carry_out(item, name, verdict)
-
-    async def _carry_out(self, item: Item, name: str, command: Command) -> None:
+    async def _decide_together(self, items: Sequence[Item]) -> bool:
+        """Carry out what follows for these jobs in one commit; false when some have to be tried again."""
+        settled = True
+        requests: list[tuple[Command, Context, Sequence[SideRow]]] = []
+        for item in items:
+            try:
+                requests += await self._commands(item)
+            except (KinoraError, BotoCoreError) as error:
+                settled = False
+                logger.warning("admission of %s: %s; trying again", item.item_id, error)
+            except Exception:  # the policy's door: one job must not end the whole orchestrator
+                settled = False
+                logger.exception("admission of %s failed and is tried again", item.item_id)
         try:
-            outcome = await self._bus.execute(
-                command, item_context("policy", item, f"policy:{name}:{item.item_id}")
-            )
-        except Refused as error:
-            # Stopped meanwhile, for instance; the board will say so.
-            logger.info("admission of %s: %s", item.item_id, error)
+            answers = await self._bus.execute_batch(requests)
+            for (command, _, _), answer in zip(requests, answers, strict=True):
+                settled &= _taken(command, answer)
             await self._follower.catch_up()
-            return
-        await self._follower.reach(outcome.position)
+        except KinoraError as error:
+            logger.warning("admission: %s; trying again", error)
+            return False
+        return settled
+
+    async def _commands(self, item: Item) -> list[tuple[Command, Context, Sequence[SideRow]]]:
+        if item.request is None:
+            return []
+        job_id = item.item_id
+        verdict = await self._verdict(job_id, item.request)
+        commands: list[tuple[str, Command]] = []
+        if item.phase == "requested":
+            commands.append(("validate", ValidateJob(job_id=job_id)))
+        commands.append(("admit" if isinstance(verdict, AdmitJob) else "refuse", verdict))
+        return [
+            (command, item_context("policy", item, f"policy:{name}:{job_id}"), ())
+            for name, command in commands
+        ]
 
     async def _verdict(self, job_id: str, request: JobRequested) -> AdmitJob | RefuseJob:
-        key = request.manifest.key
-        if request.manifest.size_bytes > MAX_MANIFEST_BYTES:
-            return _invalid_dataset(job_id, f"its manifest {key} is larger than {MAX_MANIFEST_BYTES} bytes")
+        facts = await self._dataset(request.manifest)
+        if isinstance(facts, str):
+            return RefuseJob(
+                job_id=job_id,
+                code="invalid_dataset",
+                message=f"the dataset cannot be trained on: {facts}; register it again and request the job"
+                " anew",
+            )
+        plan = plan_training(facts, request.hyperparameters)
+        return AdmitJob(
+            job_id=job_id,
+            total_steps=plan.total_steps,
+            training_examples=plan.training_examples,
+            held_out_examples=plan.held_out_examples,
+            epochs=plan.epochs,
+        )
+
+    async def _dataset(self, manifest: StoredObject) -> DatasetFacts | str:
+        """What the manifest says, or why it cannot be used."""
+        if (known := self._known.get(manifest.sha256)) is not None:
+            self._known.move_to_end(manifest.sha256)
+            return known
+        if manifest.size_bytes > MAX_MANIFEST_BYTES:
+            return f"its manifest {manifest.key} is larger than {MAX_MANIFEST_BYTES} bytes"
         try:
-            body = await self._store.get_bytes(key, limit=MAX_MANIFEST_BYTES)
+            body = await self._store.get_bytes(manifest.key, limit=MAX_MANIFEST_BYTES)
         except ObjectMissing:
-            return _invalid_dataset(job_id, f"its manifest {key} is not in the store")
+            return f"its manifest {manifest.key} is not in the store"
         # Off the loop, which answers heartbeats meanwhile.
-        return await asyncio.to_thread(_judge, job_id, request, body)
+        found = await asyncio.to_thread(_read_manifest, manifest, body)
+        if isinstance(found, DatasetFacts):
+            self._known[manifest.sha256] = found
+            if len(self._known) > KNOWN_MANIFESTS:
+                self._known.popitem(last=False)
+        return found
 
 
-def _judge(job_id: str, request: JobRequested, body: bytes) -> AdmitJob | RefuseJob:
-    """Plan the job from its dataset's manifest, which an agent wrote and nobody has checked yet."""
-    if hashlib.sha256(body).hexdigest() != request.manifest.sha256:
-        return _invalid_dataset(job_id, f"its manifest {request.manifest.key} is not what was validated")
+def _taken(command: Command, answer: Answer) -> bool:
+    """Whether the command is settled, one way or the other."""
+    match answer:
+        case Refused():
+            # Stopped meanwhile, for instance; the board will say so.
+            logger.info("admission: %s: %s", command.TYPE, answer)
+            return True
+        case KinoraError():
+            logger.warning("admission: %s: %s; trying again", command.TYPE, answer)
+            return False
+        case Exception():
+            logger.error("admission: %s failed and is tried again", command.TYPE, exc_info=answer)
+            return False
+        case _:
+            return True
+
+
+def _read_manifest(stored: StoredObject, body: bytes) -> DatasetFacts | str:
+    """The facts of a manifest that an agent wrote and nobody has checked yet, or what is wrong with it."""
+    if hashlib.sha256(body).hexdigest() != stored.sha256:
+        return f"its manifest {stored.key} is not what was validated"
     try:
         manifest = Manifest.model_validate_json(body)
     except ValidationError as error:
-        return _invalid_dataset(job_id, f"its manifest cannot be read: {error.error_count()} problems")
+        return f"its manifest cannot be read: {error.error_count()} problems"
     if not manifest.clips or not manifest.examples:
-        return _invalid_dataset(job_id, "it has no clips or no examples")
-    plan = plan_training(_facts(manifest), request.hyperparameters)
-    return AdmitJob(
-        job_id=job_id,
-        total_steps=plan.total_steps,
-        training_examples=plan.training_examples,
-        held_out_examples=plan.held_out_examples,
-        epochs=plan.epochs,
-    )
+        return "it has no clips or no examples"
+    return _facts(manifest)
 
 
 def _facts(manifest: Manifest) -> DatasetFacts:
@@ -120,12 +176,4 @@ def _facts(manifest: Manifest) -> DatasetFacts:
         duration_seconds=sum(clip.duration_seconds for clip in manifest.clips),
         size_bytes=sum(clip.size_bytes for clip in manifest.clips),
         smallest_clip_frames=min(clip.frames for clip in manifest.clips),
-    )
-
-
-def _invalid_dataset(job_id: str, why: str) -> RefuseJob:
-    return RefuseJob(
-        job_id=job_id,
-        code="invalid_dataset",
-        message=f"the dataset cannot be trained on: {why}; register it again and request the job anew",
     )

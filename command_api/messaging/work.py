@@ -12,7 +12,7 @@ from command_api.messaging.board import Offer
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.follower import Follower
 from command_api.messaging.topology import Topology
-from schemas.subjects import WORK_STREAM, work_subject
+from schemas.subjects import WORK_STREAM, WORK_SUBJECTS, work_subject
 from schemas.work import WorkOffer
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class WorkPublisher:
         self._republish_seconds = republish_seconds
         self._published: dict[str, tuple[str, int]] = {}
         """Subject and attempt of every offer that was put on WORK."""
+        self._later: dict[str, datetime] = {}
+        """Queued items that nobody may take yet, and from when on somebody may."""
         self._all_again = True
 
     def republish_soon(self) -> None:
@@ -66,25 +68,40 @@ class WorkPublisher:
             await self._wait(republished + self._republish_seconds - clock())
 
     async def _sync(self, *, everything: bool) -> None:
-        for pool in self._follower.board.pools():
+        board = self._follower.board
+        for pool in board.pools():
             await self._topology.ensure_pool(*pool)
-        offers = self._follower.board.offers()
-        withdrawn = [
-            (item_id, published[0])
-            for item_id, published in self._published.items()
-            if item_id not in offers or published != _place(offers[item_id])
-        ]
-        for item_id, subject in withdrawn:
-            await self._js.purge_stream(WORK_STREAM, subject=subject)
-            del self._published[item_id]
         now = datetime.now(UTC)
-        wanted = [
-            offer
-            for item_id, offer in offers.items()
-            if (everything or item_id not in self._published) and _due(offer, now)
-        ]
+        looked_at = board.take_stirred() | {item_id for item_id, due in self._later.items() if due <= now}
+        if everything:
+            await self._forget_what_is_gone()
+            looked_at |= {*self._published, *board.queued()}
+        wanted = [offer for item_id in looked_at if (offer := await self._settle(item_id, now)) is not None]
+        wanted.sort(key=lambda offer: offer.item.item_id)  # ids grow with time
         for chunk in _chunks(wanted):
             await asyncio.gather(*(self._publish(offer) for offer in chunk))
+
+    async def _forget_what_is_gone(self) -> None:
+        """One question to the server instead of one try per queued item."""
+        info = await self._js.stream_info(WORK_STREAM, subjects_filter=WORK_SUBJECTS)
+        there = info.state.subjects or {}
+        self._published = {item_id: place for item_id, place in self._published.items() if place[0] in there}
+
+    async def _settle(self, item_id: str, now: datetime) -> Offer | None:
+        """Withdraw what was published for the item and is wrong; returns what is to be published."""
+        offer, published = self._follower.board.offer(item_id), self._published.get(item_id)
+        self._later.pop(item_id, None)
+        if published is not None and (offer is None or published != _place(offer)):
+            await self._js.purge_stream(WORK_STREAM, subject=published[0])
+            del self._published[item_id]
+            published = None
+        if offer is None or published is not None:
+            return None
+        if not _due(offer, now):
+            assert offer.item.not_before is not None  # noqa: S101 - narrows the type
+            self._later[item_id] = offer.item.not_before
+            return None
+        return offer
 
     async def _publish(self, offer: Offer) -> None:
         subject, attempt = _place(offer)
@@ -100,11 +117,7 @@ class WorkPublisher:
     async def _wait(self, seconds: float) -> None:
         """Until the board moves, an offer becomes due, or everything is to be published again."""
         now = datetime.now(UTC)
-        later = [
-            (offer.item.not_before - now).total_seconds()
-            for offer in self._follower.board.offers().values()
-            if offer.item.not_before is not None and not _due(offer, now)
-        ]
+        later = [(due - now).total_seconds() for due in self._later.values()]
         try:
             async with asyncio.timeout(max(0.01, min([seconds, *later]))):
                 await self._changed.wait()

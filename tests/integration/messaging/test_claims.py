@@ -3,8 +3,12 @@
 import asyncio
 
 import httpx
+import pytest
 from nats.aio.msg import Msg
+from nats.js.errors import APIError
 
+from command_api.messaging.connection import connect
+from command_api.messaging.work import ALREADY_THERE, STORE_FAILED
 from schemas.commands.job import StopJob
 from schemas.events.agent import AgentOnline, AgentProbed, Capabilities
 from schemas.events.job import (
@@ -78,17 +82,21 @@ async def test_an_agent_of_another_pool_gets_nothing(world: World, agent: Agent,
         assert (await other.claim(job_id, 1)).outcome == "gone"
 
 
-async def test_work_holds_one_message_per_job_and_a_stop_withdraws_it(world: World, agent: Agent) -> None:
+async def test_work_holds_one_message_per_job_and_a_stop_withdraws_it(
+    world: World, agent: Agent, nats: NatsSettings
+) -> None:
     job_id = await world.request_job(priority="high")
     subject = work_subject(agent.organization_id, agent.pool, "train", "high", job_id)
     await agent.offered(priority="high")
-    offers = await agent.client.subscribe(subject)
 
     async def held() -> int:
         return (await agent.js.stream_info(WORK_STREAM)).state.messages
 
     # Published again while the first one is in flight: it must not be doubled.
-    await offers.next_msg(timeout=15)
+    async with connect(nats, "test") as control:
+        with pytest.raises(APIError) as refused:
+            await control.jetstream().publish(subject, b"{}", stream=WORK_STREAM)
+    assert (refused.value.err_code, refused.value.description) == (STORE_FAILED, ALREADY_THERE)
     assert await held() == 1
     await world.ask(StopJob(job_id=job_id, mode="graceful", reason="changed my mind"))
     await world.event(job_id, JobStopped)

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from command_api.messaging.board import LIFECYCLE_TYPES, Board
+from command_api.messaging.board import LIFECYCLE_TYPES, Board, Offer
 from command_api.messaging.leases import Held
 from schemas.envelope import Metadata, Recorded
 from schemas.events import REGISTRY, Event
@@ -84,6 +84,12 @@ def told(*events: Event, stream_id: str = JOB, board: Board | None = None) -> Bo
     return board
 
 
+def offer(board: Board, item_id: str) -> Offer:
+    found = board.offer(item_id)
+    assert found is not None
+    return found
+
+
 def test_a_requested_job_waits_for_a_policy() -> None:
     (item,) = told(REQUESTED).undecided()
     assert (item.item_id, item.phase, item.workspace_id) == (JOB, "requested", WORKSPACE)
@@ -94,25 +100,25 @@ def test_a_requested_job_waits_for_a_policy() -> None:
 def test_a_queued_job_is_offered_to_its_pool() -> None:
     board = told(*QUEUED)
     assert board.undecided() == []
-    offer = board.offers()[JOB]
-    assert (offer.pool, offer.item.attempt, offer.item.priority, offer.item.lane) == (
+    offered = offer(board, JOB)
+    assert (offered.pool, offered.item.attempt, offered.item.priority, offered.item.lane) == (
         "gpu",
         1,
         "high",
         "train",
     )
-    assert offer.item.not_before is None
+    assert offered.item.not_before is None
 
 
 def test_a_backoff_delays_the_offer() -> None:
     retry = JobQueued(attempt=2, reason="retry", not_before_seconds=8)
     board = told(*ASSIGNED, LeaseExpired(attempt=1, agent_id=AGENT), retry)
-    assert board.offers()[JOB].item.not_before == NOON + timedelta(seconds=8)
+    assert offer(board, JOB).item.not_before == NOON + timedelta(seconds=8)
 
 
 def test_an_assigned_job_is_held_and_no_longer_offered() -> None:
     board = told(*ASSIGNED)
-    assert board.offers() == {}
+    assert board.queued() == []
     assert board.held() == [Held(JOB, 1, AGENT)]
     assert board.holds(Held(JOB, 1, AGENT)) is not None
     assert board.holds(Held(JOB, 2, AGENT)) is None
@@ -136,7 +142,7 @@ def test_the_next_attempt_goes_on_from_the_checkpoint_and_keeps_doing_so() -> No
 def test_between_two_attempts_nobody_holds_it() -> None:
     board = told(*ASSIGNED, LeaseExpired(attempt=1, agent_id=AGENT))
     assert board.held() == []
-    assert board.offers() == {}
+    assert board.queued() == []
 
 
 def test_a_stop_is_what_the_holder_should_do_until_the_training_is_finished() -> None:
@@ -161,13 +167,13 @@ def test_what_is_over_leaves_the_board() -> None:
 
 def test_an_uploaded_dataset_is_offered_until_it_is_judged() -> None:
     board = told(REGISTERED, stream_id=DATASET)
-    assert board.offers() == {}
+    assert board.queued() == []
     told(DatasetUploaded(upload_id="u"), stream_id=DATASET, board=board)
-    assert board.offers()[DATASET].item.attempt == 1
+    assert offer(board, DATASET).item.attempt == 1
     told(DatasetValidationStarted(agent_id=AGENT, attempt=1), stream_id=DATASET, board=board)
     assert board.held() == [Held(DATASET, 1, AGENT)]
     told(DatasetValidationInterrupted(attempt=1, reason="released"), stream_id=DATASET, board=board)
-    assert board.offers()[DATASET].item.attempt == 2
+    assert offer(board, DATASET).item.attempt == 2
     assert board.held() == []
     told(DatasetRejected(attempt=1, problems=(PROBLEM,)), stream_id=DATASET, board=board)
     assert board.items == {}
@@ -175,11 +181,11 @@ def test_an_uploaded_dataset_is_offered_until_it_is_judged() -> None:
 
 def test_a_validation_goes_to_a_pool_that_has_agents() -> None:
     board = told(REGISTERED, DatasetUploaded(upload_id="u"), stream_id=DATASET)
-    assert board.offers()[DATASET].pool == "default"
+    assert offer(board, DATASET).pool == "default"
     told(AgentEnrolled(name="n", pool="gpu"), stream_id=AGENT, board=board)
-    assert board.offers()[DATASET].pool == "gpu"
+    assert offer(board, DATASET).pool == "gpu"
     told(AgentEnrolled(name="m", pool="default"), stream_id="agt_" + "9" * 32, board=board)
-    assert board.offers()[DATASET].pool == "default"
+    assert offer(board, DATASET).pool == "default"
     assert board.pools() == {(ORGANIZATION, "default"), (ORGANIZATION, "gpu")}
 
 
@@ -187,9 +193,9 @@ def test_a_validation_prefers_a_pool_whose_agents_are_there() -> None:
     board = told(REGISTERED, DatasetUploaded(upload_id="u"), stream_id=DATASET)
     told(AgentEnrolled(name="gone", pool="default"), stream_id="agt_" + "9" * 32, board=board)
     told(AgentEnrolled(name="n", pool="gpu"), AgentOnline(), stream_id=AGENT, board=board)
-    assert board.offers()[DATASET].pool == "gpu"
+    assert offer(board, DATASET).pool == "gpu"
     told(AgentLost(reason="shut_down"), stream_id=AGENT, board=board)
-    assert board.offers()[DATASET].pool == "default"
+    assert offer(board, DATASET).pool == "default"
 
 
 def test_a_validation_that_was_declined_or_failed_waits_before_it_is_offered_again() -> None:
@@ -197,7 +203,7 @@ def test_a_validation_that_was_declined_or_failed_waits_before_it_is_offered_aga
         board = told(REGISTERED, DatasetUploaded(upload_id="u"), stream_id=DATASET)
         told(DatasetValidationStarted(agent_id=AGENT, attempt=1), stream_id=DATASET, board=board)
         told(DatasetValidationInterrupted(attempt=1, reason=reason), stream_id=DATASET, board=board)
-        assert board.offers()[DATASET].item.not_before == NOON + timedelta(seconds=pause)
+        assert offer(board, DATASET).item.not_before == NOON + timedelta(seconds=pause)
 
 
 def test_a_validation_that_nobody_takes_is_offered_less_and_less_often() -> None:
@@ -224,3 +230,23 @@ def test_agents_come_and_go() -> None:
 def test_measurements_are_not_read() -> None:
     assert JobProgressed.TYPE not in LIFECYCLE_TYPES
     assert set(LIFECYCLE_TYPES) <= {event.TYPE for event in REGISTRY.types}
+
+
+def test_what_was_stirred_is_told_once() -> None:
+    board = told(REQUESTED)
+    assert board.take_stirred() == {JOB}
+    assert board.take_stirred() == set()
+    told(JobValidationStarted(), PLANNED, board=board)
+    assert board.take_stirred() == {JOB}
+
+
+def test_who_is_there_stirs_queued_validations_only() -> None:
+    board = told(REGISTERED, stream_id=DATASET)
+    told(AgentEnrolled(name="a", pool="gpu"), stream_id=AGENT, board=board)
+    board.take_stirred()
+    told(AgentOnline(), stream_id=AGENT, board=board)
+    assert board.take_stirred() == set()
+    told(DatasetUploaded(upload_id="upl"), stream_id=DATASET, board=board)
+    board.take_stirred()
+    told(AgentLost(reason="shut_down"), stream_id=AGENT, board=board)
+    assert board.take_stirred() == {DATASET}

@@ -1,0 +1,1 @@
+"""Measurements, each one command that starts and stops its own servers: `python -m benchmarks NAME`."""

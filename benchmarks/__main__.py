@@ -1,0 +1,39 @@
+"""`python -m benchmarks NAME [--json]`; without a name, what there is."""
+
+import argparse
+import importlib
+import sys
+
+from benchmarks.report import show, versions
+
+BENCHMARKS = {
+    "api": ("job submissions and reads by 20 concurrent clients", ()),
+    "latency": ("from a committed command to the frame at a WebSocket client", ()),
+    "engine": (
+        "step time and memory against a plain training loop",
+        ("torch", "transformers", "peft", "bitsandbytes"),
+    ),
+    "soak": ("a stream of tiny jobs under random kills", ()),
+}
+
+
+def main() -> int:
+    """0 when every target is met, 1 when one is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, (what, _) in BENCHMARKS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("--json", action="store_true", help="one JSON object as the last line")
+        if name == "soak":
+            command.add_argument("--minutes", type=float, default=4.0, help="how long (default 4)")
+            command.add_argument("--seed", type=int, default=None, help="repeat the same kills")
+    arguments = parser.parse_args()
+    options = {key: value for key, value in vars(arguments).items() if key not in ("name", "json")}
+    measure = importlib.import_module(f"benchmarks.{arguments.name}").measure
+    results = measure(**options)
+    show(arguments.name, results, versions(BENCHMARKS[arguments.name][1]), as_json=arguments.json)
+    return 1 if any(result.met is False for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
