@@ -212,7 +212,7 @@ def test_a_validation_that_nobody_takes_is_offered_less_and_less_often() -> None
     for attempt in range(1, 9):
         told(DatasetValidationStarted(agent_id=AGENT, attempt=attempt), stream_id=DATASET, board=board)
         told(DatasetValidationInterrupted(attempt=attempt, reason="declined"), stream_id=DATASET, board=board)
-        not_before = board.offers()[DATASET].item.not_before
+        not_before = offer(board, DATASET).item.not_before
         assert not_before is not None
         pauses.append((not_before - NOON).total_seconds())
     assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
