@@ -17,6 +17,7 @@ from command_api import problems
 from command_api.auth.accounts import Accounts
 from command_api.auth.attempts import LoginAttempts
 from command_api.auth.tokens import AccessTokens
+from command_api.credentials.secrets import SecretKey, Secrets
 from command_api.credentials.store import Credentials
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
@@ -40,6 +41,7 @@ from command_api.routes import (
     problem_pages,
     projections,
     reference,
+    secrets,
 )
 from command_api.routes.answers import AnswerHeaders
 from command_api.routes.middleware import BodyLimit, RequestStory
@@ -150,6 +152,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         events,
         activity,
         projections,
+        secrets,
         health,
         problem_pages,
     ):
@@ -210,5 +213,6 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             attempts=LoginAttempts(rates),
             feed_slots=FeedSlots(settings.rates.feeds),
             origins=origins(settings),
+            secrets=Secrets(pool, SecretKey.from_secrets(settings.secrets)),
             feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify, log.foreign),
         )

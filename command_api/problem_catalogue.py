@@ -104,7 +104,10 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "too_many_feeds": "Close another feed first, or follow several things on one connection.",
         "too_many_requests": "Wait for Retry-After seconds.",
     },
-    500: {"internal": "Report the request id: it finds the cause in the service's log."},
+    500: {
+        "internal": "Report the request id: it finds the cause in the service's log.",
+        "secret_unreadable": "Store the secret anew: the keys of this installation do not open it.",
+    },
     503: {
         "log_unavailable": "Repeat with the same Idempotency-Key: nothing happens twice.",
         "object_store_unavailable": "Try again later; GET /health says what is missing.",

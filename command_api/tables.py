@@ -40,6 +40,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
             "kinora_operators",
             "kinora_refresh_families",
             "kinora_refresh_tokens",
+            "kinora_secrets",
         ),
     ),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),

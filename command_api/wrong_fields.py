@@ -13,7 +13,7 @@ from schemas.errors import FieldError
 Fault = Mapping[str, Any]
 """One of pydantic's `errors()`."""
 
-SECRETS = frozenset({"password", "refresh_token", "access_token", "token"})
+SECRETS = frozenset({"password", "refresh_token", "access_token", "token", "value", "uri"})
 """Fields whose value is never repeated, in no answer and no log."""
 MOST = 100
 _SHOWN_CHARACTERS = 60

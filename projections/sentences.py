@@ -106,6 +106,9 @@ _words(
 _words(identity.WorkspaceCreated, lambda e: f"Workspace “{e.name}” began.")
 _words(identity.MemberAdded, lambda e: f"{e.user_id} became a member as {e.role}.")
 
+_words(identity.SecretStored, lambda e: f"Secret “{e.name}” ({e.kind}) was stored; its value is in no event.")
+_words(identity.SecretDeleted, lambda e: f"Secret “{e.name}” was deleted.")
+
 # ---- datasets -------------------------------------------------------------------------------------
 
 _words(dataset.DatasetImportRequested, lambda e: f"Dataset “{e.name}” is to be imported from {e.source.uri}.")

@@ -1,13 +1,14 @@
 """Bodies of the REST API that more than one side spells: the CLI sends what the routes read."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from schemas.base import Message
 from schemas.events.job import Priority, StopMode
 from schemas.ids import DatasetId, ModelId
 from schemas.objects import FileEntry
+from schemas.secrets import SecretKind
 from schemas.subjects import DEFAULT_POOL
 from schemas.text import Line, LongText, Name, OptionalName, Reason, ShortName
 from schemas.training import Hyperparameters
@@ -79,6 +80,38 @@ class CompleteUploadBody(Message):
     upload_id: Line
     files: tuple[UploadedFile, ...] = ()
     """Only the files that the session asked for; others are in the store already."""
+
+
+class SecretBody(Message):
+    """PUT /secrets/{name}; `value` is never answered again."""
+
+    kind: SecretKind
+    value: str = Field(
+        min_length=1,
+        max_length=8192,
+        pattern=r"^[\x21-\x7e]+$",
+        repr=False,
+        description="The token, the password, the query string or the S3 secret key.",
+    )
+    username: Line = ""
+    """Of kind ``basic``."""
+    access_key: Line = ""
+    """Of kind ``s3``."""
+    endpoint_url: Line = ""
+    """Of kind ``s3``, such as ``https://s3.eu-central-1.amazonaws.com``."""
+    region: Line = "us-east-1"
+    """Of kind ``s3``."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        # The message must not hold the value.
+        needed = {"basic": ("username",), "s3": ("access_key", "endpoint_url")}.get(self.kind, ())
+        missing = [field for field in needed if not getattr(self, field)]
+        if missing:
+            raise ValueError(f"a secret of kind {self.kind} needs {' and '.join(missing)}")
+        if self.kind == "s3" and not self.endpoint_url.startswith(("https://", "http://")):
+            raise ValueError("endpoint_url must begin with https:// or http://")
+        return self
 
 
 class CreateJobBody(Message):

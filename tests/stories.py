@@ -255,6 +255,8 @@ EVERY_EVENT: list[Event] = [
     identity.OrganizationCreated(organization_id=ORGANIZATION, personal=True),
     identity.WorkspaceCreated(workspace_id=WORKSPACE, name="default"),
     identity.MemberAdded(user_id=USER, role="owner"),
+    identity.SecretStored(workspace_id=WORKSPACE, name="mirror", kind="token"),
+    identity.SecretDeleted(workspace_id=WORKSPACE, name="mirror"),
     *whole_agent(),
     agent.AgentLost(reason="lease_expired"),
     *whole_dataset(),

@@ -58,4 +58,17 @@ CREATE_TABLES: tuple[str, ...] = (
     "CREATE INDEX IF NOT EXISTS kinora_refresh_tokens_family_idx ON kinora_refresh_tokens (family_id)",
     CREATE_TABLE,
     APPOINT_FIRST,
+    """
+    CREATE TABLE IF NOT EXISTS kinora_secrets (
+        organization_id text NOT NULL,
+        workspace_id text NOT NULL,
+        name text NOT NULL,
+        kind text NOT NULL,
+        sealed bytea NOT NULL,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        updated_at timestamptz NOT NULL DEFAULT now(),
+        last_used_at timestamptz,
+        PRIMARY KEY (organization_id, workspace_id, name)
+    )
+    """,
 )

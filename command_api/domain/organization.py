@@ -3,12 +3,21 @@
 from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
-from command_api.domain.errors import Conflict, ImpossibleHistory
-from schemas.commands.identity import CreateOrganization
+from command_api.domain.errors import Conflict, ImpossibleHistory, NotFound
+from schemas.commands.identity import CreateOrganization, DeleteSecret, StoreSecret
 from schemas.events import Event
-from schemas.events.identity import MemberAdded, OrganizationCreated, Role, WorkspaceCreated
+from schemas.events.identity import (
+    MemberAdded,
+    OrganizationCreated,
+    Role,
+    SecretDeleted,
+    SecretStored,
+    WorkspaceCreated,
+)
 
 FIRST_WORKSPACE = "default"
+MOST_SECRETS = 100
+"""In one workspace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +34,29 @@ class Active:
     """Id and name, oldest first."""
     members: tuple[tuple[str, Role], ...] = ()
     """User id and role, oldest first."""
+    secrets: frozenset[tuple[str, str]] = frozenset()
+    """Workspace id and name of every stored credential."""
 
 
 State: TypeAlias = Absent | Active
 INITIAL: State = Absent()
 
-OrganizationCommand: TypeAlias = CreateOrganization
+OrganizationCommand: TypeAlias = CreateOrganization | StoreSecret | DeleteSecret
 
 
 def decide(state: State, command: OrganizationCommand) -> list[Event]:
+    match command:
+        case CreateOrganization():
+            return _create(state, command)
+        case StoreSecret():
+            return _store_secret(state, command)
+        case DeleteSecret():
+            return _delete_secret(state, command)
+        case _:
+            assert_never(command)
+
+
+def _create(state: State, command: CreateOrganization) -> list[Event]:
     match state:
         case Absent():
             return [
@@ -60,8 +83,38 @@ def evolve(state: State, event: Event) -> State:
             return replace(state, workspaces=(*workspaces, (workspace_id, name)))
         case Active(members=members), MemberAdded(user_id=user_id, role=role):
             return replace(state, members=(*members, (user_id, role)))
+        case Active(secrets=secrets), SecretStored(workspace_id=workspace_id, name=name):
+            return replace(state, secrets=secrets | {(workspace_id, name)})
+        case Active(secrets=secrets), SecretDeleted(workspace_id=workspace_id, name=name):
+            return replace(state, secrets=secrets - {(workspace_id, name)})
         case _:
             raise ImpossibleHistory(state, event)
+
+
+def _store_secret(state: State, command: StoreSecret) -> list[Event]:
+    active = _with_workspace(state, command)
+    others = {name for workspace, name in active.secrets if workspace == command.workspace_id}
+    if len(others - {command.name}) >= MOST_SECRETS:
+        raise Conflict(
+            f"the workspace has {MOST_SECRETS} secrets, the most there may be; delete one that is not needed",
+            code="too_many_secrets",
+        )
+    return [SecretStored(workspace_id=command.workspace_id, name=command.name, kind=command.kind)]
+
+
+def _delete_secret(state: State, command: DeleteSecret) -> list[Event]:
+    if (command.workspace_id, command.name) not in _with_workspace(state, command).secrets:
+        raise NotFound(
+            f"the workspace has no secret {command.name}; `kinora secrets ls` shows those that it has",
+            code="secret_unknown",
+        )
+    return [SecretDeleted(workspace_id=command.workspace_id, name=command.name)]
+
+
+def _with_workspace(state: State, command: StoreSecret | DeleteSecret) -> Active:
+    if isinstance(state, Absent) or command.workspace_id not in dict(state.workspaces):
+        raise NotFound(f"workspace {command.workspace_id} does not exist")
+    return state
 
 
 def _as_asked(state: Active, command: CreateOrganization) -> bool:

@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from command_api.domain import organization, user
 from command_api.handlers.base import Changes, Context, Handler, StreamEvents, Streams, single_aggregate
 from schemas.commands import Command
-from schemas.commands.identity import CreateOrganization, RecordLogin, RegisterUser, RevokeTokenFamily, SignUp
+from schemas.commands.identity import (
+    CreateOrganization,
+    DeleteSecret,
+    RecordLogin,
+    RegisterUser,
+    RevokeTokenFamily,
+    SignUp,
+    StoreSecret,
+)
 
 
 def sign_up(command: SignUp, _context: Context, streams: Streams) -> Changes:
@@ -33,5 +41,8 @@ HANDLERS: Mapping[type[Command], Handler] = {
     RegisterUser: single_aggregate(user.decide, lambda command: command.user_id),
     RecordLogin: single_aggregate(user.decide, lambda command: command.user_id),
     RevokeTokenFamily: single_aggregate(user.decide, lambda command: command.user_id),
-    CreateOrganization: single_aggregate(organization.decide, lambda command: command.organization_id),
+    **{
+        command: single_aggregate(organization.decide, lambda command: command.organization_id)
+        for command in (CreateOrganization, StoreSecret, DeleteSecret)
+    },
 }

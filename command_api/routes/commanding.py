@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, uuid5
@@ -11,6 +12,7 @@ from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 
 from command_api.auth.tokens import Principal
+from command_api.eventlog.recorder import SideRow
 from command_api.handlers.base import Context, Idempotency
 from command_api.handlers.bus import Outcome
 from command_api.routes.calling import CallerOfRequest
@@ -41,9 +43,11 @@ class Asking:
     key: str | None
     command_id: str
 
-    async def execute(self, command: Command, body: BaseModel | None = None) -> Outcome:
+    async def execute(
+        self, command: Command, body: BaseModel | None = None, *, rows: Sequence[SideRow] = ()
+    ) -> Outcome:
         """Carry `command` out on behalf of the caller; `body` is what a repeat must repeat."""
-        outcome = await self.parts.bus.execute(command, self.context(body))
+        outcome = await self.parts.bus.execute(command, self.context(body), rows)
         self.mark(outcome)
         return outcome
 

@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from command_api.auth.accounts import Accounts
 from command_api.auth.attempts import LoginAttempts
 from command_api.auth.tokens import AccessTokens
+from command_api.credentials.secrets import Secrets
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
 from command_api.feed.connection import FeedParts
@@ -44,6 +45,7 @@ class Parts:
     index_key: bytes
     tokens: AccessTokens
     accounts: Accounts
+    secrets: Secrets
     rates: Rates
     attempts: LoginAttempts
     feed_slots: FeedSlots

@@ -49,6 +49,7 @@ class Reading:
     """One query request."""
 
     organization_id: str
+    workspace_id: str
     parts: Parts
     request: Request
     response: Response
@@ -166,7 +167,7 @@ class Reading:
 async def _reading(
     request: Request, response: Response, caller: CallerOfRequest, parts: PartsOfRequest
 ) -> Reading:
-    return Reading(caller.organization_id, parts, request, response)
+    return Reading(caller.organization_id, caller.workspace_id, parts, request, response)
 
 
 ReadingOfRequest = Annotated[Reading, Depends(_reading)]

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from schemas.commands.base import Command
 from schemas.ids import OrganizationId, UserId, WorkspaceId
+from schemas.secrets import SecretKind, SecretName
 
 
 class RegisterUser(Command):
@@ -50,3 +51,20 @@ class RevokeTokenFamily(Command):
     user_id: UserId
     family_id: str
     reason: Literal["reuse_detected", "logout"]
+
+
+class StoreSecret(Command):
+    """Keep or replace a credential; its value travels beside the command, encrypted."""
+
+    TYPE: ClassVar[str] = "store_secret"
+    organization_id: OrganizationId
+    workspace_id: WorkspaceId
+    name: SecretName
+    kind: SecretKind
+
+
+class DeleteSecret(Command):
+    TYPE: ClassVar[str] = "delete_secret"
+    organization_id: OrganizationId
+    workspace_id: WorkspaceId
+    name: SecretName

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from schemas.events.registry import REGISTRY, Event
 from schemas.ids import OrganizationId, UserId, WorkspaceId
+from schemas.secrets import SecretKind, SecretName
 
 Role = Literal["owner", "admin", "member", "viewer"]
 
@@ -58,3 +59,22 @@ class MemberAdded(Event):
     TYPE: ClassVar[str] = "kinora.organization.member_added"
     user_id: UserId
     role: Role
+
+
+@REGISTRY.register
+class SecretStored(Event):
+    """A credential for a place outside was stored or replaced; its value stands in no event."""
+
+    TYPE: ClassVar[str] = "kinora.organization.secret_stored"
+    workspace_id: WorkspaceId
+    name: SecretName
+    kind: SecretKind
+
+
+@REGISTRY.register
+class SecretDeleted(Event):
+    """A credential was deleted, and its value with it."""
+
+    TYPE: ClassVar[str] = "kinora.organization.secret_deleted"
+    workspace_id: WorkspaceId
+    name: SecretName
