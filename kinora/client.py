@@ -186,6 +186,10 @@ class Client:
             "POST", path, json=content, headers={"Idempotency-Key": key or new_id(Prefix.COMMAND)}
         )
 
+    def put(self, path: str, body: Json) -> Json:
+        """PUT a resource; a repeat changes nothing."""
+        return self._authorized("PUT", path, json=body)
+
     def delete(self, path: str) -> None:
         """DELETE a resource."""
         self._authorized("DELETE", path)
