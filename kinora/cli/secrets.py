@@ -25,7 +25,7 @@ def set_(
     region: Annotated[str, typer.Option(help="For s3.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Store or replace a credential; its value comes from standard input or a file, never from an argument."""
+    """Store or replace a credential; its value comes from standard input or a file."""
     body = {"kind": kind, "value": _value(file)}
     described = {
         "username": username,
