@@ -114,6 +114,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "projection_behind": "Try again: the read model has not reached min_position yet.",
         "unavailable": "Try again later; GET /health says what is missing.",
     },
+    507: {"log_full": "Free space on PostgreSQL's disk, then repeat with the same Idempotency-Key."},
 }
 
 CATALOGUE: Mapping[str, ProblemType] = {

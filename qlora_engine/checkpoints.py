@@ -63,6 +63,18 @@ class Checkpoints:
         partial = self.folder / f".checkpoint-{state.step}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        try:
+            self._fill(partial, state)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is needed
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(self.folder)
+        self._forget_old()
+        return final
+
+    def _fill(self, partial: Path, state: TrainingState) -> None:
         self.exporter.write(partial, state.step)
         save_file(self._tensors(), partial / TENSORS_FILE)
         described = {
@@ -74,11 +86,6 @@ class Checkpoints:
         (partial / STATE_FILE).write_text(json.dumps(described, allow_nan=False) + "\n", "utf-8")
         shutil.copyfile(self.series, partial / SERIES_FILE)
         _write_manifest(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync(self.folder)
-        self._forget_old()
-        return final
 
     def restore(self, folder: Path, config_hash: str) -> TrainingState:
         """Put model, optimizer, schedule and random states back to where `folder` was written.

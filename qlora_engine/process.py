@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
+from qlora_engine.disk import is_disk_full
 from qlora_engine.errors import EngineError
 from qlora_engine.parent import ORPHANED, die_with_parent
 from qlora_engine.stopping import StopWish
@@ -111,8 +113,9 @@ def run(updates: BinaryIO, expected_parent: int | None = None) -> NoReturn:
         pipe.emit(_out_of_memory(error))
         _leave(FAILED)
     except Exception as error:  # noqa: BLE001 - the process's door
-        traceback.print_exc()
-        pipe.emit(_out_of_memory(error) if _is_out_of_memory(error) else _unexpected(error))
+        with suppress(OSError):  # the log may be on the very disk that is full
+            traceback.print_exc()
+        pipe.emit(_failure(error))
         _leave(FAILED)
     _leave(0)
 
@@ -136,9 +139,25 @@ def dispatch(spec: EngineSpec, pipe: UpdatePipe, stop: StopWish) -> None:
 
 def _leave(code: int) -> NoReturn:
     # Not sys.exit: interpreter shutdown waits for library threads, and the control thread sits in a read.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
+
+
+def _failure(error: Exception) -> EngineFailed:
+    if _is_out_of_memory(error):
+        return _out_of_memory(error)
+    return _disk_full(error) if is_disk_full(error) else _unexpected(error)
+
+
+def _disk_full(error: Exception) -> EngineFailed:
+    return EngineFailed(
+        code="disk_full",
+        message=f"this node has no room for what the training writes ({error}); free space on the disk of the"
+        " agent's work folder: the next attempt goes on from the last stored checkpoint",
+        retryable=True,
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

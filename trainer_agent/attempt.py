@@ -21,7 +21,7 @@ from qlora_engine.updates import EngineFailed, Update
 from schemas.training import EngineSpec
 from schemas.work import Accepted, Failed, HeldItem, Released, ReportBody, Warned
 from trainer_agent.engine_process import EngineProcess
-from trainer_agent.errors import AgentError, EngineFailure, ReportTooLarge
+from trainer_agent.errors import AgentError, EngineFailure, ReportTooLarge, no_room
 from trainer_agent.folders import AttemptFolder
 from trainer_agent.orders import Order, Orders
 from trainer_agent.reporter import Reporter
@@ -138,7 +138,8 @@ class Attempt:
         except Exception as error:
             # A door: whatever a bug in this agent raises, the job must learn that this attempt is over.
             log.exception("attempt_broke")
-            ending = (self._failed(AgentError(f"the agent failed with {type(error).__name__}: {error}")),)
+            broken = AgentError(f"the agent failed with {type(error).__name__}: {error}")
+            ending = (self._failed(no_room(error, "this attempt") or broken),)
         else:
             if ending is not None and self._step == "artifacts":
                 return ending

@@ -15,6 +15,8 @@ KinoraError
         └── EngineFailure    … and here it said why
 """
 
+import errno
+
 from schemas.errors import FieldError, KinoraError
 
 
@@ -93,3 +95,14 @@ class EngineSilent(EngineDied):
 
 class EngineFailure(EngineDied):
     """The engine's own verdict, with its own code."""
+
+
+def no_room(error: BaseException, what: str) -> AgentError | None:
+    """What to report when `error` says that this node's disk is full; None when it says something else."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return AgentError(
+        f"no room on this node for {what}: {error}; free space on the disk of the agent's work folder,"
+        " or lower cache_bytes",
+        code="disk_full",
+    )

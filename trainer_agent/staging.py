@@ -1,7 +1,6 @@
 """An attempt's inputs, brought to this node: verified, cached, laid out as the engine reads them."""
 
 import asyncio
-import errno
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from schemas.objects import FileEntry, Listing, StoredObject, content_key
 from trainer_agent.cache import ContentCache
-from trainer_agent.errors import AgentError, InputUnreadable, TransferFailed
+from trainer_agent.errors import AgentError, InputUnreadable, TransferFailed, no_room
 from trainer_agent.presign import BATCH, Presigner
 from trainer_agent.transfer import download, persist
 from trainer_agent.waiting import all_of
@@ -108,8 +107,6 @@ class Staging:
 
 
 def _unkept(error: OSError) -> AgentError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return AgentError(
-            f"no room on this node for the inputs: {error}; free space or lower cache_bytes", code="disk_full"
-        )
-    return InputUnreadable(f"an input cannot be written on this node: {error}")
+    return no_room(error, "the inputs") or InputUnreadable(
+        f"an input cannot be written on this node: {error}"
+    )

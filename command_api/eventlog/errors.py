@@ -6,6 +6,7 @@ EventLogError
 ├── VersionConflict     somebody else appended to the stream first
 ├── CommandRepeated     the command was carried out before
 ├── LogUnavailable      the database cannot be reached; what was asked may or may not have happened
+│   └── LogFull         its disk is full; nothing was stored
 └── LogMismatch         the tables are not this program's log
 """
 
@@ -48,6 +49,12 @@ class LogUnavailable(EventLogError):
 
     code = "log_unavailable"
     retryable = True
+
+
+class LogFull(LogUnavailable):
+    """The database's disk is full: nothing was stored, and nothing will be until somebody frees space."""
+
+    code = "log_full"
 
 
 class LogMismatch(EventLogError):

@@ -15,7 +15,13 @@ from psycopg import errors as pg
 from psycopg.rows import DictRow
 
 from command_api.eventlog import reader
-from command_api.eventlog.errors import CommandRepeated, LogMismatch, LogUnavailable, VersionConflict
+from command_api.eventlog.errors import (
+    CommandRepeated,
+    LogFull,
+    LogMismatch,
+    LogUnavailable,
+    VersionConflict,
+)
 from command_api.eventlog.mapper import EnvelopeMapper, LoggedEvent
 from command_api.eventlog.reader import RawEvent, StoredCommand
 from command_api.eventlog.recorder import CommandRow, Entry, LogRecorder, SideRow
@@ -125,7 +131,7 @@ class EventLog:
             if not positions:
                 raise _conflict(error) from error
         except (InterfaceError, OperationalError) as error:
-            raise LogUnavailable(f"the event log cannot be written: {error}") from error
+            raise _unwritable(error) from error
         shares: list[tuple[int, ...]] = []
         for append in appends:
             shares.append(tuple(positions[: len(append.events)]))
@@ -215,6 +221,15 @@ def _predecessors(datastore: PostgresDatastore) -> frozenset[str]:
     with datastore.cursor() as cursor:
         cursor.execute("SELECT log_id FROM kinora_log_predecessors")
         return frozenset(str(row["log_id"]) for row in cursor.fetchall())
+
+
+def _unwritable(error: Exception) -> LogUnavailable:
+    if isinstance(error.__cause__, pg.DiskFull):
+        return LogFull(
+            "PostgreSQL's disk is full, so nothing was stored; free space there and repeat the request with"
+            " the same Idempotency-Key"
+        )
+    return LogUnavailable(f"the event log cannot be written: {error}")
 
 
 def _conflict(error: IntegrityError) -> Exception:

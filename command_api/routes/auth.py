@@ -51,7 +51,7 @@ class Me(BaseModel):
     operation_id="auth_signup",
     status_code=201,
     response_model=Tokens,
-    responses=problems(400, 409, 413, 415, 422, 503),
+    responses=problems(400, 409, 413, 415, 422, 503, 507),
     summary="Sign up; a personal organization with a workspace comes with it",
     openapi_extra={
         "x-emits": ["kinora.user.registered", "kinora.organization.created"],
@@ -73,7 +73,7 @@ async def signup(
     "/auth/login",
     operation_id="auth_login",
     response_model=Tokens,
-    responses=problems(400, 401, 413, 415, 422, 503),
+    responses=problems(400, 401, 413, 415, 422, 503, 507),
     summary="Log in with a user name or e-mail address; every login is a session of its own",
     openapi_extra={"x-emits": ["kinora.user.logged_in"], RATE_LIMIT: "login"},
 )
@@ -95,7 +95,7 @@ async def login(
     "/auth/refresh",
     operation_id="auth_refresh",
     response_model=Tokens,
-    responses=problems(400, 401, 413, 415, 422, 503),
+    responses=problems(400, 401, 413, 415, 422, 503, 507),
     summary="Exchange a refresh token, which works once, for new tokens",
     openapi_extra={RATE_LIMIT: "refresh"},
 )
@@ -114,7 +114,7 @@ async def refresh(
     "/auth/logout",
     operation_id="auth_logout",
     status_code=204,
-    responses=problems(400, 413, 415, 422, 503),
+    responses=problems(400, 413, 415, 422, 503, 507),
     summary="Void a session's refresh tokens; an unknown token changes nothing",
     openapi_extra={RATE_LIMIT: "refresh"},
 )

@@ -21,6 +21,7 @@ _TEXTS = {
     421: "The Host header names another service.",
     429: "Too many requests; Retry-After says when to try again.",
     503: "A part of the service is away; try again.",
+    507: "The disk of the event log is full: nothing was stored.",
 }
 
 
@@ -55,4 +56,4 @@ def describe(app: FastAPI) -> None:
 
 
 QUERY = (400, 401, 403, 404, 422, 503)
-COMMAND = (400, 401, 403, 404, 409, 413, 415, 422, 503)
+COMMAND = (400, 401, 403, 404, 409, 413, 415, 422, 503, 507)

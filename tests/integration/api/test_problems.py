@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
+from psycopg import sql
 
 import command_api
 from command_api.problems import PROBLEM_JSON
@@ -217,3 +219,33 @@ async def test_every_code_has_its_page(visit: Visit) -> None:
         assert 400 <= page["status"] < 600
     assert missing == []
     check(await stranger.get("/api/v1/problems/nonsense"), 404, "not_found")
+
+
+FULL_FOR = """
+CREATE FUNCTION disk_is_full() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER disk_is_full BEFORE INSERT ON kinora_events FOR EACH ROW
+WHEN (NEW.organization_id = {organization}) EXECUTE FUNCTION disk_is_full();
+"""
+"""PostgreSQL's own error for a full disk, for one organization's events only."""
+
+
+async def test_a_full_log_is_said_and_the_same_request_works_once_there_is_room(
+    ada: Person, visit: Visit
+) -> None:
+    inputs = await ready_inputs(visit, ada)
+    body = {"dataset_id": inputs.dataset_id, "model_id": inputs.model_id}
+    async with await psycopg.AsyncConnection.connect(
+        visit.service.parts.settings.postgres.conninfo(), autocommit=True
+    ) as database:
+        before = (await ada.get("/events", params={"limit": 1})).json()["head"]
+        await database.execute(sql.SQL(FULL_FOR).format(organization=sql.Literal(ada.organization_id)))
+        try:
+            problem = check(await ada.post("/jobs", body, key="full-1"), 507, "log_full")
+            assert "free space" in str(problem["detail"])
+            assert problem["retryable"] is True
+            assert (await ada.get("/events", params={"limit": 1})).json()["head"] == before
+            assert (await ada.get("/jobs")).status_code == 200
+        finally:
+            await database.execute("DROP FUNCTION disk_is_full CASCADE")
+        assert (await ada.post("/jobs", body, key="full-1")).status_code == 202
