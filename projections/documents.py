@@ -3,11 +3,12 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Generic, LiteralString, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor, sql
-from psycopg.rows import scalar_row
+from psycopg.rows import class_row, scalar_row
 from pydantic import BaseModel, ConfigDict
 
 from projections.errors import MissingRow
@@ -37,6 +38,15 @@ class Document(ViewModel):
     """Of the stream: the ETag."""
     last_position: int
     """Of the last event that touched the document."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document as it lies in its table: a list shows it as it is, without reading and writing it again."""
+
+    id: str
+    created_at: datetime
+    json: str
 
 
 D = TypeVar("D", bound=Document)
@@ -198,11 +208,11 @@ class DocumentQueries(Generic[M]):
         limit: int,
         after: Cursor | None = None,
         statuses: Sequence[str] | None = None,
-    ) -> list[M]:
+    ) -> list[StoredDocument]:
         """Newest first; `after` is (created_at, id) of the last row of the page before."""
         query = sql.SQL(
             """
-            SELECT document FROM {}
+            SELECT id, created_at, document::text AS json FROM {}
              WHERE organization_id = %(organization_id)s
                AND NOT status = ANY(%(hidden)s)
                AND (%(statuses)s::text[] IS NULL OR status = ANY(%(statuses)s))
@@ -220,6 +230,10 @@ class DocumentQueries(Generic[M]):
             "after_id": after[1] if after else None,
             "limit": limit,
         }
-        async with connection.cursor(row_factory=scalar_row) as cursor:
+        async with connection.cursor(row_factory=class_row(StoredDocument)) as cursor:
             await cursor.execute(query, values)
-            return [self._model.model_validate(document) for document in await cursor.fetchall()]
+            return await cursor.fetchall()
+
+    def read(self, stored: StoredDocument) -> M:
+        """The document behind a row of a page."""
+        return self._model.model_validate_json(stored.json)

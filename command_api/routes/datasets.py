@@ -87,7 +87,7 @@ async def list_datasets(
         ),
     ] = None,
     min_position: MinPosition = None,
-) -> dict[str, Any]:
+) -> Response:
     statuses = chosen("status", status, get_args(Status))
     await reading.fresh("datasets", min_position)
 
@@ -97,7 +97,7 @@ async def list_datasets(
                 connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
 
-    return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])
+    return await reading.stored_page(rows, limit=limit, cursor=cursor, filters=[status or ""])
 
 
 @router.get(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from command_api.domain.errors import Conflict, NotFound
@@ -97,7 +97,7 @@ async def create(body: CreateJobBody, asking: AskingOfRequest) -> dict[str, Any]
     outcome = await asking.execute(command, body)
     job_id = outcome.events[0].stream_id
     asking.response.headers["Location"] = f"/api/v1/jobs/{job_id}"
-    return {**dict(await show(asking.parts, _JOBS, job_id)), "command_id": asking.command_id}
+    return {**dict(await show(asking.parts, _JOBS, job_id, outcome)), "command_id": asking.command_id}
 
 
 @router.get(
@@ -119,7 +119,7 @@ async def list_jobs(
         ),
     ] = None,
     min_position: MinPosition = None,
-) -> dict[str, Any]:
+) -> Response:
     statuses = chosen("status", status, get_args(JobPhase))
     await reading.fresh("jobs", min_position)
 
@@ -129,7 +129,7 @@ async def list_jobs(
                 connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
 
-    return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])
+    return await reading.stored_page(rows, limit=limit, cursor=cursor, filters=[status or ""])
 
 
 @router.get(

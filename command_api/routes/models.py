@@ -90,7 +90,7 @@ async def list_models(
         ),
     ] = None,
     min_position: MinPosition = None,
-) -> dict[str, Any]:
+) -> Response:
     statuses = chosen("status", status, get_args(Status))
     await reading.fresh("models", min_position)
 
@@ -100,7 +100,7 @@ async def list_models(
                 connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
 
-    return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])
+    return await reading.stored_page(rows, limit=limit, cursor=cursor, filters=[status or ""])
 
 
 @router.get(

@@ -1,5 +1,6 @@
 """What every query route shares: reading your own writes, pages with signed cursors, and entity tags."""
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ from command_api.domain.errors import Invalid
 from command_api.problems import BadPosition, LogChanged, ProjectionBehind
 from command_api.routes.calling import CallerOfRequest
 from command_api.routes.parts import Parts, PartsOfRequest
+from projections.documents import StoredDocument
 from projections.reader import LogRow
 from schemas.events import REGISTRY
 
@@ -123,6 +125,32 @@ class Reading:
         filters: Sequence[str] = (),
     ) -> dict[str, Any]:
         """A page in order of (created_at, id); one item more than `limit` is read, to know of the next."""
+        found, place = await self._found(items, limit, cursor, filters)
+        return self.answer(found, place, filters)
+
+    async def stored_page(
+        self,
+        items: Callable[[int, Place | None], Awaitable[Sequence[StoredDocument]]],
+        *,
+        limit: int,
+        cursor: str | None,
+        filters: Sequence[str] = (),
+    ) -> Response:
+        """As `page`, of documents that are shown just as they are stored."""
+        found, place = await self._found(items, limit, cursor, filters)
+        around = self.answer([], place, filters)
+        del around["data"]
+        listed = ",".join(document.json for document in found)
+        content = f'{{"data":[{listed}],{json.dumps(around)[1:]}'
+        return Response(content, media_type="application/json", headers=dict(self.response.headers))
+
+    async def _found(
+        self,
+        items: Callable[[int, Place | None], Awaitable[Sequence[Any]]],
+        limit: int,
+        cursor: str | None,
+        filters: Sequence[str],
+    ) -> tuple[list[Any], list[Any] | None]:
         scope = self._scope(filters)
         after: Place | None = None
         if cursor is not None:
@@ -130,8 +158,7 @@ class Reading:
             after = (datetime.fromisoformat(created_at), identifier)
         found = list(await items(limit + 1, after))
         last = found[limit - 1] if len(found) > limit else None
-        place = None if last is None else [last.created_at.isoformat(), last.id]
-        return self.answer(found[:limit], place, filters)
+        return found[:limit], None if last is None else [last.created_at.isoformat(), last.id]
 
     def place(self, cursor: str | None, filters: Sequence[str] = ()) -> list[Any] | None:
         """The place that a cursor of this list names."""

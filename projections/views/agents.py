@@ -165,7 +165,7 @@ async def page(
 ) -> list[AgentView]:
     """Newest first; `after` is (created_at, id) of the last row of the page before."""
     found = await _QUERIES.page(connection, organization_id, limit=limit, after=after, statuses=statuses)
-    return await _with_items(connection, found)
+    return await _with_items(connection, [_QUERIES.read(stored) for stored in found])
 
 
 class _Held(HeldItem):

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, LiteralString
 
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from projections.documents import (
@@ -13,6 +13,7 @@ from projections.documents import (
     Document,
     DocumentQueries,
     DocumentView,
+    StoredDocument,
     ViewModel,
     beginning,
     begun,
@@ -371,12 +372,22 @@ _QUERIES = DocumentQueries("jobs", "jobs", JobView)
 
 async def get(connection: AsyncConnection[Any], organization_id: str, job_id: str) -> JobDetail | None:
     """The job with its checkpoints, or None when the organization has none of that id."""
-    async with connection.transaction():
-        job = await _QUERIES.get(connection, organization_id, job_id)
-        if job is None:
-            return None
-        found = await checkpoints(connection, organization_id, job_id)
-    return JobDetail(**dict(job), checkpoints=found)
+    async with connection.cursor(row_factory=scalar_row) as cursor:
+        # One statement, so that both are of one moment.
+        await cursor.execute(
+            """
+            SELECT j.document || jsonb_build_object('checkpoints', coalesce((
+                       SELECT jsonb_agg(jsonb_build_object('step', c.step, 'attempt', c.attempt,
+                                                           'objects', c.objects, 'saved_at', c.saved_at)
+                                        ORDER BY c.step)
+                         FROM view_jobs.checkpoints c WHERE c.job_id = j.id), '[]'))
+              FROM view_jobs.jobs j
+             WHERE j.id = %s AND j.organization_id = %s
+            """,
+            [job_id, organization_id],
+        )
+        found = await cursor.fetchone()
+    return None if found is None else JobDetail.model_validate(found)
 
 
 async def checkpoints(
@@ -403,6 +414,6 @@ async def page(
     limit: int,
     after: Cursor | None = None,
     statuses: Sequence[str] | None = None,
-) -> list[JobView]:
+) -> list[StoredDocument]:
     """Newest first; `after` is (created_at, id) of the last row of the page before."""
     return await _QUERIES.page(connection, organization_id, limit=limit, after=after, statuses=statuses)

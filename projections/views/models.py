@@ -11,6 +11,7 @@ from projections.documents import (
     Document,
     DocumentQueries,
     DocumentView,
+    StoredDocument,
     beginning,
     begun,
     document_ddl,
@@ -186,6 +187,6 @@ async def page(
     limit: int,
     after: Cursor | None = None,
     statuses: Sequence[str] | None = None,
-) -> list[ModelView]:
+) -> list[StoredDocument]:
     """Newest first; `after` is (created_at, id) of the last row of the page before."""
     return await _QUERIES.page(connection, organization_id, limit=limit, after=after, statuses=statuses)
