@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from qlora_engine.errors import CheckpointUnusable
 from qlora_engine.export import Exporter
 from qlora_engine.fingerprints import file_sha256
 from qlora_engine.injection import Injected
+from schemas.training import CHECKPOINT_MISMATCH, Hyperparameters
 
 KEPT = 2
-FORMAT = 1
+FORMAT = 2
 MANIFEST_FILE = "checkpoint.json"
 STATE_FILE = "state.json"
 TENSORS_FILE = "optimizer.safetensors"
@@ -43,7 +45,37 @@ class TrainingState:
     loss_last: float | None
     seconds: float
     """Time spent training so far, in all attempts."""
-    config_hash: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that a training's numbers depend on: a checkpoint of another one is of no use."""
+
+    hyperparameters: Hyperparameters
+    base_sha256: str
+    manifest_sha256: str
+
+    def described(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"hyperparameters": self.hyperparameters.model_dump(mode="json")}
+
+    def differences(self, written: Mapping[str, Any]) -> list[str]:
+        """What sets this training apart from the one `described` in a checkpoint.
+
+        A hyperparameter that is younger than the checkpoint had its default then, whatever that was called.
+        """
+        before, now = written["hyperparameters"], self.described()["hyperparameters"]
+        fields = Hyperparameters.model_fields
+        found = [
+            f"{name} was {before.get(name, fields[name].default)!r} and is {value!r}"
+            for name, value in now.items()
+            if (value != before[name] if name in before else value != fields[name].default)
+        ]
+        if written["base_sha256"] != self.base_sha256:
+            found.append("the base model is another")
+        if written["manifest_sha256"] != self.manifest_sha256:
+            found.append("the dataset is another")
+        return found
 
 
 @dataclass(frozen=True)
@@ -56,6 +88,7 @@ class Checkpoints:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     exporter: Exporter
     series: Path
+    identity: Identity
 
     def write(self, state: TrainingState) -> Path:
         """A complete folder, renamed into place; older ones but the last are removed."""
@@ -80,6 +113,7 @@ class Checkpoints:
         described = {
             "format": FORMAT,
             "training": asdict(state),
+            "identity": self.identity.described(),
             "scheduler": _plain(self.scheduler.state_dict()),
             "python_random": random.getstate(),
         }
@@ -87,8 +121,8 @@ class Checkpoints:
         shutil.copyfile(self.series, partial / SERIES_FILE)
         _write_manifest(partial)
 
-    def restore(self, folder: Path, config_hash: str) -> TrainingState:
-        """Put model, optimizer, schedule and random states back to where `folder` was written.
+    def restore(self, folder: Path, step: int) -> TrainingState:
+        """Put model, optimizer, schedule and random states back to where `folder` was written, at `step`.
 
         Raises:
             CheckpointUnusable: damaged, incomplete, or of another training.
@@ -99,14 +133,17 @@ class Checkpoints:
             if described.get("format") != FORMAT:
                 raise CheckpointUnusable(
                     f"{folder.name} has format {described.get('format')!r}, but this engine reads {FORMAT};"
-                    " start a new job"
+                    " begin anew",
+                    code=CHECKPOINT_MISMATCH,
                 )
             state = TrainingState(**described["training"])
-            if state.config_hash != config_hash:
+            if others := self.identity.differences(described["identity"]):
                 raise CheckpointUnusable(
-                    f"{folder.name} belongs to other hyperparameters, model or dataset; start a new job",
-                    code="checkpoint_mismatch",
+                    f"{folder.name} is of another training ({'; '.join(others)}); begin anew",
+                    code=CHECKPOINT_MISMATCH,
                 )
+            if state.step != step:
+                raise CheckpointUnusable(f"{folder.name} is of step {state.step}, not {step}; begin anew")
             self._restore(folder, described)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointUnusable(

@@ -15,6 +15,7 @@ EngineError
 """
 
 from schemas.errors import KinoraError
+from schemas.training import CHECKPOINT_UNUSABLE
 
 
 class EngineError(KinoraError):
@@ -84,6 +85,7 @@ class NonFiniteLoss(EngineError):
 
 
 class CheckpointUnusable(EngineError):
-    """A checkpoint is damaged or belongs to another training."""
+    """A checkpoint is damaged or belongs to another training; another attempt need not take it."""
 
-    code = "checkpoint_unusable"
+    code = CHECKPOINT_UNUSABLE
+    retryable = True

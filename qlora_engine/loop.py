@@ -111,7 +111,6 @@ class Loop:
             loss_first=loss if self.state.loss_first is None else self.state.loss_first,
             loss_last=loss,
             seconds=self.state.seconds + seconds,
-            config_hash=self.state.config_hash,
         )
         self._report(
             ProgressPoint(

@@ -1,7 +1,5 @@
 """One training attempt from its spec to an adapter: the order of the parts, and nothing else."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,10 +7,10 @@ from typing import Literal
 import torch
 from pydantic import ValidationError
 
-from qlora_engine.checkpoints import Checkpoints, TrainingState
+from qlora_engine.checkpoints import Checkpoints, Identity, TrainingState
 from qlora_engine.collate import Collator
 from qlora_engine.device import best_device, device_name
-from qlora_engine.errors import CheckpointUnusable, DatasetError
+from qlora_engine.errors import DatasetError
 from qlora_engine.evaluation import Answer, Evaluator
 from qlora_engine.export import Exporter, write_answers
 from qlora_engine.fingerprints import file_sha256, folder_sha256
@@ -27,7 +25,7 @@ from qlora_engine.schedule import learning_rate_factor
 from qlora_engine.stopping import StopWish
 from qlora_engine.updates import EvaluationDone, Preparing, TrainingBegan, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
-from schemas.training import Hyperparameters, TrainingSpec, total_steps
+from schemas.training import TrainingSpec, total_steps
 
 ADAPTER_FOLDER = "adapter"
 SERIES_FILE = "series.jsonl"
@@ -145,15 +143,11 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
         weight_decay=hyperparameters.weight_decay,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(hyperparameters, steps))
-    checkpoints = Checkpoints(output, injected, optimizer, scheduler, exporter, series)
-    config_hash = _config_hash(hyperparameters, base_sha256, file_sha256(Path(spec.manifest_file)))
-    state = TrainingState(0, 0, None, None, 0.0, config_hash)
+    identity = Identity(hyperparameters, base_sha256, file_sha256(Path(spec.manifest_file)))
+    checkpoints = Checkpoints(output, injected, optimizer, scheduler, exporter, series, identity)
+    state = TrainingState(0, 0, None, None, 0.0)
     if spec.resume is not None:
-        state = checkpoints.restore(Path(spec.resume.folder), config_hash)
-        if state.step != spec.resume.step:
-            raise CheckpointUnusable(
-                f"the checkpoint is of step {state.step}, not {spec.resume.step}; name the right folder"
-            )
+        state = checkpoints.restore(Path(spec.resume.folder), spec.resume.step)
     runner = Runner(injected.model, base)
     emit(
         TrainingBegan(
@@ -212,9 +206,3 @@ def _set_threads(limit: int | None, parameters: int) -> None:
         torch.set_num_threads(1)
     elif limit is not None:
         torch.set_num_threads(limit)
-
-
-def _config_hash(hyperparameters: Hyperparameters, base_sha256: str, manifest_sha256: str) -> str:
-    """Names everything that a training's numbers depend on."""
-    described = [hyperparameters.model_dump(mode="json"), base_sha256, manifest_sha256]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

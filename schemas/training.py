@@ -84,6 +84,12 @@ def total_steps(hyperparameters: Hyperparameters, training_examples: int) -> int
     return max(1, ceil(examples / hyperparameters.batch_size))
 
 
+CHECKPOINT_UNUSABLE = "checkpoint_unusable"
+"""The code of a failure whose cause is the checkpoint: the next attempt takes the one before it."""
+CHECKPOINT_MISMATCH = "checkpoint_mismatch"
+"""… is of a training with other numbers, so that none of its checkpoints will do: begin anew."""
+
+
 class ResumePoint(Message):
     """The checkpoint that a new attempt goes on from."""
 

@@ -22,7 +22,7 @@ from qlora_engine.updates import (
 from schemas.datasets import Manifest
 from schemas.events.job import ProgressPoint
 from schemas.subjects import telemetry_subject
-from schemas.training import EngineSpec, ResumePoint, TrainingSpec
+from schemas.training import CHECKPOINT_UNUSABLE, EngineSpec, ResumePoint, TrainingSpec
 from schemas.work import (
     AdapterUploaded,
     Evaluated,
@@ -141,7 +141,15 @@ class Training:
         if not objects:
             return None
         folder = self._folder.resume
-        await self._staging.objects(objects, {stored.path: folder / stored.path for stored in objects})
+        try:
+            await self._staging.objects(objects, {stored.path: folder / stored.path for stored in objects})
+        except InputUnreadable as error:
+            if error.retryable:
+                raise
+            raise InputUnreadable(
+                f"the checkpoint of step {self._assignment.resume_step} is lost: {error.message}",
+                code=CHECKPOINT_UNUSABLE,
+            ) from error
         return ResumePoint(step=self._assignment.resume_step, folder=str(folder))
 
     async def follow(self, update: Update) -> bool:

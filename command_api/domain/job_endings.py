@@ -1,8 +1,10 @@
 """How an attempt without success ends: a stop is carried out, another attempt follows, or the job fails."""
 
+from dataclasses import replace
 from typing import Literal
 
 from command_api.domain.job_phases import Held, History, before_training, stop_intent
+from schemas import training
 from schemas.events import Event
 from schemas.events.job import (
     AgentDeclined,
@@ -64,7 +66,8 @@ def failed(state: Held, code: str, message: str, *, retryable: bool) -> list[Eve
         return [JobFailed(attempt=state.history.attempt, code=code, message=message, retryable=False)]
     if _last_chance(state.history):
         return [event, _exhausted(state.history, f"{code}: {message}")]
-    return [event, _requeue(state.history, "retry", backoff_seconds(state.history.failures + 1))]
+    usable = _still_usable(state.history, code)
+    return [event, _requeue(usable, "retry", backoff_seconds(state.history.failures + 1))]
 
 
 def backoff_seconds(failures: int) -> float:
@@ -87,6 +90,17 @@ def _nobody_wants(state: Held, reason: str) -> list[Event]:
         f" that fits to pool {history.request.pool!r}"
     )
     return [WarningRaised(attempt=history.attempt, code="no_agent_accepts", message=message)]
+
+
+def _still_usable(history: History, code: str) -> History:
+    """Without the checkpoints that an attempt with this failure has proved to be of no use."""
+    match code:
+        case training.CHECKPOINT_UNUSABLE:
+            return replace(history, checkpoints=history.checkpoints[:-1])
+        case training.CHECKPOINT_MISMATCH:
+            return replace(history, checkpoints=())
+        case _:
+            return history
 
 
 def _carry_out_stop(state: Held) -> JobStopped | None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from command_api.domain.errors import ImpossibleHistory
 from command_api.domain.job_phases import (
+    KEPT_CHECKPOINTS,
     Absent,
     Assigned,
     Cancelled,
@@ -99,9 +100,8 @@ def _while_held(state: Held, event: Event) -> JobState:
         case JobProgressed(step=step):
             return replace(state, history=replace(state.history, step=step))
         case CheckpointSaved(attempt=attempt, step=step, objects=objects):
-            return replace(
-                state, history=replace(state.history, checkpoint=Checkpoint(attempt, step, objects))
-            )
+            kept = (*state.history.checkpoints, Checkpoint(attempt, step, objects))[-KEPT_CHECKPOINTS:]
+            return replace(state, history=replace(state.history, checkpoints=kept))
         case _:
             return _next_phase(state, event)
 
@@ -136,7 +136,10 @@ def _started(history: History, event: TrainingStarted) -> History:
 
 
 def _queued(state: Requested, event: JobQueued) -> Queued:
-    return Queued(replace(state.history, attempt=event.attempt, step=event.resume_step), event)
+    history, step = state.history, event.resume_step
+    # Those behind the step that the attempt goes on from were found to be unusable.
+    kept = tuple(checkpoint for checkpoint in history.checkpoints if checkpoint.step <= step)
+    return Queued(replace(history, attempt=event.attempt, step=step, checkpoints=kept), event)
 
 
 def _ended(state: Requested, event: JobSucceeded | JobFailed | JobStopped) -> Ended:

@@ -7,6 +7,9 @@ from schemas.events.job import JobFailed, JobPlanned, JobQueued, JobRequested, J
 from schemas.job_status import JobPhase
 from schemas.objects import StoredObject
 
+KEPT_CHECKPOINTS = 2
+"""One more than is needed: the newest may turn out to be damaged."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -43,7 +46,12 @@ class History:
     so only growing pauses keep them from going round and round."""
     step: int = 0
     """The last step reported by the current attempt, or the one that it goes on from."""
-    checkpoint: Checkpoint | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """The newest ones that an attempt may go on from, oldest first; at most `KEPT_CHECKPOINTS`."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        return self.checkpoints[-1] if self.checkpoints else None
 
     @property
     def resume_step(self) -> int:

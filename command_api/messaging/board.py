@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from command_api.domain.job_phases import KEPT_CHECKPOINTS
 from command_api.messaging.leases import Held
 from schemas.envelope import Recorded
 from schemas.events import Event
@@ -105,7 +106,8 @@ class Item:
     not_before: datetime | None = None
     agent_id: str | None = None
     stopping: jobs.StopMode | None = None
-    checkpoint: jobs.CheckpointSaved | None = None
+    checkpoints: tuple[jobs.CheckpointSaved, ...] = ()
+    """The newest ones, oldest first."""
     resume: jobs.CheckpointSaved | None = None
     """What the queued or held attempt goes on from; later checkpoints of that attempt do not change it."""
 
@@ -303,7 +305,7 @@ def _evolve(item: Item, recorded: Recorded) -> Item | None:
         case jobs.JobQueued() as queued:
             return _queued(item, queued, recorded.metadata.recorded_at)
         case jobs.CheckpointSaved() as checkpoint:
-            return replace(item, checkpoint=checkpoint)
+            return replace(item, checkpoints=(*item.checkpoints, checkpoint)[-KEPT_CHECKPOINTS:])
         case jobs.JobStopRequested(mode=mode):
             return replace(item, stopping=mode)
         case jobs.TrainingFinished():
@@ -334,14 +336,13 @@ def _validation_pause(attempt: int) -> timedelta:
 
 
 def _queued(item: Item, queued: jobs.JobQueued, at: datetime) -> Item:
-    resume = item.checkpoint
-    if queued.resume_step == 0 or resume is None or resume.step != queued.resume_step:
-        resume = None
+    kept = tuple(checkpoint for checkpoint in item.checkpoints if checkpoint.step <= queued.resume_step)
     return replace(
         item,
+        checkpoints=kept,
         phase="queued",
         attempt=queued.attempt,
         agent_id=None,
         not_before=at + timedelta(seconds=queued.not_before_seconds) if queued.not_before_seconds else None,
-        resume=resume,
+        resume=next((each for each in reversed(kept) if each.step == queued.resume_step), None),
     )

@@ -129,7 +129,7 @@ class JobDetail(JobView):
 
 class Jobs(DocumentView[JobView]):
     name = "jobs"
-    version = 2
+    version = 3
     table: ClassVar[LiteralString] = "jobs"
     model = JobView
     ddl = (
@@ -305,6 +305,7 @@ def _queued(job: JobView, recorded: Recorded, event: events.JobQueued) -> dict[s
         "not_before": not_before,
         "wait_reason": _wait_sentence(job, event),
         "resume_step": event.resume_step,
+        "checkpoint_step": event.resume_step or None,
         "step": event.resume_step,
         "progress": _share(event.resume_step, job.total_steps),
     }

@@ -10,7 +10,7 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file
 
-from qlora_engine.checkpoints import KEPT, verify
+from qlora_engine.checkpoints import KEPT, Identity, verify
 from qlora_engine.collate import IGNORED, Collator
 from qlora_engine.errors import CheckpointUnusable, FramesExceedClip, NonFiniteLoss
 from qlora_engine.evaluation import Evaluator, undisturbed
@@ -230,9 +230,24 @@ def test_checkpoints_are_complete_few_and_verified(
         verify(damaged)
 
     other = make_spec("other", ResumePoint(step=8, folder=str(output / "checkpoint-8")), learning_rate=1e-3)
-    with pytest.raises(CheckpointUnusable, match="other hyperparameters") as refused:
+    with pytest.raises(CheckpointUnusable, match=r"learning_rate was 0\.005 and is 0\.001") as refused:
         train(other, recorded, no_stop, CPU)
-    assert refused.value.code == "checkpoint_mismatch"
+    assert (refused.value.code, refused.value.retryable) == ("checkpoint_mismatch", True)
+
+
+def test_a_checkpoint_outlives_hyperparameters_that_come_and_go() -> None:
+    identity = Identity(Hyperparameters(rank=4), "a" * 64, "b" * 64)
+    written = identity.described()
+    assert identity.differences(written) == []
+    # Written by an earlier release, which knew no dropout and still knew a colour.
+    older = {name: value for name, value in written["hyperparameters"].items() if name != "dropout"}
+    older["colour"] = "red"
+    assert identity.differences(written | {"hyperparameters": older}) == []
+    chosen = Identity(Hyperparameters(rank=4, dropout=0.5), "a" * 64, "c" * 64)
+    assert chosen.differences(written | {"hyperparameters": older}) == [
+        "dropout was 0.0 and is 0.5",
+        "the dataset is another",
+    ]
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step(

@@ -224,6 +224,45 @@ def test_a_lost_agent_requeues_the_job_from_its_last_checkpoint() -> None:
     )
 
 
+TWO_CHECKPOINTS = (
+    *story.RUNNING,
+    story.CHECKPOINT_EVENT,
+    story.CHECKPOINT_EVENT.model_copy(update={"step": 8}),
+    LeaseExpired(attempt=1, agent_id=AGENT),
+    JobQueued(attempt=2, reason="lease_expired", resume_step=8),
+    JobAssigned(attempt=2, agent_id=AGENT),
+    AgentAccepted(attempt=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "step"), [("checkpoint_unusable", 5), ("checkpoint_mismatch", 0), ("transfer_failed", 8)]
+)
+def test_a_checkpoint_that_is_of_no_use_is_not_taken_again(code: str, step: int) -> None:
+    failed = says(work.Failed(code=code, message="it is damaged", retryable=True), attempt=2)
+    job.given(*TWO_CHECKPOINTS).when(failed).then(
+        AttemptFailed(attempt=2, code=code, message="it is damaged"),
+        JobQueued(attempt=3, reason="retry", not_before_seconds=4.0, resume_step=step),
+    )
+    assert job.given(*TWO_CHECKPOINTS).when(failed).then_state().history.resume_step == step
+
+
+def test_without_any_checkpoint_left_it_begins_anew() -> None:
+    history = (
+        *story.RUNNING,
+        story.CHECKPOINT_EVENT,
+        LeaseExpired(attempt=1, agent_id=AGENT),
+        JobQueued(attempt=2, reason="lease_expired", resume_step=5),
+        JobAssigned(attempt=2, agent_id=AGENT),
+        AgentAccepted(attempt=2),
+    )
+    failed = work.Failed(code="checkpoint_unusable", message="it is damaged", retryable=True)
+    job.given(*history).when(says(failed, attempt=2)).then(
+        AttemptFailed(attempt=2, code="checkpoint_unusable", message="it is damaged"),
+        JobQueued(attempt=3, reason="retry", not_before_seconds=4.0, resume_step=0),
+    )
+
+
 def test_the_next_attempt_counts_its_steps_from_the_checkpoint() -> None:
     history = (
         *story.RUNNING,

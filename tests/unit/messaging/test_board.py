@@ -136,7 +136,20 @@ def test_the_next_attempt_goes_on_from_the_checkpoint_and_keeps_doing_so() -> No
         later,
     )
     assert board.items[JOB].resume == CHECKPOINT
-    assert board.items[JOB].checkpoint == later
+    assert board.items[JOB].checkpoints == (CHECKPOINT, later)
+
+
+def test_a_job_goes_on_from_the_checkpoint_before_a_damaged_one() -> None:
+    damaged = CheckpointSaved(attempt=1, step=100, objects=(MANIFEST,))
+    board = told(
+        *ASSIGNED,
+        CHECKPOINT,
+        damaged,
+        LeaseExpired(attempt=1, agent_id=AGENT),
+        JobQueued(attempt=2, reason="retry", resume_step=50),
+    )
+    assert board.items[JOB].resume == CHECKPOINT
+    assert board.items[JOB].checkpoints == (CHECKPOINT,)
 
 
 def test_between_two_attempts_nobody_holds_it() -> None:
