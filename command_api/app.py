@@ -36,6 +36,7 @@ from command_api.routes import (
     events,
     health,
     jobs,
+    metrics,
     models,
     problem_docs,
     problem_pages,
@@ -45,6 +46,7 @@ from command_api.routes import (
 )
 from command_api.routes.answers import AnswerHeaders
 from command_api.routes.middleware import BodyLimit, RequestStory
+from command_api.routes.observing import Observed
 from command_api.routes.origins import HostCheck, host_names, origins
 from command_api.routes.parts import Parts
 from command_api.settings import ApiSettings
@@ -139,6 +141,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
             allow_headers=_HEADERS_TAKEN,
             expose_headers=_HEADERS_SHOWN,
         )
+    app.add_middleware(Observed)
     app.add_middleware(RequestStory)
     app.add_middleware(HostCheck, names=host_names(settings))
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
@@ -161,6 +164,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(api)
     reference.install(app)
     app.include_router(health.router, include_in_schema=False)
+    app.include_router(metrics.router)
     app.add_api_route("/api/v1/openapi.json", lambda: app.openapi(), include_in_schema=False)
     return app
 

@@ -8,7 +8,7 @@ from limits import parse_many
 from pydantic import AfterValidator, Field, SecretStr
 
 from schemas.base import Message
-from schemas.settings import NatsSettings, PostgresSettings, S3Settings
+from schemas.settings import MetricsSettings, NatsSettings, PostgresSettings, S3Settings
 
 
 class ControlSecrets(Message):
@@ -107,6 +107,8 @@ class ApiSettings(Message):
     """How long a client may take to send a request's headers."""
     connections: int = Field(2000, ge=1)
     """Open at once in this process; more are answered 503."""
+    metrics_token: SecretStr | None = None
+    """What a scraper of /metrics sends; without it only the installation's operator may read them."""
 
 
 class OrchestratorSettings(Message):
@@ -120,3 +122,5 @@ class OrchestratorSettings(Message):
     lease_seconds: float = Field(30.0, gt=0)
     republish_seconds: float = Field(10.0, gt=0)
     events_max_bytes: int = Field(4 * 2**30, ge=2**20)
+    metrics: MetricsSettings | None = None
+    """Without it nothing listens."""

@@ -1,4 +1,4 @@
-"""Serves the API with uvicorn, inside a process that handles signals and readiness itself."""
+"""Serves an ASGI application with uvicorn, inside a process that handles signals and readiness itself."""
 
 import asyncio
 import socket
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from command_api.app import create_app
 from command_api.settings import ApiSettings
+
 from kinora.local.errors import ChildFailed, PortTaken
 
 _HEADER_BYTES = 32 * 1024
@@ -19,24 +19,34 @@ _FRAME_BYTES = 2**20
 """Of a WebSocket message as it is after decompression; the feed's own frames are smaller still."""
 
 
-async def serve_http(settings: ApiSettings, stop: asyncio.Event, *, ready: Callable[[], None]) -> None:
+async def serve_http(
+    configuration: uvicorn.Config,
+    stop: asyncio.Event,
+    *,
+    what: str,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until `stop` is set; `ready` is called once connections are accepted.
 
     Raises:
-        ChildFailed: the application does not start, or its port is taken.
+        ChildFailed: the application does not start.
+        PortTaken: its port is somebody else's; `what` names who wanted it.
     """
-    server = _Server(configuration(settings, create_app(settings)), ready)
-    serving = asyncio.create_task(server.serve([_listening(settings)]), name="http")
+    server = _Server(configuration, ready)
+    listening = _listening(what, configuration.host, configuration.port)
+    serving = asyncio.create_task(server.serve([listening]), name="http")
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    server.should_exit = True
-    await serving
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        await serving
     if not server.started:
-        raise ChildFailed("the API did not start; see the log above")
+        raise ChildFailed(f"{what} did not start; see the log above")
 
 
-def configuration(settings: ApiSettings, app: FastAPI) -> uvicorn.Config:
+def configuration(settings: ApiSettings, app: ASGIApp) -> uvicorn.Config:
     """How the application is served: what one client may hold, and for how long."""
     return uvicorn.Config(
         app,
@@ -98,14 +108,14 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
     return HastyProtocol
 
 
-def _listening(settings: ApiSettings) -> socket.socket:
+def _listening(what: str, host: str, port: int) -> socket.socket:
     # Here rather than in uvicorn, which would end the whole process when the port is taken.
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise PortTaken(
-            f"the API cannot listen on {settings.host}:{settings.port}: {error.strerror};"
+            f"{what} cannot listen on {host}:{port}: {error.strerror};"
             " end what listens there, or change host or port in the settings"
         ) from error
 

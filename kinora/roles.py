@@ -5,16 +5,24 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, assert_never
 
 import structlog
+from pydantic import BaseModel
 
 from command_api.settings import ApiSettings, OrchestratorSettings
+from kinora.http import configuration, serve_http
 from kinora.local.private_file import write_private
 from kinora.logs import configure_logging
-from kinora.settings import read_settings
+from kinora.observation import Readiness, observable
+from kinora.redaction import secret_values
+from kinora.settings import read_settings, telemetry_settings
+from kinora.telemetry import exported_traces
 from projections.settings import ProjectionsSettings
+from schemas.settings import MetricsSettings
 from trainer_agent.settings import AgentSettings
 
 Role = Literal["api", "orchestrator", "projections", "agent"]
@@ -32,6 +40,17 @@ Run = Callable[[asyncio.Event, Ready], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A role, ready to run in this process."""
+
+    run: Run
+    settings: BaseModel
+    metrics: MetricsSettings | None
+    """None: it has none, or shows them itself."""
+    stop_seconds: float = STOP_SECONDS
+
+
 def run_role(role: Role) -> None:
     """Run one role until a signal ends it.
 
@@ -39,34 +58,49 @@ def run_role(role: Role) -> None:
         KinoraError: settings are wrong, or the role cannot work here.
     """
     os.umask(0o077)
-    run, stop_seconds = _prepare(role)
-    configure_logging(role)
-    asyncio.run(_until_signalled(run, stop_seconds))
+    prepared, telemetry = _prepare(role), telemetry_settings()
+    configure_logging(role, secrets=secret_values(prepared.settings) | secret_values(telemetry))
+    with exported_traces(role, telemetry):
+        asyncio.run(_until_signalled(role, prepared))
 
 
-def _prepare(role: Role) -> tuple[Run, float]:
+def _prepare(role: Role) -> _Prepared:
     """Import and configure only the picked role: an agent's node has no database driver to load."""
     match role:
         case "api":
-            from kinora.http import serve_http
+            from command_api.app import create_app
 
             api = read_settings(ApiSettings)
-            return (lambda stop, ready: serve_http(api, stop, ready=ready)), STOP_SECONDS
+            serve = partial(serve_http, configuration(api, create_app(api)), what="the API")
+            return _Prepared(lambda stop, ready: serve(stop, ready=ready), api, None)
         case "orchestrator":
             from command_api import orchestrator
 
             orchestration = read_settings(OrchestratorSettings)
-            return (lambda stop, ready: orchestrator.run(orchestration, stop, ready=ready)), STOP_SECONDS
+            return _Prepared(
+                lambda stop, ready: orchestrator.run(orchestration, stop, ready=ready),
+                orchestration,
+                orchestration.metrics,
+            )
         case "projections":
             from projections import run as projecting
 
             projection = read_settings(ProjectionsSettings)
-            return (lambda stop, ready: projecting.run(projection, stop, ready=ready)), STOP_SECONDS
+            return _Prepared(
+                lambda stop, ready: projecting.run(projection, stop, ready=ready),
+                projection,
+                projection.metrics,
+            )
         case "agent":
             from trainer_agent import run as agent
 
             node = read_settings(AgentSettings)
-            return (lambda stop, ready: agent.run(node, stop, ready=ready)), agent_stop_seconds(node)
+            return _Prepared(
+                lambda stop, ready: agent.run(node, stop, ready=ready),
+                node,
+                node.metrics,
+                agent_stop_seconds(node),
+            )
         case _:
             assert_never(role)
 
@@ -76,21 +110,26 @@ def agent_stop_seconds(settings: AgentSettings) -> float:
     return settings.shutdown_seconds + STOP_SECONDS
 
 
-async def _until_signalled(run: Run, stop_seconds: float) -> None:
-    stop = asyncio.Event()
+async def _until_signalled(role: Role, prepared: _Prepared) -> None:
+    stop, readiness = asyncio.Event(), Readiness()
+
+    def ready() -> None:
+        readiness.say()
+        _say_ready()
 
     def stopping(number: signal.Signals) -> None:
         if stop.is_set():
             return
         log.info("stopping", signal=number.name)
         stop.set()
-        _end_at_last(stop_seconds)
+        _end_at_last(prepared.stop_seconds)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping, number)
     try:
-        await run(stop, _say_ready)
+        async with observable(role, prepared.metrics, readiness):
+            await prepared.run(stop, ready)
     finally:
         if path := _ready_file():
             path.unlink(missing_ok=True)

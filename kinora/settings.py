@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from opentelemetry.util.re import parse_env_headers
+from pydantic import Field, SecretStr, ValidationError
 
 from kinora.local.private_file import revealed_json, write_private
 from schemas.base import Message
@@ -23,6 +24,60 @@ class SettingsRefused(KinoraError):
     """Settings that are missing or wrong."""
 
     code = "settings"
+
+
+class TelemetrySettings(Message):
+    """Where traces go. Named by OpenTelemetry's own variables, so that one set serves every program."""
+
+    endpoint: str | None = None
+    """Of OTLP over HTTP, its path included; None: no traces leave this process."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    timeout_seconds: float = Field(5.0, gt=0)
+    """Of one export; OpenTelemetry's own default of 10 s would hold up a stop."""
+    sample_ratio: float = Field(1.0, ge=0, le=1)
+    """Share of the traces begun here; whoever hands in a traceparent decides for its own trace."""
+    resource: dict[str, str] = Field(default_factory=dict)
+    """Attributes of everything that this process exports."""
+
+
+def telemetry_settings(environment: Mapping[str, str] = os.environ) -> TelemetrySettings:
+    """What the standard variables `OTEL_…` say.
+
+    Raises:
+        SettingsRefused: when one of them has no possible value.
+    """
+    value = {name: text for name, text in environment.items() if name.startswith("OTEL_") and text}
+    endpoint = value.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if endpoint is None and (base := value.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
+        endpoint = base.rstrip("/") + "/v1/traces"
+    if value.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        endpoint = None
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise SettingsRefused(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint!r}; name an address that begins with http:// or https://"
+        )
+    headers = value.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS", value.get("OTEL_EXPORTER_OTLP_HEADERS", ""))
+    resource = parse_env_headers(value.get("OTEL_RESOURCE_ATTRIBUTES", ""), liberal=True)
+    timeout = _number(value, "OTEL_EXPORTER_OTLP_TIMEOUT", 5000.0) / 1000
+    ratio = _number(value, "OTEL_TRACES_SAMPLER_ARG", 1.0)
+    if not 0 <= ratio <= 1 or timeout <= 0:
+        raise SettingsRefused(
+            "OTEL_TRACES_SAMPLER_ARG goes from 0 to 1, and OTEL_EXPORTER_OTLP_TIMEOUT is over 0 ms"
+        )
+    return TelemetrySettings(
+        endpoint=endpoint,
+        headers={name: SecretStr(text) for name, text in parse_env_headers(headers, liberal=True).items()},
+        timeout_seconds=timeout,
+        sample_ratio=ratio,
+        resource=resource,
+    )
+
+
+def _number(value: Mapping[str, str], name: str, standard: float) -> float:
+    try:
+        return float(value.get(name, standard))
+    except ValueError:
+        raise SettingsRefused(f"{name} is {value[name]!r}; give a number") from None
 
 
 def data_folder(environment: Mapping[str, str] = os.environ) -> Path:

@@ -21,6 +21,7 @@ from kinora.local.role_settings import (
     orchestrator_settings,
     projections_settings,
 )
+from kinora.local.scraping import write_scrape_configuration
 from kinora.local.servers import EmbeddedServers, ServerName
 from kinora.owner import enrolled_agent, signed_up_owner
 from kinora.restarts import Restarts
@@ -123,6 +124,7 @@ class Supervisor:
             servers, await asyncio.to_thread(enrolled_agent, self.folder, self.credentials)
         )
         await self._start_role("agent", agent)
+        write_scrape_configuration(servers)
         self._watching += [asyncio.create_task(self._keep_role(role)) for role in self._roles]
         self._tell("ready", f"ready at {self.url}")
 

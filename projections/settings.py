@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from schemas.base import Message
-from schemas.settings import PostgresSettings
+from schemas.settings import MetricsSettings, PostgresSettings
 
 
 class ProjectionsSettings(Message):
@@ -12,3 +12,5 @@ class ProjectionsSettings(Message):
     postgres: PostgresSettings
     page_size: int = Field(1000, ge=1)
     poll_seconds: float = Field(1.0, gt=0)
+    metrics: MetricsSettings | None = None
+    """Without it nothing listens."""

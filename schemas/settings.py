@@ -4,7 +4,10 @@ Only `kinora.settings` reads environment and files; packages get these as argume
 Secrets are `SecretStr`, so that they never show in a log or a traceback.
 """
 
-from pydantic import Field, SecretStr
+from ipaddress import ip_address
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
 
 from schemas.base import Message
 
@@ -68,3 +71,25 @@ class S3Settings(Message):
     access_key: str
     secret_key: SecretStr
     presign_seconds: int = Field(900, ge=30)
+
+
+class MetricsSettings(Message):
+    """Where a process without an HTTP interface of its own shows its metrics and its health."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+    token: SecretStr | None = None
+    """What a scraper sends as `Authorization: Bearer …`; only on loopback may it be left out."""
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> Self:
+        if self.token is None and not _is_loopback(self.host):
+            raise ValueError(f"host {self.host} can be reached from elsewhere; set a token, or 127.0.0.1")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -7,7 +7,7 @@ from pydantic import Field
 from schemas.base import Message
 from schemas.events.agent import AgentProfile
 from schemas.ids import AgentId, OrganizationId
-from schemas.settings import NatsUser
+from schemas.settings import MetricsSettings, NatsUser
 
 
 class AgentSettings(Message):
@@ -31,3 +31,5 @@ class AgentSettings(Message):
     """How long a graceful stop may take until the engine has saved its last checkpoint; then it is killed."""
     cache_bytes: int = Field(20 * 10**9, ge=0)
     """Room for staged inputs that stay between attempts; the least recently used leave first."""
+    metrics: MetricsSettings | None = None
+    """Without it nothing listens."""

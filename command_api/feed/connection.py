@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 from pydantic import ValidationError
@@ -48,6 +48,13 @@ class FeedParts:
     foreign: Callable[[str | None], str | None]
     """Why positions of a log mean nothing here; None when they do."""
     limits: FeedLimits = FeedLimits()
+    connections: "set[FeedConnection]" = field(default_factory=set)
+    """Those that are being served."""
+
+    def lag(self) -> int:
+        """How many positions the slowest subscription is behind what the log is known to hold."""
+        positions = (position for connection in self.connections for position in connection.positions())
+        return max(0, self.tail.head - min(positions, default=self.tail.head))
 
 
 class Closing(Exception):
@@ -75,6 +82,7 @@ class FeedConnection:
     async def serve(self) -> None:
         """Return when the connection has ended; nothing of it keeps running."""
         closing: Closing | None = None
+        self._parts.connections.add(self)
         try:
             limits = self._parts.limits
             head = await self._parts.reader.head()
@@ -90,8 +98,14 @@ class FeedConnection:
         except* Exception as failed:  # noqa: BLE001 (the door of the connection: others go on)
             _log.error("feed.failed", exc_info=failed)
             closing = Closing(1011, "internal error")
+        finally:
+            self._parts.connections.discard(self)
         if closing is not None:
             await self._close(closing)
+
+    def positions(self) -> list[int]:
+        """How far each subscription has sent."""
+        return [subscription.position for subscription, _ in self._running.values()]
 
     # ---- out -------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from command_api.eventlog.log import EventLog
 from command_api.eventlog.recorder import SideRow
 from command_api.handlers.base import Context, Loaded
 from command_api.handlers.decision import Clock, Handlers, Request, utc_now
+from command_api.handlers.traced import Traced
 from command_api.handlers.writer import Answer, LoadUnit, Outcome, Unit, Writer
 from schemas.commands import Command
 
@@ -47,7 +48,7 @@ class CommandBus:
             EventNotCanonical: an event cannot be stored, for instance because it is too large.
             LogUnavailable: the database does not answer; the command may or may not have been carried out.
         """
-        (answer,) = await self._hand_in((Request(command, context, tuple(rows)),))
+        (answer,) = await self._hand_in([(command, context, rows)])
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -63,8 +64,7 @@ class CommandBus:
         Raises:
             LogUnavailable: the database does not answer; repeat the whole batch.
         """
-        handed_in = tuple(Request(command, context, tuple(rows)) for command, context, rows in requests)
-        return await self._hand_in(handed_in) if handed_in else []
+        return await self._hand_in(requests) if requests else []
 
     async def load(self, stream_id: str) -> Loaded:
         """Fold a stream as it is after everything that was handed in before. Checks no organization."""
@@ -72,10 +72,25 @@ class CommandBus:
         self._writer.submit(unit)
         return await asyncio.wrap_future(unit.future)
 
-    async def _hand_in(self, requests: tuple[Request, ...]) -> list[Answer]:
-        unit = Unit(requests)
-        self._writer.submit(unit)
-        return await asyncio.wrap_future(unit.future)
+    async def _hand_in(self, requests: Sequence[tuple[Command, Context, Sequence[SideRow]]]) -> list[Answer]:
+        traced = [Traced.begin(command, context) for command, context, _ in requests]
+        unit = Unit(
+            tuple(
+                Request(one.command, one.context, tuple(rows))
+                for one, (_, _, rows) in zip(traced, requests, strict=True)
+            )
+        )
+        answers: Sequence[Answer | BaseException] = [asyncio.CancelledError()] * len(traced)
+        try:
+            self._writer.submit(unit)
+            answers = answered = await asyncio.wrap_future(unit.future)
+        except Exception as error:
+            answers = [error] * len(traced)
+            raise
+        finally:
+            for one, answer in zip(traced, answers, strict=True):
+                one.end(answer)
+        return answered
 
 
 __all__ = ["Answer", "CommandBus", "Outcome"]

@@ -22,6 +22,7 @@ from command_api.eventlog.reader import StoredCommand
 from command_api.handlers.base import Idempotency, Loaded
 from command_api.handlers.decision import Clock, Handlers, Request, decide
 from command_api.handlers.streams import FoldCache, MustWait, PendingStreams
+from command_api.metrics import APPEND_EVENTS, APPEND_SECONDS
 from schemas.envelope import Recorded
 from schemas.ids import Prefix
 
@@ -292,12 +293,18 @@ class Writer:
 
     def _commit(self, batch: Sequence[Decided]) -> list[list[Answer]]:
         appends = [append for decided in batch for append in decided.appends]
-        positions = iter(self._log.append(appends) if appends else ())
+        positions = iter(self._append(appends) if appends else ())
         for decided in batch:
             decided.pending.committed()
         nothing_new = any(isinstance(v, Append) and not v.events for d in batch for v in d.verdicts)
         head = self._log.head() if nothing_new else 0
         return [self._outcomes(decided.verdicts, positions, head) for decided in batch]
+
+    def _append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:
+        with APPEND_SECONDS.time():
+            positions = self._log.append(appends)
+        APPEND_EVENTS.observe(sum(len(append.events) for append in appends))
+        return positions
 
     def _outcomes(
         self, verdicts: Sequence[Verdict], positions: Iterator[tuple[int, ...]], head: int

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
+import structlog
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -26,7 +27,13 @@ async def _caller(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Principal:
     known: Principal | None = getattr(request.state, "caller", None)
-    return known or parts.tokens.verify(None if credentials is None else credentials.credentials)
+    return known or _recognised(parts, credentials)
+
+
+def _recognised(parts: Parts, credentials: HTTPAuthorizationCredentials | None) -> Principal:
+    caller = parts.tokens.verify(None if credentials is None else credentials.credentials)
+    structlog.contextvars.bind_contextvars(organization_id=caller.organization_id, actor=caller.user_id)
+    return caller
 
 
 class OpenRoute(APIRoute):
@@ -58,7 +65,7 @@ class ClosedRoute(APIRoute):
             parts: Parts = request.app.state.parts
             credentials = await _BEARER(request)
             try:
-                caller = parts.tokens.verify(credentials.credentials if credentials else None)
+                caller = _recognised(parts, credentials)
             except AuthError:
                 await spend(request, "anonymous", address(request))
                 raise

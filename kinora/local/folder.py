@@ -64,6 +64,16 @@ class DataFolder:
         """What lives as long as the processes: settings, ready files, process ids."""
         return self.root / "run"
 
+    @property
+    def metrics_token(self) -> Path:
+        """What a scraper sends."""
+        return self.run / "metrics.token"
+
+    @property
+    def scrape_configuration(self) -> Path:
+        """For Prometheus."""
+        return self.run / "prometheus.yml"
+
     def prepare(self) -> None:
         """Make the folder, or accept one that is ours.
 

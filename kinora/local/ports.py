@@ -23,6 +23,9 @@ class Ports(Message):
     api: int
     nats: int
     s3: int
+    orchestrator_metrics: int
+    projections_metrics: int
+    agent_metrics: int
 
 
 def kept_ports(folder: DataFolder) -> Ports:
@@ -61,10 +64,10 @@ def _choose() -> Ports:
     # Not secret, only scattered: two data folders should not start looking at the same number.
     candidates = (port for port in random.sample(_RANGE, len(_RANGE)) if _is_free(port))
     try:
-        return Ports(api=next(candidates), nats=next(candidates), s3=next(candidates))
+        return Ports(**{name: next(candidates) for name in Ports.model_fields})
     except StopIteration:
         raise PortTaken(
-            f"no three ports are free on {LOOPBACK} from {_RANGE.start} to {_RANGE.stop - 1}"
+            f"not enough ports are free on {LOOPBACK} from {_RANGE.start} to {_RANGE.stop - 1}"
         ) from None
 
 

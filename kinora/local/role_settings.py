@@ -1,5 +1,8 @@
 """The settings of every role when the servers are embedded ones."""
 
+import hashlib
+import hmac
+
 from pydantic import SecretStr
 
 from command_api.nats_auth.keys import new_seed, public_key
@@ -10,7 +13,7 @@ from kinora.local.servers import EmbeddedServers
 from projections.settings import ProjectionsSettings
 from schemas.base import Message
 from schemas.ids import AgentId, OrganizationId
-from schemas.settings import NatsUser
+from schemas.settings import MetricsSettings, NatsUser
 from trainer_agent.settings import AgentSettings
 
 
@@ -33,6 +36,7 @@ def api_settings(servers: EmbeddedServers) -> ApiSettings:
         nats=servers.nats_control,
         s3=servers.s3,
         secrets=_control_secrets(servers),
+        metrics_token=metrics_token(servers),
     )
 
 
@@ -46,12 +50,15 @@ def orchestrator_settings(servers: EmbeddedServers) -> OrchestratorSettings:
         secrets=_control_secrets(servers),
         # Streams reserve what they may fill; a quarter leaves room for the others on a small disk.
         events_max_bytes=min(standard, servers.nats_store_bytes // 4),
+        metrics=_metrics(servers, servers.ports.orchestrator_metrics),
     )
 
 
 def projections_settings(servers: EmbeddedServers) -> ProjectionsSettings:
     """The read side of an embedded installation."""
-    return ProjectionsSettings(postgres=servers.postgres)
+    return ProjectionsSettings(
+        postgres=servers.postgres, metrics=_metrics(servers, servers.ports.projections_metrics)
+    )
 
 
 def agent_settings(servers: EmbeddedServers, agent: EnrolledAgent) -> AgentSettings:
@@ -63,7 +70,18 @@ def agent_settings(servers: EmbeddedServers, agent: EnrolledAgent) -> AgentSetti
         name=agent.name,
         nats=_interim_user(servers, agent),
         work_folder=servers.folder.agent_work,
+        metrics=_metrics(servers, servers.ports.agent_metrics),
     )
+
+
+def metrics_token(servers: EmbeddedServers) -> SecretStr:
+    """What opens the metrics of this installation's processes: always the same, and nothing else's key."""
+    key = bytes.fromhex(servers.secrets.index_key_hex.get_secret_value())
+    return SecretStr(hmac.digest(key, b"metrics", hashlib.sha256).hex())
+
+
+def _metrics(servers: EmbeddedServers, port: int) -> MetricsSettings:
+    return MetricsSettings(host=LOOPBACK, port=port, token=metrics_token(servers))
 
 
 def _control_secrets(servers: EmbeddedServers) -> ControlSecrets:
