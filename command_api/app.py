@@ -26,6 +26,7 @@ from command_api.feed.slots import FeedSlots
 from command_api.feed.telemetry import TelemetryHub
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
+from command_api.health import HealthCheck
 from command_api.objects import ObjectStore
 from command_api.rates import Rates
 from command_api.routes import (
@@ -219,4 +220,5 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             origins=origins(settings),
             secrets=Secrets(pool, SecretKey.from_secrets(settings.secrets)),
             feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify, log.foreign),
+            health=HealthCheck(pool, store, telemetry, settings.disk_folder),
         )

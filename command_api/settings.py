@@ -1,6 +1,7 @@
 """What the control plane's two processes need to run."""
 
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -107,6 +108,8 @@ class ApiSettings(Message):
     """How long a client may take to send a request's headers."""
     connections: int = Field(2000, ge=1)
     """Open at once in this process; more are answered 503."""
+    disk_folder: Path | None = None
+    """Where the servers keep their data, when that is on this machine: its free room is part of health."""
     metrics_token: SecretStr | None = None
     """What a scraper of /metrics sends; without it only the installation's operator may read them."""
 

@@ -11,7 +11,6 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from command_api.settings import ApiSettings
-
 from kinora.local.errors import ChildFailed, PortTaken
 
 _HEADER_BYTES = 32 * 1024

@@ -1,33 +1,22 @@
-"""Whether the service works, part by part; open to everybody and free of secrets."""
+"""Whether the service works, part by part; open to everybody, and free of secrets and names."""
 
-import asyncio
 from importlib.metadata import version
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from command_api.health import PartHealth
 from command_api.routes.calling import OpenRoute
-from command_api.routes.parts import Parts, PartsOfRequest
-from projections.catalogue import statuses
-from projections.reader import read_head
+from command_api.routes.parts import PartsOfRequest
 
 router = APIRouter(tags=["health"], route_class=OpenRoute)
-
-CHECK_SECONDS = 2.0
-
-
-class PartHealth(BaseModel):
-    """One part."""
-
-    ok: bool
-    detail: str
 
 
 class Health(BaseModel):
     """The whole service."""
 
     status: str
-    """`ok`, or `degraded` when a part is missing; 503 when nothing can be served."""
+    """`ok`; `degraded` when a part is missing; `unready` when a required one is."""
     version: str
     instance_id: str
     """Of this process; new at each start."""
@@ -38,46 +27,56 @@ class Health(BaseModel):
     """Lag of each read model, in events."""
 
 
+class Live(BaseModel):
+    """The process runs and answers; nothing else was looked at."""
+
+    status: str
+
+
+class Ready(BaseModel):
+    """Whether requests can be served."""
+
+    status: str
+    """`ready` or `unready`."""
+    reasons: dict[str, str]
+    """The required parts that are missing, and why."""
+
+
 @router.get(
     "/health", operation_id="health", response_model=Health, summary="Whether the service works, part by part"
 )
 async def health(parts: PartsOfRequest, response: Response) -> Health:
-    (postgres, head, lags), store = await asyncio.gather(_postgres(parts), _store(parts))
-    connected = parts.telemetry.connected
-    nats = PartHealth(ok=connected, detail="connected" if connected else "not connected; trying again")
-    behind = max(lags.values(), default=0)
-    projecting = PartHealth(
-        ok=bool(lags),
-        detail=f"at most {behind} events behind" if lags else "never ran; start `kinora projections`",
-    )
-    found = {"postgres": postgres, "nats": nats, "object_store": store, "projections": projecting}
-    if not postgres.ok:
+    found = await parts.health.look()
+    if not found.parts["postgres"].ok:
         response.status_code = 503
+    worst = "ok" if all(part.ok for part in found.parts.values()) else "degraded"
     return Health(
-        status="ok" if all(part.ok for part in found.values()) else "degraded",
+        status=worst if found.ready else "unready",
         version=version("kinora"),
         instance_id=parts.instance_id,
         log_id=parts.log.log_id,
-        position=head,
-        parts=found,
-        projections=lags,
+        position=found.head,
+        parts=found.parts,
+        projections=found.lags,
     )
 
 
-async def _postgres(parts: Parts) -> tuple[PartHealth, int, dict[str, int]]:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS), parts.pool.connection() as connection:
-            head = await read_head(connection)
-            views = await statuses(connection)
-    except Exception as error:  # noqa: BLE001 (a health check says what is wrong, whatever it is)
-        return PartHealth(ok=False, detail=type(error).__name__), 0, {}
-    return PartHealth(ok=True, detail="answers"), head, {v.view: max(0, head - v.position) for v in views}
+@router.get(
+    "/health/live", operation_id="health_live", response_model=Live, summary="Whether the process answers"
+)
+async def live() -> Live:
+    return Live(status="ok")
 
 
-async def _store(parts: Parts) -> PartHealth:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            await parts.store.check()
-    except Exception as error:  # noqa: BLE001 (as above)
-        return PartHealth(ok=False, detail=type(error).__name__)
-    return PartHealth(ok=True, detail="answers")
+@router.get(
+    "/health/ready",
+    operation_id="health_ready",
+    response_model=Ready,
+    summary="Whether requests can be served: 503 with the reasons when not",
+)
+async def ready(parts: PartsOfRequest, response: Response) -> Ready:
+    found = await parts.health.look()
+    reasons = {name: part.detail for name, part in found.parts.items() if part.required and not part.ok}
+    if reasons:
+        response.status_code = 503
+    return Ready(status="unready" if reasons else "ready", reasons=reasons)

@@ -18,6 +18,7 @@ from command_api.feed.connection import FeedParts
 from command_api.feed.slots import FeedSlots
 from command_api.feed.telemetry import TelemetryHub
 from command_api.handlers.bus import CommandBus
+from command_api.health import HealthCheck
 from command_api.objects import ObjectStore
 from command_api.rates import Rates
 from command_api.settings import ApiSettings
@@ -52,6 +53,7 @@ class Parts:
     origins: frozenset[str]
     """Of web pages that may use the feed."""
     feed: FeedParts
+    health: HealthCheck
 
 
 def _parts(connection: HTTPConnection) -> Parts:

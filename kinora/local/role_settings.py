@@ -36,6 +36,7 @@ def api_settings(servers: EmbeddedServers) -> ApiSettings:
         nats=servers.nats_control,
         s3=servers.s3,
         secrets=_control_secrets(servers),
+        disk_folder=servers.folder.root,
         metrics_token=metrics_token(servers),
     )
 

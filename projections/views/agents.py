@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Any, ClassVar, Literal, LiteralString
 
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
+from pydantic import BaseModel, ConfigDict
 
 from projections.documents import (
     Cursor,
@@ -185,3 +186,29 @@ async def _with_items(connection: AsyncConnection[Any], agents: Sequence[AgentDo
         )
         held = {row.agent_id: HeldItem(**dict(row)) for row in await cursor.fetchall()}
     return [AgentView(**dict(agent), current=held.get(agent.id)) for agent in agents]
+
+
+class Node(BaseModel):
+    """An agent of any organization, without its name: what the installation as a whole can count on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    online: bool
+    device: str = "not probed yet"
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    four_bit_kernel: bool = False
+
+
+async def fleet(connection: AsyncConnection[Any]) -> tuple[Node, ...]:
+    """Every agent of the installation."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            "SELECT status = 'online' AS online, document->'capabilities' AS can FROM view_agents.agents"
+        )
+        rows = await cursor.fetchall()
+    known = {"device", "memory_bytes", "gpu_memory_bytes", "four_bit_kernel"}
+    return tuple(
+        Node(online=row["online"], **{name: row["can"][name] for name in known & set(row["can"] or ())})
+        for row in rows
+    )

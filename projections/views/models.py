@@ -190,3 +190,10 @@ async def page(
 ) -> list[StoredDocument]:
     """Newest first; `after` is (created_at, id) of the last row of the page before."""
     return await _QUERIES.page(connection, organization_id, limit=limit, after=after, statuses=statuses)
+
+
+async def count_ready(connection: AsyncConnection[Any]) -> int:
+    """Models of the whole installation that can be used."""
+    cursor = await connection.execute("SELECT count(*) FROM view_models.models WHERE status = 'ready'")
+    row = await cursor.fetchone()
+    return int(row[0]) if row is not None else 0

@@ -17,6 +17,8 @@ OPEN = {
     ("POST", "/api/v1/auth/refresh"),
     ("POST", "/api/v1/auth/logout"),
     ("GET", "/api/v1/health"),
+    ("GET", "/api/v1/health/live"),
+    ("GET", "/api/v1/health/ready"),
     ("GET", "/api/v1/problems/{code}"),
 }
 IDS = {

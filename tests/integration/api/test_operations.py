@@ -3,6 +3,8 @@
 import asyncio
 from uuid import uuid4
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from schemas.commands.agent import MarkAgentOnline
 from tests.integration.api.running import Person, Visit
 from tests.integration.api.stories import Agent, register
@@ -61,17 +63,48 @@ async def test_health_names_every_part(visit: Visit, ada: Person) -> None:
         answer = await stranger.get(path)
         found = answer.json()
         assert answer.status_code == 200
-        assert found["status"] == "ok", found
-        assert {name: part["ok"] for name, part in found["parts"].items()} == {
+        required = {name: part["ok"] for name, part in found["parts"].items() if part["required"]}
+        assert required == {
+            "api": True,
             "postgres": True,
-            "nats": True,
             "object_store": True,
             "projections": True,
+            "model_registry": True,
+            "disk": True,
         }
+        assert set(found["parts"]) - set(required) == {"nats", "agents", "gpu", "inference_engine"}
+        assert found["parts"]["nats"]["ok"]
+        assert found["parts"]["inference_engine"]["detail"] == "not configured"
+        assert found["status"] in ("ok", "degraded"), found
         assert found["position"] > 0
         assert found["log_id"] == visit.service.parts.log.log_id
         assert found["instance_id"] == visit.service.parts.instance_id
         assert set(found["projections"]) >= {"jobs", "datasets"}
+
+
+async def test_liveness_and_readiness(visit: Visit) -> None:
+    stranger = await visit.client()
+    live, ready = await stranger.get("/health/live"), await stranger.get("/health/ready")
+    assert (live.status_code, live.json()) == (200, {"status": "ok"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "reasons": {}})
+
+
+async def test_metrics_are_for_the_operator(visit: Visit, ada: Person, operator: Person) -> None:
+    stranger = await visit.client()
+    assert (await stranger.get("/metrics")).status_code == 401
+    assert (await ada.http.get("/metrics")).json()["code"] == "missing_scope"
+    await ada.get("/jobs/job_" + "0" * 32)
+    answer = await operator.http.get("/metrics")
+    assert answer.status_code == 200
+    samples = [
+        sample
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+        if sample.name == "kinora_http_request_seconds_count"
+    ]
+    seen = {(sample.labels["method"], sample.labels["route"], sample.labels["status"]) for sample in samples}
+    assert ("GET", "/api/v1/jobs/{job_id}", "404") in seen
+    assert not any("0" * 32 in route for _, route, _ in seen)
 
 
 async def test_the_document_is_stable_and_complete(visit: Visit) -> None:
