@@ -49,6 +49,7 @@ class Context:
         workspace_id: str | None = None,
         correlation_id: str | None = None,
         causation_id: str | None = None,
+        traceparent: str | None = None,
         key: str | None = None,
     ) -> "Context":
         """The context of a policy or another part of the control plane.
@@ -65,6 +66,7 @@ class Context:
             request_id=request_id,
             correlation_id=correlation_id or request_id,
             causation_id=causation_id or request_id,
+            traceparent=traceparent,
             idempotency=None if key is None else Idempotency(actor, key, b""),
         )
 

@@ -96,6 +96,10 @@ class Item:
     correlation_id: str
     phase: Phase
     lane: Lane
+    since: datetime
+    """When it came into this phase."""
+    traceparent: str | None = None
+    """Of the last decision about it; what follows belongs to the same trace."""
     listing: StoredObject | None = None
     """Of a dataset or model; a job's inputs stand in `request`."""
     import_of: datasets.DatasetImportRequested | models.ModelImportRequested | None = None
@@ -213,6 +217,11 @@ class Board:
         """Every (organization, pool) that has agents."""
         return {(agent.organization_id, agent.pool) for agent in self.agents.values()}
 
+    def pool_of(self, item: Item) -> str:
+        """Where it trains, or the pool it was validated in."""
+        agent = self.agents.get(item.agent_id or "")
+        return agent.pool if agent is not None else self._pool(item)
+
     def _pool(self, item: Item) -> str:
         if item.request is not None:
             return item.request.pool
@@ -239,8 +248,15 @@ class Board:
         after = _evolve(item, recorded)
         if after is None:
             self._drop(item.item_id)
-        else:
-            self._put(after)
+            return
+        metadata = recorded.metadata
+        self._put(
+            replace(
+                after,
+                since=item.since if after.phase == item.phase else metadata.recorded_at,
+                traceparent=metadata.traceparent or item.traceparent,
+            )
+        )
 
     def _put(self, item: Item) -> None:
         self._drop(item.item_id, but_in=item.phase)
@@ -270,6 +286,8 @@ def _new(recorded: Recorded, phase: Phase, lane: Lane) -> Item:
         correlation_id=metadata.correlation_id,
         phase=phase,
         lane=lane,
+        since=metadata.recorded_at,
+        traceparent=metadata.traceparent,
     )
 
 

@@ -45,7 +45,7 @@ def agent_context(agent: Agent, item: Item, causation_id: str, traceparent: str 
         request_id=new_id(Prefix.REQUEST),
         correlation_id=item.correlation_id,
         causation_id=causation_id,
-        traceparent=traceparent,
+        traceparent=traceparent or item.traceparent,
     )
 
 
@@ -56,6 +56,7 @@ def item_context(part: str, item: Item, key: str) -> Context:
         organization_id=item.organization_id,
         workspace_id=item.workspace_id,
         correlation_id=item.correlation_id,
+        traceparent=item.traceparent,
         key=key,
     )
 
