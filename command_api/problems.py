@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from command_api.auth.errors import AuthError
 from command_api.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
@@ -209,9 +210,19 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
         404: f"there is no {request.url.path}; GET /openapi.json lists what is",
         405: f"{request.method} is not possible here",
     }.get(error.status_code, str(error.detail))
-    return problem_response(
-        request, status=error.status_code, code=code, detail=detail, headers=error.headers
-    )
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # Starlette names the methods of one route; a path can have several.
+        headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
+    return problem_response(request, status=error.status_code, code=code, detail=detail, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    paths: dict[str, dict[str, object]] = request.app.openapi()["paths"]
+    here = request.url.path
+    # A path without parameters is itself, even where it looks like one with them.
+    fitting = [here] if here in paths else [path for path in paths if compile_path(path)[0].match(here)]
+    return sorted({method.upper() for path in fitting for method in paths[path]})
 
 
 async def _database_away(request: Request, error: Exception) -> JSONResponse:
