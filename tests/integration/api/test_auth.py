@@ -1,7 +1,10 @@
 """Signing up, logging in, refreshing, logging out."""
 
+import asyncio
+import time
 from uuid import uuid4
 
+from schemas.events.identity import TokenFamilyRevoked
 from tests.integration.api.running import PASSWORD, Person, Visit
 
 
@@ -64,6 +67,62 @@ async def test_a_refresh_token_works_once(visit: Visit) -> None:
     # The second use voided the whole family.
     descendant = {"refresh_token": fresh.json()["refresh_token"]}
     assert (await stranger.post("/api/v1/auth/refresh", json=descendant)).status_code == 401
+
+
+async def test_of_two_uses_at_once_one_wins_and_the_session_ends(visit: Visit) -> None:
+    """Whoever copied a token and its owner refresh in the same moment: neither keeps the session."""
+    stranger = await visit.client()
+    tokens = (await stranger.post("/api/v1/auth/signup", json=signup_body())).json()
+    spent = {"refresh_token": tokens["refresh_token"]}
+    answers = await asyncio.gather(*(stranger.post("/api/v1/auth/refresh", json=spent) for _ in range(6)))
+    fresh = [answer for answer in answers if answer.status_code == 200]
+    assert len(fresh) == 1
+    assert {answer.status_code for answer in answers} == {200, 401}
+    descendant = {"refresh_token": fresh[0].json()["refresh_token"]}
+    assert (await stranger.post("/api/v1/auth/refresh", json=descendant)).status_code == 401
+    assert set(reasons(visit, tokens)) == {"reuse_detected"}
+
+
+async def test_the_end_of_a_session_is_an_event_and_no_token_is_in_it(visit: Visit) -> None:
+    stranger = await visit.client()
+    tokens = (await stranger.post("/api/v1/auth/signup", json=signup_body())).json()
+    await stranger.post("/api/v1/auth/logout", json={"refresh_token": tokens["refresh_token"]})
+    assert reasons(visit, tokens) == ["logout"]
+    states = b"".join(row.state for row in visit.service.parts.log.read_all(0, 10_000))
+    for secret in (tokens["refresh_token"], tokens["access_token"]):
+        assert secret.encode() not in states
+
+
+async def test_a_log_out_elsewhere_leaves_other_sessions_alone(visit: Visit) -> None:
+    stranger, body = await visit.client(), signup_body()
+    here = (await stranger.post("/api/v1/auth/signup", json=body)).json()
+    login = {"username": body["username"], "password": PASSWORD}
+    there = (await stranger.post("/api/v1/auth/login", json=login)).json()
+    await stranger.post("/api/v1/auth/logout", json={"refresh_token": there["refresh_token"]})
+    answer = await stranger.post("/api/v1/auth/refresh", json={"refresh_token": here["refresh_token"]})
+    assert answer.status_code == 200
+
+
+async def test_an_unknown_name_takes_as_long_as_a_wrong_password(ada: Person, visit: Visit) -> None:
+    """By the processor time of a hash, which dwarfs everything else; the fastest of each is compared."""
+    stranger = await visit.client()
+
+    async def fastest(name: str) -> float:
+        taken = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            await stranger.post("/api/v1/auth/login", json={"username": name, "password": "not the password"})
+            taken.append(time.perf_counter() - begun)
+        return min(taken)
+
+    known, unknown = await fastest(ada.username), await fastest("nobody-at-all")
+    assert 1 / 4 < known / unknown < 4
+
+
+def reasons(visit: Visit, tokens: dict[str, str]) -> list[str]:
+    """Why this person's sessions ended, as the log says."""
+    stream = visit.service.parts.log.read_stream(tokens["user_id"])
+    return [each.event.reason for each in stream if isinstance(each.event, TokenFamilyRevoked)]
 
 
 async def test_logout_voids_the_session(visit: Visit) -> None:

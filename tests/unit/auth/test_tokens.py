@@ -75,6 +75,8 @@ def test_nothing_is_missing(nothing: str | None) -> None:
         forged(scopes=5),
         forged(algorithm="none"),
         forged(algorithm="HS256"),
+        forged(iat=int(NOON.timestamp()) + 60),
+        forged(iat="soon"),
         tokens(key=Ed25519PrivateKey.generate()).issue(SOMEBODY),
         tokens().issue(SOMEBODY)[:-6] + "AAAAAA",
     ],
@@ -95,3 +97,31 @@ def test_another_kind_of_key_is_refused() -> None:
 
 def test_roles_only_ever_add_scopes() -> None:
     assert set(SCOPES["viewer"]) < set(SCOPES["member"]) < set(SCOPES["admin"]) == set(SCOPES["owner"])
+
+
+def test_a_clock_may_be_a_little_ahead() -> None:
+    assert tokens().verify(tokens(NOON + timedelta(seconds=20)).issue(SOMEBODY)).user_id == "usr_1"
+
+
+def test_the_former_key_s_tokens_last_while_it_is_named() -> None:
+    former, public = Ed25519PrivateKey.generate(), serialization.PublicFormat.SubjectPublicKeyInfo
+    token = tokens(key=former).issue(SOMEBODY)
+    named = former.public_key().public_bytes(serialization.Encoding.PEM, public).decode()
+    during = AccessTokens(pem(KEY), seconds=600, former_public_keys_pem=[named], clock=lambda: NOON)
+    assert during.verify(token).user_id == "usr_1"
+    assert during.verify(during.issue(SOMEBODY)).user_id == "usr_1"
+    with pytest.raises(TokenInvalid):
+        tokens().verify(token)
+
+
+OWN_KID = jwt.get_unverified_header(tokens().issue(SOMEBODY))["kid"]
+
+
+@pytest.mark.parametrize(
+    "header", [{"kid": ""}, {"kid": "0" * 16}, {"kid": OWN_KID}, {"jku": "https://evil.example/keys"}]
+)
+def test_a_token_cannot_choose_a_key_that_is_not_ours(header: dict[str, str]) -> None:
+    claims = jwt.decode(tokens().issue(SOMEBODY), options={"verify_signature": False})
+    forgery = jwt.encode(claims, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers=header)
+    with pytest.raises(TokenInvalid):
+        tokens().verify(forgery)
