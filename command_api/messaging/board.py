@@ -108,6 +108,9 @@ class Item:
     attempt: int = 0
     """The queued, held or importing attempt; the last one otherwise."""
     not_before: datetime | None = None
+    """When the pause of the queued attempt is over, by the clock of whoever recorded it."""
+    pause: timedelta = timedelta(0)
+    """How long that pause is, by any clock."""
     agent_id: str | None = None
     stopping: jobs.StopMode | None = None
     checkpoints: tuple[jobs.CheckpointSaved, ...] = ()
@@ -308,7 +311,12 @@ def _evolve(item: Item, recorded: Recorded) -> Item | None:
             pause = _validation_pause(item.attempt) if reason in ("declined", "failed") else timedelta(0)
             not_before = recorded.metadata.recorded_at + pause
             return replace(
-                item, phase="queued", attempt=item.attempt + 1, agent_id=None, not_before=not_before
+                item,
+                phase="queued",
+                attempt=item.attempt + 1,
+                agent_id=None,
+                not_before=not_before,
+                pause=pause,
             )
         case (
             datasets.DatasetValidationStarted(attempt=attempt, agent_id=agent_id)
@@ -355,12 +363,14 @@ def _validation_pause(attempt: int) -> timedelta:
 
 def _queued(item: Item, queued: jobs.JobQueued, at: datetime) -> Item:
     kept = tuple(checkpoint for checkpoint in item.checkpoints if checkpoint.step <= queued.resume_step)
+    pause = timedelta(seconds=queued.not_before_seconds)
     return replace(
         item,
         checkpoints=kept,
         phase="queued",
         attempt=queued.attempt,
         agent_id=None,
-        not_before=at + timedelta(seconds=queued.not_before_seconds) if queued.not_before_seconds else None,
+        not_before=at + pause if pause else None,
+        pause=pause,
         resume=next((each for each in reversed(kept) if each.step == queued.resume_step), None),
     )

@@ -11,6 +11,7 @@ from nats.js.errors import APIError
 from command_api.messaging.board import Offer
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.follower import Follower
+from command_api.messaging.pauses import Pauses
 from command_api.messaging.topology import Topology
 from schemas.subjects import WORK_STREAM, WORK_SUBJECTS, work_subject
 from schemas.work import WorkOffer
@@ -33,8 +34,9 @@ class WorkPublisher:
         self._republish_seconds = republish_seconds
         self._published: dict[str, tuple[str, int]] = {}
         """Subject and attempt of every offer that was put on WORK."""
-        self._later: dict[str, datetime] = {}
-        """Queued items that nobody may take yet, and from when on somebody may."""
+        self._later: dict[str, float] = {}
+        """Queued items that nobody may take yet, and from when on somebody may, by the loop's clock."""
+        self._pauses = Pauses()
         self._all_again = True
 
     def republish_soon(self) -> None:
@@ -71,11 +73,12 @@ class WorkPublisher:
         board = self._follower.board
         for pool in board.pools():
             await self._topology.ensure_pool(*pool)
-        now = datetime.now(UTC)
+        now = asyncio.get_running_loop().time()
         looked_at = board.take_stirred() | {item_id for item_id, due in self._later.items() if due <= now}
         if everything:
             await self._forget_what_is_gone()
             looked_at |= {*self._published, *board.queued()}
+            self._pauses.keep(frozenset(board.queued()))
         wanted = [offer for item_id in looked_at if (offer := await self._settle(item_id, now)) is not None]
         wanted.sort(key=lambda offer: offer.item.item_id)  # ids grow with time
         for chunk in _chunks(wanted):
@@ -87,7 +90,7 @@ class WorkPublisher:
         there = info.state.subjects or {}
         self._published = {item_id: place for item_id, place in self._published.items() if place[0] in there}
 
-    async def _settle(self, item_id: str, now: datetime) -> Offer | None:
+    async def _settle(self, item_id: str, now: float) -> Offer | None:
         """Withdraw what was published for the item and is wrong; returns what is to be published."""
         offer, published = self._follower.board.offer(item_id), self._published.get(item_id)
         self._later.pop(item_id, None)
@@ -97,9 +100,12 @@ class WorkPublisher:
             published = None
         if offer is None or published is not None:
             return None
-        if not _due(offer, now):
-            assert offer.item.not_before is not None  # noqa: S101 - narrows the type
-            self._later[item_id] = offer.item.not_before
+        item = offer.item
+        left = self._pauses.due_in(
+            (item.item_id, item.attempt), item.not_before, item.pause, wall=datetime.now(UTC), monotonic=now
+        )
+        if left > 0:
+            self._later[item_id] = now + left
             return None
         return offer
 
@@ -116,8 +122,8 @@ class WorkPublisher:
 
     async def _wait(self, seconds: float) -> None:
         """Until the board moves, an offer becomes due, or everything is to be published again."""
-        now = datetime.now(UTC)
-        later = [(due - now).total_seconds() for due in self._later.values()]
+        now = asyncio.get_running_loop().time()
+        later = [due - now for due in self._later.values()]
         try:
             async with asyncio.timeout(max(0.01, min([seconds, *later]))):
                 await self._changed.wait()
@@ -129,10 +135,6 @@ def _place(offer: Offer) -> tuple[str, int]:
     item = offer.item
     subject = work_subject(item.organization_id, offer.pool, item.lane, item.priority, item.item_id)
     return subject, item.attempt
-
-
-def _due(offer: Offer, now: datetime) -> bool:
-    return offer.item.not_before is None or offer.item.not_before <= now
 
 
 def _chunks(offers: list[Offer]) -> Iterable[list[Offer]]:

@@ -471,3 +471,23 @@ async def test_a_closed_database_is_a_typed_answer(database: PostgresSettings) -
         async with CommandBus(log, HANDLERS) as bus:
             with pytest.raises(LogUnavailable):
                 await bus.execute(enroll(), person())
+
+
+async def test_a_clock_that_is_set_back_changes_no_order(log: EventLog) -> None:
+    """Recorded times may repeat and go back; positions and versions say what came first."""
+    hours = iter([12, 12, 3, 4, 4])
+    async with CommandBus(log, HANDLERS, clock=lambda: NOON.replace(hour=next(hours))) as bus:
+        command = enroll()
+        gone = MarkAgentLost(agent_id=command.agent_id, reason="shut_down")
+        commands = (command, online(command.agent_id), gone, online(command.agent_id))
+        positions = [(await bus.execute(each, person())).position for each in commands]
+    story = log.read_stream(command.agent_id)
+    assert positions == sorted(set(positions))
+    assert [recorded.position for recorded in story] == positions
+    assert [recorded.metadata.recorded_at.hour for recorded in story] == [12, 12, 3, 4]
+    assert [type(recorded.event) for recorded in story] == [
+        AgentEnrolled,
+        AgentOnline,
+        AgentLost,
+        AgentOnline,
+    ]

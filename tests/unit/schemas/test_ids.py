@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.ids import Prefix, derived_id, id_prefix, id_uuid, new_id, uuid7
+from schemas.ids import Prefix, Ticks, derived_id, id_prefix, id_uuid, new_id, uuid7
 
 ZEROS = "0" * 32
 PREFIXES = st.sampled_from(list(Prefix))
@@ -34,6 +34,21 @@ def test_uuid7_has_version_variant_and_time() -> None:
 
 def test_ids_do_not_repeat() -> None:
     assert len({uuid7() for _ in range(10_000)}) == 10_000
+
+
+@given(st.lists(st.integers(0, 2**44), min_size=2, max_size=50))
+def test_ids_only_go_forward_however_the_clock_jumps(milliseconds: list[int]) -> None:
+    times = iter([each * 1_000_000 for each in milliseconds])
+    ticks = Ticks(lambda: next(times))
+    made = [uuid7(ticks) for _ in milliseconds]
+    assert made == sorted(set(made))
+    assert all(value.version == 7 and value.variant == UUID(int=0, version=4).variant for value in made)
+
+
+def test_ids_of_a_clock_that_stands_still_go_forward_too() -> None:
+    ticks = Ticks(lambda: 0)
+    made = [uuid7(ticks) for _ in range(10_000)]
+    assert made == sorted(set(made))
 
 
 @settings(deadline=None)
