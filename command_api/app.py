@@ -44,6 +44,7 @@ from command_api.routes import (
     projections,
     reference,
     secrets,
+    storage,
 )
 from command_api.routes.answers import AnswerHeaders
 from command_api.routes.middleware import BodyLimit, RequestStory
@@ -157,6 +158,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         activity,
         projections,
         secrets,
+        storage,
         health,
         problem_pages,
     ):

@@ -9,8 +9,18 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
+from schemas.errors import KinoraError
+
 LOCK = 0x6B696E6F7261_02
 _CONNECT_SECONDS = 5
+_PASS_SECONDS = 10
+
+
+class ObjectsInDeletion(KinoraError):
+    """Objects are being deleted for longer than usual."""
+
+    code = "objects_in_deletion"
+    retryable = True
 
 
 @asynccontextmanager
@@ -19,6 +29,37 @@ async def keeping(conninfo: str) -> AsyncIterator[None]:
     async with await _connect(conninfo) as connection:
         await connection.execute("SET lock_timeout = 0")
         await connection.execute("SELECT pg_advisory_lock_shared(%s)", (LOCK,))
+        yield
+
+
+async def pass_deletions(connection: psycopg.AsyncConnection) -> None:
+    """Wait until the deletion that is under way, if any, has ended; a later one reads the log after this.
+
+    So whoever has said in the log that an object is needed, and then waits here, can believe what the store
+    says of it from then on.
+
+    Raises:
+        ObjectsInDeletion: when it takes too long.
+    """
+    async with kept_meanwhile(connection):
+        pass
+
+
+@asynccontextmanager
+async def kept_meanwhile(connection: psycopg.AsyncConnection) -> AsyncIterator[None]:
+    """No object is deleted inside, which is meant to be short: it holds a transaction of `connection`.
+
+    Raises:
+        ObjectsInDeletion: when a deletion that is under way takes too long.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{_PASS_SECONDS}s",))
+        try:
+            await connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (LOCK,))
+        except psycopg.errors.LockNotAvailable as error:
+            raise ObjectsInDeletion(
+                "unneeded objects are being deleted and the store is slow; try again"
+            ) from error
         yield
 
 

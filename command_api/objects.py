@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,6 +47,15 @@ class PartsRefused(KinoraError):
     """The named parts are not the ones that the store holds."""
 
     code = "parts_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object that is there."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
 
 
 class ObjectStore:
@@ -269,11 +280,36 @@ class ObjectStore:
 
     async def iterate(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
         """Key and size of every object below `prefix`, in key order."""
+        async for entry in self.entries(prefix):
+            yield entry.key, entry.size_bytes
+
+    async def entries(self, prefix: str) -> AsyncIterator["Entry"]:
+        """Every object below `prefix`, in key order."""
+        async for page in self._listed(Prefix=prefix):
+            for entry in page.get("Contents", ()):
+                yield Entry(str(entry["Key"]), int(entry["Size"]), entry["LastModified"])
+
+    async def entry(self, key: str) -> "Entry | None":
+        """The object as it stands, or None when there is none. Its time is in whole seconds."""
+        try:
+            answer = await self._call("head_object", Key=key)
+        except ObjectMissing:
+            return None
+        return Entry(key, int(answer["ContentLength"]), answer["LastModified"])
+
+    async def top_folders(self) -> list[str]:
+        """The first segments of all keys, without their slash."""
+        return [
+            str(folder["Prefix"]).removesuffix("/")
+            async for page in self._listed(Delimiter="/")
+            for folder in page.get("CommonPrefixes", ())
+        ]
+
+    async def _listed(self, **params: str) -> AsyncIterator[dict[str, Any]]:
         token: dict[str, str] = {}
         while True:
-            page = await self._call("list_objects_v2", Prefix=prefix, **token)
-            for entry in page.get("Contents", ()):
-                yield str(entry["Key"]), int(entry["Size"])
+            page = await self._call("list_objects_v2", **params, **token)
+            yield page
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}

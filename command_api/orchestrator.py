@@ -41,6 +41,8 @@ from command_api.messaging.work import WorkPublisher
 from command_api.nats_auth.users import ControlUser, Issuer
 from command_api.objects import ObjectStore
 from command_api.settings import OrchestratorSettings
+from command_api.storage.schedule import Collections
+from command_api.storage.sweeps import ReportCursors, UploadSessions, row_sweeps
 from command_api.tables import ensure_tables
 
 logger = logging.getLogger(__name__)
@@ -108,6 +110,18 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             unread=inbox.unread,
         )
         reconnections += [relay.check_soon, work.republish_soon, expiry.restart]
+        collections = Collections(
+            log,
+            store,
+            conninfo,
+            (
+                UploadSessions(conninfo, store, settings.upload_idle_seconds),
+                ReportCursors(conninfo, follower),
+                *row_sweeps(conninfo),
+            ),
+            every_seconds=settings.collect_every_seconds,
+            grace_seconds=settings.collect_grace_seconds,
+        )
         controls = Controls(client, follower)
         admission = Admission(follower, bus, store)
 
@@ -139,6 +153,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             inbox.run(),
             controls.run(),
             admission.run(),
+            collections.run(),
             Watchdog(topology, inbox, reports.again).run(),
             stay_open(client, broker.connection),
             stay_fresh(broker.connection, requests),

@@ -127,3 +127,9 @@ class OrchestratorSettings(Message):
     events_max_bytes: int = Field(4 * 2**30, ge=2**20)
     metrics: MetricsSettings | None = None
     """Without it nothing listens."""
+    collect_every_seconds: float = Field(86400.0, ge=0)
+    """How often objects that nobody needs are deleted; 0 for only when asked."""
+    collect_grace_seconds: float = Field(86400.0, ge=3600)
+    """How long what is not needed any more is kept still."""
+    upload_idle_seconds: float = Field(7 * 86400.0, ge=3600)
+    """After so long without a request, an upload session is closed and begun anew at the next one."""

@@ -12,6 +12,7 @@ from command_api.credentials import tables as credentials
 from command_api.eventlog import tables as eventlog
 from command_api.eventlog.errors import LogUnavailable
 from command_api.messaging import tables as messaging
+from command_api.storage import tables as storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
         ),
     ),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),
+    TableSet(storage.CREATE_TABLES, kept=("kinora_collections",)),
     TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epoch")),
 )
 

@@ -14,6 +14,7 @@ from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
 from command_api.domain.errors import Conflict, Invalid, NotFound
+from command_api.keeping import kept_meanwhile, pass_deletions
 from command_api.objects import ObjectMissing, ObjectStore, PartsRefused, UploadLost
 from schemas.api import UploadedFile, UploadPart, UploadSession, UploadTargetFile, UploadTargetPart
 from schemas.errors import FieldError
@@ -33,11 +34,18 @@ _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 TABLES = """
 CREATE TABLE IF NOT EXISTS kinora_uploads (
     upload_id text PRIMARY KEY,
-    item_id text NOT NULL UNIQUE,
+    item_id text NOT NULL,
     organization_id text NOT NULL,
     part_bytes bigint NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    active_at timestamptz NOT NULL DEFAULT now(),
+    closed_at timestamptz
 );
+ALTER TABLE kinora_uploads DROP CONSTRAINT IF EXISTS kinora_uploads_item_id_key;
+ALTER TABLE kinora_uploads ADD COLUMN IF NOT EXISTS active_at timestamptz NOT NULL DEFAULT now();
+ALTER TABLE kinora_uploads ADD COLUMN IF NOT EXISTS closed_at timestamptz;
+CREATE UNIQUE INDEX IF NOT EXISTS kinora_uploads_open ON kinora_uploads (item_id) WHERE closed_at IS NULL;
+CREATE INDEX IF NOT EXISTS kinora_uploads_organization ON kinora_uploads (organization_id);
 CREATE TABLE IF NOT EXISTS kinora_upload_files (
     upload_id text NOT NULL REFERENCES kinora_uploads,
     sha256 text NOT NULL,
@@ -92,14 +100,16 @@ class Uploads:
         content = listing.model_dump_json().encode()
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
         key = content_key(organization_id, sha256)
-        await self._store.put_bytes(key, content)
+        async with self._pool.connection() as connection, kept_meanwhile(connection):
+            # Fresh from now on, so that it outlasts the time until the log names it.
+            await self._store.put_bytes(key, content)
         return StoredObject(path="listing.json", key=key, size_bytes=len(content), sha256=sha256)
 
     async def begin(self, organization_id: str, item_id: str, listing: StoredObject) -> str:
         """The id of the item's one upload, begun now or before."""
         async with self._pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(
-                "SELECT upload_id FROM kinora_uploads WHERE item_id = %s", (item_id,)
+                "SELECT upload_id FROM kinora_uploads WHERE item_id = %s AND closed_at IS NULL", (item_id,)
             )
             known = await cursor.fetchone()
         if known is not None:
@@ -110,7 +120,7 @@ class Uploads:
         async with self._pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(
                 "INSERT INTO kinora_uploads (upload_id, item_id, organization_id, part_bytes)"
-                " VALUES (%s, %s, %s, %s) ON CONFLICT (item_id) DO NOTHING",
+                " VALUES (%s, %s, %s, %s) ON CONFLICT (item_id) WHERE closed_at IS NULL DO NOTHING",
                 (upload.upload_id, upload.item_id, upload.organization_id, upload.part_bytes),
             )
             if cursor.rowcount == 1:
@@ -326,16 +336,19 @@ class Uploads:
     # ---- rows ------------------------------------------------------------------------------------
 
     async def _upload(self, upload_id: str, organization_id: str) -> _Upload:
+        """The open session, which is in use again; what the store holds of its files can be believed."""
         async with self._pool.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(_Upload))
             await cursor.execute(
-                "SELECT upload_id, item_id, organization_id, part_bytes FROM kinora_uploads"
-                " WHERE upload_id = %s AND organization_id = %s",
+                "UPDATE kinora_uploads SET active_at = now()"
+                " WHERE upload_id = %s AND organization_id = %s AND closed_at IS NULL"
+                " RETURNING upload_id, item_id, organization_id, part_bytes",
                 (upload_id, organization_id),
             )
             upload = await cursor.fetchone()
-        if upload is None:
-            raise _unknown(upload_id)
+            if upload is None:
+                raise _unknown(upload_id)
+            await pass_deletions(connection)
         return upload
 
     async def _files(self, upload_id: str, hashes: Sequence[str]) -> dict[str, _File]:

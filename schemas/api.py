@@ -140,6 +140,12 @@ class EnrollAgentBody(Message):
     pool: str = Field(DEFAULT_POOL, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 
+class CollectBody(Message):
+    """POST /storage/collections"""
+
+    dry_run: bool = False
+
+
 class UploadTargetPart(Message):
     """Where one part goes; PUT exactly its bytes."""
 
