@@ -1,0 +1,119 @@
+"""The orchestrator collects what it is asked to, and by itself once a day."""
+
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+
+from command_api.storage.outcome import Outcome
+from command_api.storage.requests import SCHEDULE, Collection, find_collection, request_collection
+from command_api.tables import ensure_tables
+from schemas.commands.dataset import DeleteDataset
+from schemas.events.job import AgentAccepted, AttemptReleased, JobQueued
+from schemas.objects import content_key
+from schemas.settings import NatsSettings, PostgresSettings, S3Settings
+from schemas.work import Accepted, Released
+from tests.integration.messaging.world import (
+    Agent,
+    World,
+    active_orchestrator,
+    eventually,
+    settings_of,
+)
+
+
+async def collected(database: PostgresSettings, *, dry_run: bool) -> Outcome:
+    async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as connection:
+        identifier = await request_collection(connection, dry_run=dry_run, requested_by="usr_1")
+
+        async def over() -> Collection | None:
+            found = await find_collection(connection, identifier)
+            return found if found.finished_at is not None else None
+
+        done = await eventually(over, "the collection to end")
+    assert (done.state, done.error) == ("done", None)
+    assert done.outcome is not None
+    return done.outcome
+
+
+async def test_a_dry_run_tells_what_a_collection_then_does(
+    world: World, database: PostgresSettings, nats: NatsSettings, s3: S3Settings
+) -> None:
+    settings = settings_of(database, nats, s3).model_copy(update={"collect_grace_seconds": -3600.0})
+    lonely = content_key(world.organization_id, "ab" * 32)
+    await world.store.put_bytes(lonely, b"12345")
+    await world.store.put_bytes("elsewhere/objects/sha256/" + "ab" * 32, b"not of an organization")
+    before = [key async for key, _ in world.store.iterate("")]
+    async with active_orchestrator(settings):
+        told = await collected(database, dry_run=True)
+        assert [key async for key, _ in world.store.iterate("")] == before
+        assert (told.total.objects, told.total.bytes) == (1, 5)
+        assert [each.key for each in told.keys] == [lonely]
+        (usage,) = told.usage
+        assert (usage.organization_id, usage.purpose) == (world.organization_id, "content")
+        assert usage.objects == len(before) - 1
+        done = await collected(database, dry_run=False)
+        assert (done.total, done.keys) == (told.total, told.keys)
+        assert [key async for key, _ in world.store.iterate("")] == [key for key in before if key != lonely]
+        await world.ask(DeleteDataset(dataset_id=world.dataset_id))
+        # Its two files, its listing and its manifest.
+        assert (await collected(database, dry_run=False)).by_purpose["content"].objects == 4
+
+
+async def test_rows_that_have_served_their_time_go(
+    world: World, agent: Agent, database: PostgresSettings
+) -> None:
+    job_id = await world.request_job()
+    offer = await agent.take()
+    await agent.report(offer, Accepted())
+    await world.event(job_id, AgentAccepted)
+    now = datetime.now(UTC)
+    async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as connection:
+
+        async def rows(table: str) -> int:
+            cursor = await connection.execute(f"SELECT count(*) FROM {table}")  # type: ignore[arg-type]
+            row = await cursor.fetchone()
+            return int(row[0]) if row else 0
+
+        for family, expiries in {"live": (-50, 50), "dead": (-50, -30), "lately": (-1,)}.items():
+            await connection.execute(
+                "INSERT INTO kinora_refresh_families (family_id, user_id, organization_id, workspace_id)"
+                " VALUES (%s, 'usr_1', 'org_1', 'ws_1')",
+                (family,),
+            )
+            for number, hours in enumerate(expiries):
+                await connection.execute(
+                    "INSERT INTO kinora_refresh_tokens (token_hash, family_id, expires_at)"
+                    " VALUES (%s, %s, %s)",
+                    (f"{family} {number}".encode(), family, now + timedelta(hours=hours)),
+                )
+        swept = (await collected(database, dry_run=False)).swept
+        assert swept == {"upload_sessions": 0, "report_cursors": 0, "sessions": 1, "refresh_tokens": 1}
+        assert (await rows("kinora_refresh_families"), await rows("kinora_refresh_tokens")) == (2, 2)
+        assert await rows("kinora_report_cursors") == 1  # the attempt is still held
+        await agent.report(offer, Released(reason="shut down"))
+        await world.event(job_id, AttemptReleased)
+        await world.event(job_id, JobQueued, count=2)
+        assert (await collected(database, dry_run=True)).swept["report_cursors"] == 1
+        assert (await collected(database, dry_run=False)).swept["report_cursors"] == 1
+        assert await rows("kinora_report_cursors") == 0
+
+
+async def test_it_happens_by_itself(database: PostgresSettings, nats: NatsSettings, s3: S3Settings) -> None:
+    settings = settings_of(database, nats, s3).model_copy(update={"collect_every_seconds": 0.5})
+    async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as connection:
+        await ensure_tables(database.conninfo())
+        # One broke off with the orchestrator that ran it.
+        broken = await request_collection(connection, dry_run=False, requested_by="usr_1")
+        await connection.execute("UPDATE kinora_collections SET state = 'running', started_at = now()")
+        async with active_orchestrator(settings):
+
+            async def twice() -> list[tuple[int, str]]:
+                cursor = await connection.execute(
+                    "SELECT id, requested_by FROM kinora_collections WHERE state = 'done' ORDER BY id"
+                )
+                rows: list[tuple[int, str]] = await cursor.fetchall()
+                return rows if len(rows) >= 3 else []
+
+            done = await eventually(twice, "two collections that nobody asked for")
+    assert done[0] == (broken, "usr_1")
+    assert {by for _, by in done[1:]} == {SCHEDULE}
