@@ -220,6 +220,28 @@ class ObjectStore:
         """Store a small object."""
         await self._call("put_object", Key=key, Body=content, ContentType=content_type)
 
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes], size_bytes: int) -> None:
+        """Store an object of a known size that may be larger than memory."""
+        part_bytes = max(_COPY_PART_BYTES, -(-size_bytes // 10_000))
+        parts = _regrouped(chunks, part_bytes)
+        if size_bytes <= part_bytes:
+            content = b"".join([part async for part in parts])
+            await self.put_bytes(key, content, content_type="application/octet-stream")
+            return
+        upload_id = await self.create_multipart(key)
+        try:
+            done: list[UploadPart] = []
+            async for content in parts:
+                number = len(done) + 1
+                answer = await self._call(
+                    "upload_part", Key=key, UploadId=upload_id, PartNumber=number, Body=content
+                )
+                done.append(UploadPart(number=number, etag=answer["ETag"]))
+            await self.complete_multipart(key, upload_id, done)
+        except BaseException:
+            await self.abort(key, upload_id)
+            raise
+
     async def get_bytes(self, key: str, *, limit: int = 256 * 2**20) -> bytes:
         """A small object's content.
 
@@ -323,6 +345,18 @@ class ObjectStore:
             raise ObjectStoreUnavailable(
                 f"the object store at {self._settings.endpoint_url} did not answer {operation}: {error}"
             ) from error
+
+
+async def _regrouped(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of `size`; only the last one is smaller."""
+    kept = bytearray()
+    async for chunk in chunks:
+        kept += chunk
+        while len(kept) >= size:
+            yield bytes(kept[:size])
+            del kept[:size]
+    if kept:
+        yield bytes(kept)
 
 
 def _translate(operation: str, params: dict[str, Any], error: ClientError) -> KinoraError:
