@@ -130,7 +130,7 @@ class Supervisor:
 
     async def _start_role(self, role: Role, decided: Message) -> None:
         settings = overridden(decided, role, self.folder.settings, roles=ROLES)
-        settings_file = self.folder.run / f"{role}.settings.json"
+        settings_file = self.folder.role_settings(role)
         write_settings(settings_file, settings)
         stop_seconds = agent_stop_seconds(settings) if isinstance(settings, AgentSettings) else STOP_SECONDS
         self._roles[role] = Child(

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import hypothesis
 import psycopg
@@ -44,6 +45,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
 @pytest.fixture
 def database(servers: EmbeddedServers) -> Iterator[PostgresSettings]:
     """An empty database, owned by the role that the product uses."""
+    with made_database(servers) as settings:
+        yield settings
+
+
+@contextmanager
+def made_database(servers: EmbeddedServers) -> Iterator[PostgresSettings]:
+    """An empty database, for as long as the context lasts."""
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(servers.postgres_superuser.conninfo(), autocommit=True) as connection:
         connection.execute(
@@ -84,6 +92,13 @@ def nats_agent(nats: NatsSettings) -> AgentUser:
 @pytest.fixture
 def s3(servers: EmbeddedServers) -> Iterator[S3Settings]:
     """An empty bucket."""
+    with made_bucket(servers) as settings:
+        yield settings
+
+
+@contextmanager
+def made_bucket(servers: EmbeddedServers) -> Iterator[S3Settings]:
+    """An empty bucket, for as long as the context lasts."""
     bucket = f"test-{secrets.token_hex(6)}"
     settings = servers.s3.model_copy(update={"bucket": bucket})
     asyncio.run(_create_bucket(settings))

@@ -2,7 +2,7 @@
 
 import typer
 
-from kinora.cli import datasets, events, jobs, models, projections, roles, secrets
+from kinora.cli import backup, datasets, events, jobs, models, projections, roles, secrets
 from kinora.cli.demo import demo
 from kinora.cli.doctor import doctor
 from kinora.cli.up import up
@@ -20,6 +20,8 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(events.app, name="events")
 app.add_typer(secrets.app, name="secrets")
 app.command()(doctor)
+app.add_typer(backup.app, name="backup")
+app.command()(backup.restore)
 for role in (roles.api, roles.orchestrator, roles.agent):
     app.command()(role)
 # Alone the role, with a subcommand what one can do to read models.

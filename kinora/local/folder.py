@@ -74,8 +74,17 @@ class DataFolder:
         """For Prometheus."""
         return self.run / "prometheus.yml"
 
-    def prepare(self) -> None:
-        """Make the folder, or accept one that is ours.
+    def role_settings(self, role: str) -> Path:
+        """What a role was started with."""
+        return self.run / f"{role}.settings.json"
+
+    @property
+    def restoring(self) -> Path:
+        """Here while a backup is being restored; left behind by a restore that broke off."""
+        return self.root / "restoring.json"
+
+    def prepare(self, *, restoring: bool = False) -> None:
+        """Make the folder, or accept one that is ours; a half restored one only for `restoring`.
 
         Raises:
             DataFolderRefused: when it holds somebody else's files, or cannot be written.
@@ -87,6 +96,11 @@ class DataFolder:
                 raise DataFolderRefused(
                     f"{self.root} is not empty and not a data folder of Kinora (it holds {min(found)!r});"
                     " set KINORA_HOME to a new or empty folder"
+                )
+            if self.restoring.exists() and not restoring:
+                raise DataFolderRefused(
+                    f"a restore into {self.root} was not finished; repeat it, or remove the folder",
+                    code="restore_unfinished",
                 )
             self.root.chmod(0o700)
             self.lock.touch(mode=0o600)  # first of all: it marks the folder as ours

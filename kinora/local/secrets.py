@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Mapping
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -55,7 +56,7 @@ def kept_secrets(folder: DataFolder) -> LocalSecrets:
         raise DataFolderRefused(
             f"{folder.secrets} is damaged at {fields}; restore it from a backup"
         ) from None
-    made = _generate()
+    made = new_secrets()
     write_private(folder.secrets, revealed_json(made))
     return made
 
@@ -64,7 +65,29 @@ def _password() -> SecretStr:
     return SecretStr(secrets.token_urlsafe(32))
 
 
-def _generate() -> LocalSecrets:
+OF_THE_SERVERS = frozenset(
+    {"instance_id", "postgres_superuser_password", "postgres_password", "s3_access_key", "s3_secret_key"}
+)
+"""What belongs to the servers of one data folder; everything else belongs to the data, wherever they are."""
+
+
+def moved_secrets(former: Mapping[str, object]) -> LocalSecrets:
+    """Secrets for new servers that hold the data of the installation whose secrets were `former`.
+
+    Raises:
+        DataFolderRefused: when a field is wrong.
+    """
+    of_data = {name: value for name, value in former.items() if name not in OF_THE_SERVERS}
+    known = {name: value for name, value in of_data.items() if name in LocalSecrets.model_fields}
+    try:
+        return LocalSecrets.model_validate(new_secrets().model_dump() | known)
+    except ValidationError as error:
+        fields = ", ".join(str(part["loc"]) for part in error.errors(include_input=False))
+        raise DataFolderRefused(f"the keys of the backup are damaged at {fields}") from None
+
+
+def new_secrets() -> LocalSecrets:
+    """Secrets of a new installation."""
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     return LocalSecrets(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +25,18 @@ Server = PostgresServer | NatsServer | S3Server
 class EmbeddedServers:
     """Starts PostgreSQL, NATS and S3 on entry and ends them on exit; nothing of it belongs to an event loop.
 
-    Enter it in a thread that outlives the servers (see `Child`).
+    Enter it in a thread that outlives the servers (see `Child`). With `only`, the others stay away.
     """
 
-    def __init__(self, data_folder: Path) -> None:
+    def __init__(
+        self,
+        data_folder: Path,
+        *,
+        only: Collection[ServerName] = ("postgres", "nats", "s3"),
+        restoring: bool = False,
+    ) -> None:
+        self._only = frozenset(only)
+        self._restoring = restoring
         self.folder = DataFolder(data_folder.absolute())
         self._held = ExitStack()
         self._servers: dict[ServerName, Server] = {}
@@ -37,15 +45,16 @@ class EmbeddedServers:
         self._secrets: LocalSecrets | None = None
 
     async def __aenter__(self) -> Self:
-        self.folder.prepare()
+        self.folder.prepare(restoring=self._restoring)
         self._held.enter_context(FolderLock(self.folder))
         try:
             self._secrets, self._ports = kept_secrets(self.folder), kept_ports(self.folder)
-            self._servers = {
+            servers: dict[ServerName, Server] = {
                 "postgres": PostgresServer(self.folder, self._secrets),
                 "nats": NatsServer(self.folder, self._secrets, self._ports),
                 "s3": S3Server(self.folder, self._secrets, self._ports),
             }
+            self._servers = {name: server for name, server in servers.items() if name in self._only}
             await _all(server.start() for server in self._servers.values())
         except BaseException:
             await self._stop()
