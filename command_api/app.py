@@ -7,8 +7,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -28,6 +26,7 @@ from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
 from command_api.health import HealthCheck
 from command_api.objects import ObjectStore
+from command_api.pool import open_pool
 from command_api.rates import Rates
 from command_api.routes import (
     activity,
@@ -58,8 +57,6 @@ from projections.positions import ViewPositions
 from projections.reader import LogReader, LogTail
 from schemas.ids import uuid7
 
-_POOL_SIZE = 16
-_POOL_WAIT_SECONDS = 10.0
 _TAIL_BYTES = 16 * 2**20
 """Newest events kept for the feed, so that a hundred followers cost one query."""
 
@@ -179,16 +176,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
     async with AsyncExitStack() as stack:
         log = await asyncio.to_thread(EventLog.open, settings.postgres)
         stack.push_async_callback(asyncio.to_thread, log.close)
-        pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
-            conninfo,
-            min_size=1,
-            max_size=_POOL_SIZE,
-            timeout=_POOL_WAIT_SECONDS,
-            kwargs={"autocommit": True, "application_name": "kinora-api"},
-            check=AsyncConnectionPool.check_connection,
-            open=False,
-        )
-        await stack.enter_async_context(pool)
+        pool = await stack.enter_async_context(open_pool(conninfo, application_name="kinora-api"))
         async with pool.connection() as connection:
             await create_tables(connection)
         store = await stack.enter_async_context(ObjectStore(settings.s3))

@@ -1,0 +1,42 @@
+"""The API's connections for reads: checked before use when they were idle long enough to have been cut."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+Pool = AsyncConnectionPool[AsyncConnection]
+
+SIZE = 16
+WAIT_SECONDS = 10.0
+TRUSTED_SECONDS = 1.0
+"""A connection that was used so recently is handed out without asking the server whether it still is."""
+
+
+@asynccontextmanager
+async def open_pool(conninfo: str, *, application_name: str) -> AsyncIterator[Pool]:
+    """Autocommit connections, opened as they are needed."""
+    returned: WeakKeyDictionary[AsyncConnection, float] = WeakKeyDictionary()
+
+    async def note(connection: AsyncConnection) -> None:
+        returned[connection] = time.monotonic()
+
+    async def check(connection: AsyncConnection) -> None:
+        if time.monotonic() - returned.get(connection, 0.0) > TRUSTED_SECONDS:
+            await AsyncConnectionPool.check_connection(connection)
+
+    pool: Pool = AsyncConnectionPool(
+        conninfo,
+        min_size=1,
+        max_size=SIZE,
+        timeout=WAIT_SECONDS,
+        kwargs={"autocommit": True, "application_name": application_name},
+        check=check,
+        reset=note,
+        open=False,
+    )
+    async with pool:
+        yield pool
