@@ -14,6 +14,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from command_api import problems
 from command_api.auth.accounts import Accounts
 from command_api.auth.attempts import LoginAttempts
+from command_api.auth.nodes import Nodes
 from command_api.auth.tokens import AccessTokens
 from command_api.credentials.secrets import SecretKey, Secrets
 from command_api.credentials.store import Credentials
@@ -25,6 +26,7 @@ from command_api.feed.telemetry import TelemetryHub
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
 from command_api.health import HealthCheck
+from command_api.nats_auth.users import Issuer
 from command_api.objects import ObjectStore
 from command_api.pool import open_pool
 from command_api.rates import Rates
@@ -33,6 +35,7 @@ from command_api.routes import (
     agents,
     auth,
     datasets,
+    enrolment,
     events,
     health,
     jobs,
@@ -151,6 +154,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         models,
         jobs,
         agents,
+        enrolment,
         events,
         activity,
         projections,
@@ -204,6 +208,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             index_key=index_key,
             tokens=tokens,
             accounts=Accounts(bus, credentials, tokens, refresh_token_seconds=settings.refresh_token_seconds),
+            nodes=Nodes(bus, credentials, Issuer(settings.nats)),
             rates=rates,
             attempts=LoginAttempts(rates),
             feed_slots=FeedSlots(settings.rates.feeds),

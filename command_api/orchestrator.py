@@ -33,6 +33,8 @@ from command_api.messaging.leases import Leases
 from command_api.messaging.policies import Admission
 from command_api.messaging.presigning import Presigning
 from command_api.messaging.relay import Relay
+from command_api.messaging.renewals import Renewals
+from command_api.messaging.revocations import Revocations
 from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
@@ -132,6 +134,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             hello=Introductions(
                 follower, bus, topology, settings.heartbeat_seconds, settings.lease_seconds
             ).hello,
+            renew=Renewals(follower, Issuer(settings.nats)).renew,
             report=inbox.deliver,
         )
         requests = ControlUser(Issuer(settings.nats), "kinora-orchestrator-requests")
@@ -154,6 +157,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             controls.run(),
             admission.run(),
             collections.run(),
+            Revocations(follower, settings.nats, settings.nats_operator).run(),
             Watchdog(topology, inbox, reports.again).run(),
             stay_open(client, broker.connection),
             stay_fresh(broker.connection, requests),

@@ -20,6 +20,10 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "malformed_json": "Send a JSON document as the body.",
     },
     401: {
+        "enrolment_token_expired": "Issue a new token at POST /agents/{id}/enrolment-token.",
+        "enrolment_token_unknown": "Copy the token whole, or issue a new one.",
+        "proof_expired": "Set the node's clock, and ask again.",
+        "proof_invalid": "Sign with the key that joined, or issue a token and let the node join again.",
         "token_expired": "Exchange the refresh token at POST /auth/refresh, or log in.",
         "token_invalid": "Log in again.",
         "token_missing": "Log in and send `Authorization: Bearer <access token>`.",
@@ -38,6 +42,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     405: {"method_not_allowed": "Use a method that the Allow header names."},
     409: {
         "agent_exists": "Use a new id.",
+        "agent_revoked": "A revoked agent stays out for good: enrol the node as a new agent.",
         "already_assigned": "Stop the job instead.",
         "already_finalizing": "Wait for the job's end: its training is over.",
         "already_uploaded": "Files never change once they are complete: register another dataset or model.",
@@ -52,6 +57,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "email_taken": "Log in, or use another address.",
         "import_not_failed": "Only a failed import can be retried; look at its status.",
         "import_over": "Forget the outcome: the import was retried, finished or deleted meanwhile.",
+        "enrolment_token_used": "Issue a token for each node.",
         "job_ended": "The job is over; nothing is left to be done.",
         "job_exists": "Use a new id.",
         "log_changed": "Begin again with after=0 and the new log_id: positions of the old log mean nothing.",

@@ -114,11 +114,22 @@ class ApiSettings(Message):
     """What a scraper of /metrics sends; without it only the installation's operator may read them."""
 
 
+class NatsOperatorSettings(Message):
+    """What changes the account on the NATS server; with it a revoked agent is cut off at once."""
+
+    operator_seed: SecretStr
+    """Seed of the operator, or of one of its signing keys."""
+    system_seed: SecretStr
+    """Seed of the system account, which the server takes changes from."""
+
+
 class OrchestratorSettings(Message):
     """Relay, inbox, claims, leases and policies; one active at a time."""
 
     postgres: PostgresSettings
     nats: NatsSettings
+    nats_operator: NatsOperatorSettings | None = None
+    """Without it a revoked agent is refused everywhere, but its connection lasts until its JWT expires."""
     s3: S3Settings
     secrets: ControlSecrets
     heartbeat_seconds: float = Field(5.0, gt=0)

@@ -42,6 +42,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
             "kinora_refresh_families",
             "kinora_refresh_tokens",
             "kinora_secrets",
+            "kinora_enrolment_tokens",
         ),
     ),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),

@@ -7,7 +7,8 @@ from typing import TypeVar
 import httpx
 from pydantic import SecretStr, ValidationError
 
-from kinora.client import ApiError, Client, Credentials
+from kinora.client import ApiError, Client, Credentials, at
+from kinora.enrolment import join, kept_seed
 from kinora.local.folder import DataFolder
 from kinora.local.private_file import revealed_json, write_private
 from kinora.local.role_settings import EnrolledAgent
@@ -45,7 +46,7 @@ def signed_up_owner(folder: DataFolder, url: str, username: str) -> Credentials:
 
 
 def enrolled_agent(folder: DataFolder, credentials: Credentials) -> EnrolledAgent:
-    """Who the local agent is; enrols it the first time. Blocks on HTTP.
+    """Who the local agent is; the first time it joins as any other node does. Blocks on HTTP.
 
     Raises:
         KinoraError: when the service refuses.
@@ -57,14 +58,20 @@ def enrolled_agent(folder: DataFolder, credentials: Credentials) -> EnrolledAgen
     # The same key for ever: a crash before the answer is kept does not enrol a second agent.
     key = derived_id(Prefix.COMMAND, credentials.organization_id, "enrol the local agent")
     with Client(credentials) as client:
-        answer = client.post("/agents/enroll", EnrollAgentBody(name=AGENT_NAME), key=key)
+        agent = client.post("/agents/enroll", EnrollAgentBody(name=AGENT_NAME), key=key)
+        issued = client.post(at("agents", agent["id"], "enrolment-token"))
+    seed = kept_seed(folder.agent_seed)
+    joined = join(credentials.url, issued["token"], seed)
     enrolled = EnrolledAgent(
-        agent_id=answer["id"],
-        organization_id=credentials.organization_id,
-        pool=answer["pool"],
-        name=answer["name"],
+        agent_id=joined.agent_id,
+        organization_id=joined.organization_id,
+        pool=joined.pool,
+        name=joined.name,
+        jwt=joined.jwt,
+        seed=seed,
     )
     write_private(folder.agent, revealed_json(enrolled))
+    folder.agent_seed.unlink()
     return enrolled
 
 

@@ -1,6 +1,7 @@
 """One human sentence per event: what happened, in words, for every type that the log can hold."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from schemas.envelope import Recorded
@@ -24,6 +25,7 @@ _LEVELS: dict[type[Event], Level] = {
     model.ModelRejected: "error",
     agent.AgentProbed: "detail",
     agent.AgentLost: "warning",
+    agent.AgentRevoked: "warning",
     job.JobValidationStarted: "detail",
     job.JobProgressed: "detail",
     job.LogSegmentStored: "detail",
@@ -66,6 +68,10 @@ def _words(cls: type[Event], words: Callable[[Any], str]) -> None:
 def _because(reason: str) -> str:
     """A reason as the end of a sentence, if one was given."""
     return f": {reason.rstrip('. ')}." if reason.strip() else "."
+
+
+def _minute(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _count(number: int, noun: str) -> str:
@@ -193,6 +199,12 @@ _words(
         + (" with 4-bit kernels." if e.capabilities.four_bit_kernel else ", where 4-bit kernels do not work.")
     ),
 )
+_words(
+    agent.EnrolmentTokenIssued,
+    lambda e: f"A token was issued with which a node may become this agent until {_minute(e.expires_at)}.",
+)
+_words(agent.AgentJoined, lambda e: "A node joined as this agent.")
+_words(agent.AgentRevoked, lambda e: f"The agent was shut out for good{_because(e.reason)}")
 _words(agent.AgentOnline, lambda e: "The agent is online.")
 _words(
     agent.AgentLost,

@@ -1,12 +1,14 @@
 """Bodies of the REST API that more than one side spells: the CLI sends what the routes read."""
 
+import base64
+from datetime import datetime
 from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, model_validator
 
 from schemas.base import Message
 from schemas.events.job import Priority, StopMode
-from schemas.ids import DatasetId, ModelId
+from schemas.ids import AgentId, DatasetId, ModelId, NatsPublicKey, OrganizationId
 from schemas.objects import FileEntry
 from schemas.secrets import SecretKind
 from schemas.subjects import DEFAULT_POOL
@@ -144,6 +146,69 @@ class CollectBody(Message):
     """POST /storage/collections"""
 
     dry_run: bool = False
+
+
+class EnrolmentTokenBody(Message):
+    """POST /agents/{id}/enrolment-token"""
+
+    expires_in_seconds: int = Field(3600, ge=60, le=30 * 86400)
+
+
+class IssuedEnrolmentToken(Message):
+    """What one node may join with; shown once."""
+
+    agent_id: AgentId
+    token: str = Field(repr=False)
+    expires_at: datetime
+    command_id: str
+
+
+class JoinAgentBody(Message):
+    """POST /agents/join"""
+
+    token: str = Field(min_length=1, max_length=512, repr=False)
+    public_key: NatsPublicKey
+    """Of the node's own NATS key; its seed stays where it is."""
+
+
+class NatsRight(Message):
+    """The right to speak on NATS; of no use without the seed of the key that it names."""
+
+    jwt: str
+    expires_at: datetime
+
+
+class JoinedAgent(NatsRight):
+    """Who the node is from now on."""
+
+    agent_id: AgentId
+    organization_id: OrganizationId
+    pool: str
+    name: str
+    nats_url: str
+
+
+class RenewAgentBody(Message):
+    """POST /agents/{id}/renew"""
+
+    asked_at: AwareDatetime
+    signature: str = Field(min_length=88, max_length=88, pattern=r"^[A-Za-z0-9+/]{86}==$")
+    """Of `renewal_proof`, with the node's key: 64 bytes in base 64."""
+
+    @property
+    def signature_bytes(self) -> bytes:
+        return base64.b64decode(self.signature)
+
+
+def renewal_proof(agent_id: str, asked_at: datetime) -> bytes:
+    """What a node signs to prove that it asks now."""
+    return f"kinora agent renewal\n{agent_id}\n{asked_at.isoformat()}".encode()
+
+
+class RevokeAgentBody(Message):
+    """POST /agents/{id}/revoke"""
+
+    reason: Reason = ""
 
 
 class UploadTargetPart(Message):

@@ -315,6 +315,18 @@ ReportBody = Annotated[
 ]
 
 
+class RenewRequest(Message):
+    """An agent asks for its next NATS JWT; who asks stands in the subject."""
+
+
+class RenewReply(Message):
+    """The JWT for the key that joined as this agent, or the reason why there is none."""
+
+    jwt: str | None = None
+    expires_at: datetime | None = None
+    detail: str | None = None
+
+
 class Report(Message):
     """One step of one attempt's story, numbered from 1 without holes."""
 

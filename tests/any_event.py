@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from datetime import UTC, datetime
 from math import inf
 from random import Random
 from typing import Any
@@ -41,6 +42,10 @@ def any_value(schema: dict[str, Any], definitions: dict[str, Any], random: Rando
             return f"{prefix}_{random.getrandbits(128):032x}"
         case {"type": "string", "pattern": "^[0-9a-f]{64}$"}:
             return f"{random.getrandbits(256):064x}"
+        case {"type": "string", "pattern": "^U[A-Z2-7]{55}$"}:
+            return "U" + "".join(random.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", k=55))
+        case {"type": "string", "format": "date-time"}:
+            return datetime.fromtimestamp(random.getrandbits(32), UTC).isoformat()
         case {"type": "string", "minLength": _}:
             return random.choice(("clip.mp4", "a/b/ü c.json"))
         case {"type": "string"}:

@@ -157,6 +157,8 @@ CAPABILITIES = Capabilities(
 def whole_agent(name: str = "node-1") -> list[Event]:
     return [
         agent.AgentEnrolled(name=name, pool="default"),
+        agent.EnrolmentTokenIssued(expires_at=datetime(2026, 11, 22, tzinfo=UTC)),
+        agent.AgentJoined(public_key="U" + "A" * 55),
         agent.AgentProbed(capabilities=CAPABILITIES),
         agent.AgentOnline(),
     ]
@@ -259,6 +261,7 @@ EVERY_EVENT: list[Event] = [
     identity.SecretDeleted(workspace_id=WORKSPACE, name="mirror"),
     *whole_agent(),
     agent.AgentLost(reason="lease_expired"),
+    agent.AgentRevoked(reason="stolen"),
     *whole_dataset(),
     *imported_dataset()[:3],
     dataset.DatasetRejected(attempt=1, problems=(PROBLEM,)),

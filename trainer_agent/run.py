@@ -19,6 +19,7 @@ from trainer_agent.folders import AttemptFolder, WorkFolder, locked
 from trainer_agent.hello import Standing, introduce, probe
 from trainer_agent.orders import Orders
 from trainer_agent.presign import Presigner
+from trainer_agent.renewal import renew
 from trainer_agent.reporter import Reporter, reporting
 from trainer_agent.settings import AgentSettings
 from trainer_agent.spool import Spool
@@ -86,7 +87,8 @@ class _Node:
         async with self._connection as connection:
             hello = introduce(connection, self._settings, capabilities, self._standing, ready)
             beats = heartbeat.beat(connection, self._settings, self._orders, self._standing)
-            async with running(hello), running(beats), running(self._shut_down(stop)):
+            renewals = renew(connection, self._credentials, self._settings, self._http)
+            async with running(renewals), running(hello), running(beats), running(self._shut_down(stop)):
                 await self._work(capabilities, stop)
             await heartbeat.say_goodbye(connection, self._settings)
 

@@ -18,6 +18,8 @@ class AgentSettings(Message):
     pool: str
     name: str
     nats: NatsUser
+    api_url: str | None = None
+    """Where the right to speak on NATS is renewed when it ran out while the agent was off."""
     work_folder: Path
     """Staged inputs and outputs; emptied of finished attempts."""
     profile: AgentProfile | None = None

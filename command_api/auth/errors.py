@@ -4,7 +4,9 @@ AuthError             answered with 401
 ├── TokenMissing
 ├── TokenExpired
 ├── TokenInvalid      also a refresh token that was revoked
-└── WrongCredentials  unknown user or wrong password; never says which
+├── WrongCredentials  unknown user or wrong password; never says which
+├── EnrolmentTokenUnknown, EnrolmentTokenExpired   a node that wants to join
+└── ProofInvalid, ProofExpired                     a node that wants its next JWT
 """
 
 from schemas.errors import KinoraError
@@ -30,3 +32,19 @@ class TokenInvalid(AuthError):
 
 class WrongCredentials(AuthError):
     code = "wrong_credentials"
+
+
+class EnrolmentTokenUnknown(AuthError):
+    code = "enrolment_token_unknown"
+
+
+class EnrolmentTokenExpired(AuthError):
+    code = "enrolment_token_expired"
+
+
+class ProofInvalid(AuthError):
+    code = "proof_invalid"
+
+
+class ProofExpired(AuthError):
+    code = "proof_expired"

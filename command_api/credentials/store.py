@@ -7,7 +7,8 @@ from typing import Any, Self
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from command_api.credentials import refresh
+from command_api.credentials import enrolment, refresh
+from command_api.credentials.enrolment import Enrolment
 from command_api.credentials.memberships import Membership
 from command_api.credentials.names import NameKind, UniqueNameRow, name_digest
 from command_api.credentials.personal import PersonKey, PersonKeyRow, PersonKeys, Unreadable
@@ -105,6 +106,15 @@ class Credentials:
         """The family that a token belongs to, whatever its standing."""
         async with self._pool.connection() as connection, connection.transaction():
             return (await refresh.standing_of(connection, token, now))[1]
+
+    # ---- enrolment tokens -----------------------------------------------------------------------
+
+    async def enrolment(
+        self, token: str, public_key: str, now: datetime
+    ) -> tuple[enrolment.Standing, Enrolment | None]:
+        """What an enrolment token is worth to the node with this key, and whom it makes of it."""
+        async with self._pool.connection() as connection:
+            return await enrolment.standing_of(connection, token, public_key, now)
 
     async def _one(self, statement: str, params: Sequence[object]) -> tuple[Any, ...] | None:
         async with self._pool.connection() as connection:

@@ -1,6 +1,6 @@
 """The credential tables, as whole statements. Their rows can be deleted, which the log's never are."""
 
-from command_api.credentials.operators import APPOINT_FIRST, CREATE_TABLE
+from command_api.credentials import enrolment, operators
 
 CREATE_TABLES: tuple[str, ...] = (
     """
@@ -56,8 +56,8 @@ CREATE_TABLES: tuple[str, ...] = (
     )
     """,
     "CREATE INDEX IF NOT EXISTS kinora_refresh_tokens_family_idx ON kinora_refresh_tokens (family_id)",
-    CREATE_TABLE,
-    APPOINT_FIRST,
+    operators.CREATE_TABLE,
+    operators.APPOINT_FIRST,
     """
     CREATE TABLE IF NOT EXISTS kinora_secrets (
         organization_id text NOT NULL,
@@ -71,4 +71,6 @@ CREATE_TABLES: tuple[str, ...] = (
         PRIMARY KEY (organization_id, workspace_id, name)
     )
     """,
+    enrolment.CREATE_TABLE,
+    enrolment.CREATE_INDEX,
 )

@@ -3,10 +3,17 @@
 from collections.abc import Mapping
 
 from command_api.domain import agent
-from command_api.domain.errors import NotFound
 from command_api.handlers.base import Handler, Streams, single_aggregate
 from schemas.commands import Command
-from schemas.commands.agent import EnrollAgent, MarkAgentLost, MarkAgentOnline, ReportCapabilities
+from schemas.commands.agent import (
+    EnrollAgent,
+    IssueEnrolmentToken,
+    JoinAgent,
+    MarkAgentLost,
+    MarkAgentOnline,
+    ReportCapabilities,
+    RevokeAgent,
+)
 
 
 def enrolled_agent(streams: Streams, agent_id: str) -> agent.Enrolled:
@@ -14,14 +21,20 @@ def enrolled_agent(streams: Streams, agent_id: str) -> agent.Enrolled:
 
     Raises:
         NotFound: when nobody enrolled it, or another organization did.
+        Conflict: when it was revoked.
     """
-    state: agent.State = streams.load(agent_id).state
-    if isinstance(state, agent.Absent):
-        raise NotFound(f"agent {agent_id} is not enrolled; enrol it first")
-    return state
+    return agent.admitted(streams.load(agent_id).state, agent_id)
 
 
 HANDLERS: Mapping[type[Command], Handler] = {
     command: single_aggregate(agent.decide, lambda command: command.agent_id)
-    for command in (EnrollAgent, ReportCapabilities, MarkAgentOnline, MarkAgentLost)
+    for command in (
+        EnrollAgent,
+        IssueEnrolmentToken,
+        JoinAgent,
+        RevokeAgent,
+        ReportCapabilities,
+        MarkAgentOnline,
+        MarkAgentLost,
+    )
 }

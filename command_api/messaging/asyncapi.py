@@ -15,7 +15,7 @@ from command_api.messaging.topology import inbox_config
 from command_api.nats_auth.users import ControlUser, Issuer
 from schemas.settings import NatsSettings
 from schemas.subjects import REPORTS_STREAM
-from schemas.work import ClaimReply, HeartbeatReply, HelloReply, PresignReply, Report
+from schemas.work import ClaimReply, HeartbeatReply, HelloReply, PresignReply, RenewReply, Report
 
 TITLE = "Kinora agents"
 VERSION = "1.0.0"
@@ -24,6 +24,7 @@ REPLIES: dict[str, type[BaseModel]] = {
     "heartbeats": HeartbeatReply,
     "introductions": HelloReply,
     "presigning": PresignReply,
+    "renewals": RenewReply,
 }
 """By channel title."""
 
@@ -36,7 +37,7 @@ Json = dict[str, Any]
 def document(url: str = "nats://localhost:4222") -> Json:
     """The document as JSON values. Titles of channels are fixed, so renaming a handler changes nothing."""
     broker = make_broker(ControlUser(Issuer(_NOWHERE.model_copy(update={"url": url})), "documentation"))
-    subscribe(broker, Desk(*[_only_described] * 5))
+    subscribe(broker, Desk(*[_only_described] * 6))
     specification = AsyncAPI(broker, title=TITLE, version=VERSION, schema_version="3.0.0")
     # Sorted, because FastStream's order of channels differs from run to run.
     described: Json = json.loads(

@@ -22,6 +22,8 @@ from schemas.work import DesiredState
 
 LIFECYCLE: tuple[type[Event], ...] = (
     agents.AgentEnrolled,
+    agents.AgentJoined,
+    agents.AgentRevoked,
     agents.AgentOnline,
     agents.AgentLost,
     datasets.DatasetImportRequested,
@@ -77,6 +79,9 @@ class Agent:
     workspace_id: str | None
     pool: str
     online: bool = False
+    public_key: str | None = None
+    """Of the node that joined as this agent."""
+    revoked: bool = False
 
 
 Phase = Literal[
@@ -159,12 +164,20 @@ class Board:
     _undecided: dict[str, None] = field(default_factory=dict)
     """Ids by phase, longest there first: thousands may be queued, and one event moves one of them."""
     _stirred: set[str] = field(default_factory=set)
+    void_keys: dict[str, datetime] = field(default_factory=dict)
+    """Public keys that speak for no agent any more, and since when."""
 
     def apply(self, recorded: Recorded) -> None:
         """Fold one event."""
         self.position = max(self.position, recorded.position)
         match recorded.event:
-            case agents.AgentEnrolled() | agents.AgentOnline() | agents.AgentLost():
+            case (
+                agents.AgentEnrolled()
+                | agents.AgentJoined()
+                | agents.AgentRevoked()
+                | agents.AgentOnline()
+                | agents.AgentLost()
+            ):
                 self._apply_agent(recorded)
             case datasets.DatasetImportRequested() | models.ModelImportRequested() as request:
                 self.items[recorded.stream_id] = replace(
@@ -218,7 +231,7 @@ class Board:
 
     def pools(self) -> set[tuple[str, str]]:
         """Every (organization, pool) that has agents."""
-        return {(agent.organization_id, agent.pool) for agent in self.agents.values()}
+        return {(agent.organization_id, agent.pool) for agent in self.agents.values() if not agent.revoked}
 
     def pool_of(self, item: Item) -> str:
         """Where it trains, or the pool it was validated in."""
@@ -229,7 +242,11 @@ class Board:
         if item.request is not None:
             return item.request.pool
         # A validation names no pool: any agent of the organization may do it, best one that is there.
-        agents = [agent for agent in self.agents.values() if agent.organization_id == item.organization_id]
+        agents = [
+            agent
+            for agent in self.agents.values()
+            if agent.organization_id == item.organization_id and not agent.revoked
+        ]
         pools = {agent.pool for agent in agents if agent.online} or {agent.pool for agent in agents}
         return DEFAULT_POOL if not pools or DEFAULT_POOL in pools else min(pools)
 
@@ -242,10 +259,21 @@ class Board:
                 self.agents[agent_id] = Agent(
                     agent_id, metadata.organization_id or "", metadata.workspace_id, pool
                 )
+            case agents.AgentJoined(public_key=public_key):
+                self._void(self.agents[agent_id], recorded)
+                self.void_keys.pop(public_key, None)
+                self.agents[agent_id] = replace(self.agents[agent_id], public_key=public_key)
+            case agents.AgentRevoked():
+                self._void(self.agents[agent_id], recorded)
+                self.agents[agent_id] = replace(self.agents[agent_id], online=False, revoked=True)
             case agents.AgentOnline():
                 self.agents[agent_id] = replace(self.agents[agent_id], online=True)
             case agents.AgentLost():
                 self.agents[agent_id] = replace(self.agents[agent_id], online=False)
+
+    def _void(self, agent: Agent, recorded: Recorded) -> None:
+        if agent.public_key is not None:
+            self.void_keys[agent.public_key] = recorded.metadata.recorded_at
 
     def _apply_item(self, item: Item, recorded: Recorded) -> None:
         after = _evolve(item, recorded)

@@ -29,6 +29,7 @@ from schemas.subjects import (
     heartbeat_subject,
     hello_subject,
     presign_subject,
+    renew_subject,
 )
 from schemas.work import (
     ClaimReply,
@@ -39,6 +40,8 @@ from schemas.work import (
     HelloReply,
     PresignReply,
     PresignRequest,
+    RenewReply,
+    RenewRequest,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class Desk:
     heartbeat: Callable[[str, str, Heartbeat], Awaitable[HeartbeatReply]]
     presign: Callable[[str, str, PresignRequest], Awaitable[PresignReply]]
     hello: Callable[[str, str, Hello], Awaitable[HelloReply]]
+    renew: Callable[[str, str, RenewRequest], Awaitable[RenewReply]]
     report: Callable[[Msg], Awaitable[None]]
 
 
@@ -129,6 +133,15 @@ def subscribe(broker: NatsBroker, desk: Desk) -> ReportsSubscription:
     )
     async def hello(body: Hello, organization: Token, agent: Token) -> HelloReply:
         return await desk.hello(organization, agent, body)
+
+    @broker.subscriber(
+        renew_subject(ORGANIZATION, AGENT),
+        title="renewals",
+        description="An agent's next NATS JWT, before the present one expires.",
+        max_workers=AT_ONCE,
+    )
+    async def renew(body: RenewRequest, organization: Token, agent: Token) -> RenewReply:
+        return await desk.renew(organization, agent, body)
 
     reports_subscriber = broker.subscriber(
         REPORTS_SUBJECTS,

@@ -16,9 +16,11 @@ async def identify(follower: Follower, organization_id: str, agent_id: str) -> A
     if agent is None:
         await follower.catch_up()
         agent = follower.board.agents.get(agent_id)
-    if agent is None or agent.organization_id != organization_id:
+    if agent is None or agent.revoked or agent.organization_id != organization_id:
         logger.warning(
-            "agent %s of organization %s is not enrolled there; refused", agent_id, organization_id
+            "agent %s of organization %s is not enrolled there, or was revoked; refused",
+            agent_id,
+            organization_id,
         )
         return None
     return agent

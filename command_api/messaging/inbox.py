@@ -296,7 +296,7 @@ class Inbox:
     def _holder(self, letter: Letter) -> Item | None:
         agent = self._follower.board.agents.get(letter.agent_id)
         item = self._follower.board.holds(letter.held)
-        if agent is None or item is None:
+        if agent is None or agent.revoked or item is None:
             logger.info("inbox: %s dropped, agent %s does not hold it", _name(letter), letter.agent_id)
             return None
         if not agent.organization_id == item.organization_id == letter.organization_id:

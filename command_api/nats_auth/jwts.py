@@ -7,7 +7,7 @@ documentation of nats-server, "Decentralized JWT Authentication/Authorization". 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from command_api.nats_auth.keys import public_key, sign
@@ -36,10 +36,12 @@ def account_jwt(
     issued_at: int,
     jetstream: bool = False,
     revoked: Mapping[str, int] | None = None,
+    signing_keys: Sequence[str] = (),
 ) -> str:
     """An account; with `jetstream` it may fill all that the server has.
 
-    `revoked` names users by public key: whatever was signed for them until that second is void.
+    `revoked` names users by public key: whatever was signed for them until that second is void. Of the
+    `signing_keys` those that are not the account's own may sign its users, too.
     """
     limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED) | {
         "wildcards": True
@@ -47,6 +49,8 @@ def account_jwt(
     if jetstream:
         limits |= dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), _UNLIMITED)
     body: dict[str, Any] = {"limits": limits, "default_permissions": {"pub": {}, "sub": {}}}
+    if more := [key for key in signing_keys if key != account]:
+        body["signing_keys"] = more
     if revoked:
         body["revocations"] = dict(revoked)
     return _signed(name, account, "account", body, operator_seed, issued_at=issued_at)

@@ -1,5 +1,6 @@
 """Agents: the nodes of the organization, and how a new one is admitted."""
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -12,8 +13,8 @@ from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page
 from command_api.routes.showing import show
 from projections.views import agents as view
 from projections.views.agents import AgentDocument, Agents, AgentView, HeldItem
-from schemas.api import EnrollAgentBody
-from schemas.commands.agent import EnrollAgent
+from schemas.api import EnrollAgentBody, EnrolmentTokenBody, IssuedEnrolmentToken, RevokeAgentBody
+from schemas.commands.agent import EnrollAgent, RevokeAgent
 from schemas.ids import AgentId, Prefix, new_id
 
 router = APIRouter(
@@ -52,10 +53,10 @@ async def list_agents(
     reading: ReadingOfRequest,
     limit: Limit = 50,
     cursor: CursorParameter = None,
-    status: Annotated[str | None, Query(max_length=200, description="online or offline.")] = None,
+    status: Annotated[str | None, Query(max_length=200, description="online, offline or revoked.")] = None,
     min_position: MinPosition = None,
 ) -> dict[str, Any]:
-    statuses = chosen("status", status, ("online", "offline"))
+    statuses = chosen("status", status, ("online", "offline", "revoked"))
     await reading.fresh("agents", min_position)
 
     async def rows(count: int, after: Any) -> list[AgentShown]:
@@ -99,4 +100,44 @@ async def enroll(body: EnrollAgentBody, asking: AskingOfRequest) -> dict[str, An
     outcome = await asking.execute(command, body)
     agent_id = outcome.events[0].stream_id
     asking.response.headers["Location"] = f"/api/v1/agents/{agent_id}"
+    return {**dict(await show(asking.parts, _AGENTS, agent_id)), "command_id": asking.command_id}
+
+
+@router.post(
+    "/{agent_id}/enrolment-token",
+    dependencies=[needs("agents:manage")],
+    operation_id="agents_enrolment_token",
+    status_code=201,
+    response_model=IssuedEnrolmentToken,
+    responses=problems(*COMMAND),
+    summary="A token with which one node may become this agent, once; earlier ones are void",
+    openapi_extra={"x-emits": ["kinora.agent.enrolment_token_issued"]},
+)
+async def enrolment_token(
+    agent_id: AgentId, asking: AskingOfRequest, body: EnrolmentTokenBody | None = None
+) -> Any:
+    asked = body or EnrolmentTokenBody()
+    lifetime = timedelta(seconds=asked.expires_in_seconds)
+    issued = await asking.parts.nodes.issue(agent_id, lifetime, asking.context(asked))
+    asking.response.headers["X-Event-Position"] = str(issued.position)
+    return IssuedEnrolmentToken(
+        agent_id=agent_id, token=issued.token, expires_at=issued.expires_at, command_id=asking.command_id
+    )
+
+
+@router.post(
+    "/{agent_id}/revoke",
+    dependencies=[needs("agents:manage")],
+    operation_id="agents_revoke",
+    status_code=202,
+    response_model=AgentCommanded,
+    responses=problems(*COMMAND),
+    summary="Shut an agent out for good; what it holds goes to another one; repeats change nothing",
+    openapi_extra={"x-emits": ["kinora.agent.revoked"]},
+)
+async def revoke(
+    agent_id: AgentId, asking: AskingOfRequest, body: RevokeAgentBody | None = None
+) -> dict[str, Any]:
+    asked = body or RevokeAgentBody()
+    await asking.execute(RevokeAgent(agent_id=agent_id, reason=asked.reason), asked)
     return {**dict(await show(asking.parts, _AGENTS, agent_id)), "command_id": asking.command_id}

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 from command_api.auth.accounts import Accounts
 from command_api.auth.attempts import LoginAttempts
+from command_api.auth.nodes import Nodes
 from command_api.auth.tokens import AccessTokens
 from command_api.credentials.secrets import Secrets
 from command_api.cursors import Cursors
@@ -47,6 +48,7 @@ class Parts:
     tokens: AccessTokens
     accounts: Accounts
     secrets: Secrets
+    nodes: Nodes
     rates: Rates
     attempts: LoginAttempts
     feed_slots: FeedSlots

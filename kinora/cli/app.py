@@ -2,7 +2,7 @@
 
 import typer
 
-from kinora.cli import backup, datasets, events, jobs, models, projections, roles, secrets
+from kinora.cli import agents, backup, datasets, events, jobs, models, projections, roles, secrets
 from kinora.cli.demo import demo
 from kinora.cli.doctor import doctor
 from kinora.cli.up import up
@@ -17,6 +17,7 @@ app.command()(up)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(agents.app, name="agents")
 app.add_typer(events.app, name="events")
 app.add_typer(secrets.app, name="secrets")
 app.command()(doctor)

@@ -40,6 +40,11 @@ class DataFolder:
         return self.root / "agent.json"
 
     @property
+    def agent_seed(self) -> Path:
+        """The local agent's key until it has joined."""
+        return self.root / "agent.seed"
+
+    @property
     def agent_work(self) -> Path:
         return self.root / "agent"
 

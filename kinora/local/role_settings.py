@@ -5,9 +5,7 @@ import hmac
 
 from pydantic import SecretStr
 
-from command_api.nats_auth.keys import new_seed, public_key
-from command_api.nats_auth.users import Issuer
-from command_api.settings import ApiSettings, ControlSecrets, OrchestratorSettings
+from command_api.settings import ApiSettings, ControlSecrets, NatsOperatorSettings, OrchestratorSettings
 from kinora.local.ports import LOOPBACK
 from kinora.local.servers import EmbeddedServers
 from projections.settings import ProjectionsSettings
@@ -24,6 +22,9 @@ class EnrolledAgent(Message):
     organization_id: OrganizationId
     pool: str
     name: str
+    jwt: str
+    """Of its enrolment; the agent keeps the renewed ones in its work folder."""
+    seed: SecretStr
 
 
 def api_settings(servers: EmbeddedServers) -> ApiSettings:
@@ -47,6 +48,9 @@ def orchestrator_settings(servers: EmbeddedServers) -> OrchestratorSettings:
     return OrchestratorSettings(
         postgres=servers.postgres,
         nats=servers.nats_control,
+        nats_operator=NatsOperatorSettings(
+            operator_seed=servers.secrets.nats_operator_seed, system_seed=servers.secrets.nats_system_seed
+        ),
         s3=servers.s3,
         secrets=_control_secrets(servers),
         # Streams reserve what they may fill; a quarter leaves room for the others on a small disk.
@@ -69,7 +73,8 @@ def agent_settings(servers: EmbeddedServers, agent: EnrolledAgent) -> AgentSetti
         organization_id=agent.organization_id,
         pool=agent.pool,
         name=agent.name,
-        nats=_interim_user(servers, agent),
+        nats=NatsUser(url=servers.nats_control.url, jwt=agent.jwt, seed=agent.seed),
+        api_url=f"http://{LOOPBACK}:{servers.ports.api}",
         work_folder=servers.folder.agent_work,
         metrics=_metrics(servers, servers.ports.agent_metrics),
     )
@@ -92,9 +97,3 @@ def _control_secrets(servers: EmbeddedServers) -> ControlSecrets:
         personal_key_hex=secrets.personal_key_hex,
         index_key_hex=secrets.index_key_hex,
     )
-
-
-def _interim_user(servers: EmbeddedServers, agent: EnrolledAgent) -> NatsUser:
-    seed, nats = new_seed("user"), servers.nats_control
-    signed = Issuer(nats).agent(public_key(seed), agent.organization_id, agent.agent_id, agent.pool)
-    return NatsUser(url=nats.url, jwt=signed.jwt, seed=SecretStr(seed))

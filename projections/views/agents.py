@@ -36,14 +36,16 @@ class HeldItem(ViewModel):
 class AgentDocument(Document):
     """What an agent's own stream tells."""
 
-    status: Literal["online", "offline"]
+    status: Literal["online", "offline", "revoked"]
     name: str
     pool: str
     capabilities: events.Capabilities | None = None
     """None until the node was probed."""
     lost_reason: Literal["lease_expired", "shut_down"] | None = None
+    joined_at: datetime | None = None
+    """When its node brought its key; None while the agent waits for its node."""
     changed_at: datetime
-    """When it was last enrolled, heard again or lost."""
+    """When it was last enrolled, heard again, lost or revoked."""
 
 
 class AgentView(AgentDocument):
@@ -80,7 +82,7 @@ _LET_GO = (
 
 class Agents(DocumentView[AgentDocument]):
     name = "agents"
-    version = 1
+    version = 2
     table: ClassVar[LiteralString] = "agents"
     model = AgentDocument
     ddl = (
@@ -99,6 +101,8 @@ class Agents(DocumentView[AgentDocument]):
     )
     types = (
         events.AgentEnrolled.TYPE,
+        events.AgentJoined.TYPE,
+        events.AgentRevoked.TYPE,
         events.AgentProbed.TYPE,
         events.AgentOnline.TYPE,
         events.AgentLost.TYPE,
@@ -117,6 +121,10 @@ class Agents(DocumentView[AgentDocument]):
         match event:
             case events.AgentProbed(capabilities=capabilities):
                 return evolve(agent, recorded, capabilities=capabilities)
+            case events.AgentJoined():
+                return evolve(agent, recorded, joined_at=at)
+            case events.AgentRevoked():
+                return evolve(agent, recorded, status="revoked", changed_at=at)
             case events.AgentOnline():
                 return evolve(agent, recorded, status="online", lost_reason=None, changed_at=at)
             case events.AgentLost(reason=reason):

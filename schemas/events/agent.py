@@ -2,8 +2,11 @@
 
 from typing import ClassVar, Literal
 
+from pydantic import AwareDatetime
+
 from schemas.base import Message
 from schemas.events.registry import REGISTRY, Event
+from schemas.ids import NatsPublicKey
 
 AgentProfile = Literal["cpu", "cuda", "jetson", "simulated-jetson"]
 
@@ -30,6 +33,30 @@ class AgentEnrolled(Event):
     TYPE: ClassVar[str] = "kinora.agent.enrolled"
     name: str
     pool: str
+
+
+@REGISTRY.register
+class EnrolmentTokenIssued(Event):
+    """Somebody was given a token with which one node may become this agent; the token stands nowhere."""
+
+    TYPE: ClassVar[str] = "kinora.agent.enrolment_token_issued"
+    expires_at: AwareDatetime
+
+
+@REGISTRY.register
+class AgentJoined(Event):
+    """A node spent the token: whoever holds its key is this agent from now on, and nobody else."""
+
+    TYPE: ClassVar[str] = "kinora.agent.joined"
+    public_key: NatsPublicKey
+
+
+@REGISTRY.register
+class AgentRevoked(Event):
+    """The agent is shut out for good: its node may neither speak nor join again under this id."""
+
+    TYPE: ClassVar[str] = "kinora.agent.revoked"
+    reason: str = ""
 
 
 @REGISTRY.register

@@ -16,6 +16,8 @@ OPEN = {
     ("POST", "/api/v1/auth/login"),
     ("POST", "/api/v1/auth/refresh"),
     ("POST", "/api/v1/auth/logout"),
+    ("POST", "/api/v1/agents/join"),
+    ("POST", "/api/v1/agents/{agent_id}/renew"),
     ("GET", "/api/v1/health"),
     ("GET", "/api/v1/health/live"),
     ("GET", "/api/v1/health/ready"),

@@ -24,11 +24,13 @@ def test_every_channel_has_its_title_address_and_reply() -> None:
         "heartbeats": "kinora.heartbeat.{organization}.{agent}",
         "introductions": "kinora.hello.{organization}.{agent}",
         "presigning": "kinora.presign.{organization}.{agent}",
+        "renewals": "kinora.renew.{organization}.{agent}",
         "reports": "kinora.report.>",
         "claims.reply": None,
         "heartbeats.reply": None,
         "introductions.reply": None,
         "presigning.reply": None,
+        "renewals.reply": None,
     }
     assert described["channels"]["reports"]["x-jetstream"]["durable"] == "inbox"
 

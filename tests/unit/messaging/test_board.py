@@ -6,7 +6,7 @@ from command_api.messaging.board import LIFECYCLE_TYPES, Board, Offer
 from command_api.messaging.leases import Held
 from schemas.envelope import Metadata, Recorded
 from schemas.events import REGISTRY, Event
-from schemas.events.agent import AgentEnrolled, AgentLost, AgentOnline
+from schemas.events.agent import AgentEnrolled, AgentJoined, AgentLost, AgentOnline, AgentRevoked
 from schemas.events.dataset import (
     DatasetRegistered,
     DatasetRejected,
@@ -209,6 +209,17 @@ def test_a_validation_prefers_a_pool_whose_agents_are_there() -> None:
     assert offer(board, DATASET).pool == "gpu"
     told(AgentLost(reason="shut_down"), stream_id=AGENT, board=board)
     assert offer(board, DATASET).pool == "default"
+
+
+def test_a_revoked_agent_is_nowhere_and_its_key_is_void() -> None:
+    key, other = "U" + "A" * 55, "U" + "B" * 55
+    board = told(AgentEnrolled(name="n", pool="gpu"), AgentJoined(public_key=key), stream_id=AGENT)
+    assert (board.agents[AGENT].public_key, board.void_keys) == (key, {})
+    told(AgentJoined(public_key=other), AgentOnline(), stream_id=AGENT, board=board)
+    assert (board.agents[AGENT].public_key, board.void_keys) == (other, {key: NOON})
+    told(AgentRevoked(), stream_id=AGENT, board=board)
+    assert board.void_keys == {key: NOON, other: NOON}
+    assert (board.pools(), board.online(), board.agents[AGENT].revoked) == (set(), [], True)
 
 
 def test_a_validation_that_was_declined_or_failed_waits_before_it_is_offered_again() -> None:

@@ -1,0 +1,24 @@
+"""Gives agents their next JWT while the present one still holds."""
+
+from dataclasses import dataclass
+
+from command_api.messaging.follower import Follower
+from command_api.messaging.identity import identify
+from command_api.nats_auth.users import Issuer
+from schemas.work import RenewReply, RenewRequest
+
+
+@dataclass(frozen=True)
+class Renewals:
+    """Answers `kinora.renew.<organization>.<agent>`."""
+
+    follower: Follower
+    issuer: Issuer
+
+    async def renew(self, organization_id: str, agent_id: str, _request: RenewRequest) -> RenewReply:
+        """A JWT for the key that joined as this agent: of no use to anybody else who asks."""
+        agent = await identify(self.follower, organization_id, agent_id)
+        if agent is None or agent.public_key is None:
+            return RenewReply(detail=f"agent {agent_id} is not enrolled in {organization_id}, or was revoked")
+        signed = self.issuer.agent(agent.public_key, organization_id, agent_id, agent.pool)
+        return RenewReply(jwt=signed.jwt, expires_at=signed.expires_at)
