@@ -13,8 +13,8 @@ from schemas.errors import FieldError
 Fault = Mapping[str, Any]
 """One of pydantic's `errors()`."""
 
-SECRETS = frozenset({"password", "refresh_token", "access_token", "token", "value", "uri"})
-"""Fields whose value is never repeated, in no answer and no log."""
+SECRETS = frozenset({"password", "refresh_token", "access_token", "token", "value", "uri", "public_key"})
+"""Fields whose value is never repeated, in no answer and no log; a `public_key` may be the secret half."""
 MOST = 100
 _SHOWN_CHARACTERS = 60
 _ID = re.compile(r"\^([a-z]{2,4})_\[0-9a-f\]\{32\}\$")
