@@ -131,6 +131,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_body_bytes,
+        max_seconds=settings.max_body_seconds,
         larger={
             ("POST", f"/api/v1/{kind}"): settings.max_declaration_bytes for kind in ("datasets", "models")
         },

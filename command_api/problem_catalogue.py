@@ -40,6 +40,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "upload_unknown": "Open a session with POST …/upload.",
     },
     405: {"method_not_allowed": "Use a method that the Allow header names."},
+    408: {"body_too_slow": "Send the whole body at once, over a faster line if need be."},
     409: {
         "agent_exists": "Use a new id.",
         "agent_revoked": "A revoked agent stays out for good: enrol the node as a new agent.",

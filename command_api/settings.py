@@ -92,6 +92,8 @@ class ApiSettings(Message):
     access_token_seconds: int = Field(600, ge=30)
     refresh_token_seconds: int = Field(30 * 86400, ge=60)
     max_body_bytes: int = Field(2**20, ge=1024)
+    max_body_seconds: float = Field(60.0, gt=0)
+    """Until a body is there; whoever sends it more slowly holds nothing up for longer."""
     max_declaration_bytes: int = Field(32 * 2**20, ge=1024)
     """Of the body that registers a dataset or model: it names every file."""
     upload_part_bytes: int = Field(16 * 2**20, ge=5 * 2**20)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -106,8 +107,12 @@ def _possible(fault: Fault) -> str:
 def _unknown_field(path: Sequence[Any], body: Any) -> str:
     # Its value is not repeated: a misspelled password is one, too.
     model = _model_at(body, path[:-1])
-    known = "" if model is None else f"; there are {', '.join(model.model_fields)}"
-    return f"there is no field {_shown(path[-1])}{known}"
+    if model is None:
+        return f"there is no field {_shown(path[-1])}"
+    fields = list(model.model_fields)
+    meant = get_close_matches(str(path[-1])[:_SHOWN_CHARACTERS].lower(), fields, n=1)
+    likely = f"; did you mean {meant[0]}? There are" if meant else "; there are"
+    return f"there is no field {_shown(path[-1])}{likely} {', '.join(fields)}"
 
 
 def _model_at(annotation: Any, path: Sequence[Any]) -> type[BaseModel] | None:

@@ -1,6 +1,7 @@
 """Bodies of the REST API that more than one side spells: the CLI sends what the routes read."""
 
 import base64
+import unicodedata
 from datetime import datetime
 from typing import Literal, Self
 
@@ -10,12 +11,11 @@ from schemas.base import Message
 from schemas.events.job import Priority, StopMode
 from schemas.ids import AgentId, DatasetId, ModelId, NatsPublicKey, OrganizationId
 from schemas.objects import FileEntry
+from schemas.passwords import weakness
 from schemas.secrets import SecretKind
 from schemas.subjects import DEFAULT_POOL
 from schemas.text import Line, LongText, Name, OptionalName, Reason, ShortName
 from schemas.training import Hyperparameters
-
-_FEWEST_CHARACTERS = 4
 
 
 class SignupBody(Message):
@@ -26,19 +26,29 @@ class SignupBody(Message):
     password: str = Field(
         min_length=10,
         max_length=1024,
-        description="With at least four different characters, and neither the user name nor the address.",
+        description="Neither your name nor a common word, a row of keys or one piece repeated.",
     )
 
     @field_validator("password")
     @classmethod
     def _hard_to_guess(cls, password: str, info: ValidationInfo) -> str:
         # The message must not hold the password.
-        if len(set(password)) < _FEWEST_CHARACTERS:
-            raise ValueError(f"password must have at least {_FEWEST_CHARACTERS} different characters")
-        for field in ("username", "email"):
-            if password.strip().casefold() == info.data.get(field, "").casefold():
-                raise ValueError(f"password must not be the {field}; choose another")
+        names: dict[str, str] = {
+            field: info.data[field] for field in ("username", "email") if field in info.data
+        }
+        if (why := weakness(password, names)) is not None:
+            raise ValueError(f"password {why}")
         return password
+
+    @field_validator("email")
+    @classmethod
+    def _plain(cls, email: str) -> str:
+        local, _, domain = email.partition("@")
+        if any(unicodedata.category(character)[0] in "CZ" for character in email):
+            raise ValueError(f"email is {email[:60]!a}, which holds an invisible character; type it anew")
+        if any("" in part.split(".") for part in (local, domain)):
+            raise ValueError(f"email is {email[:60]!a}; no dot may stand first, last or beside another")
+        return email
 
 
 class LoginBody(Message):

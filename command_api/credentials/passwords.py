@@ -1,5 +1,6 @@
 """Password hashes: argon2id; bcrypt is still verified, and replaced when its owner logs in."""
 
+import unicodedata
 from dataclasses import dataclass
 
 from psycopg import Cursor
@@ -27,16 +28,21 @@ class Passwords:
         self._decoy = self._hashes.hash("no password at all")
 
     def hash(self, password: str) -> str:
-        return self._hashes.hash(password)
+        return self._hashes.hash(_composed(password))
 
     def check(self, password: str, stored: str | None) -> PasswordCheck:
         """Takes as long without a stored hash as with one."""
         try:
-            right, new_hash = self._hashes.verify_and_update(password, stored or self._decoy)
+            right, new_hash = self._hashes.verify_and_update(_composed(password), stored or self._decoy)
         except (PwdlibError, ValueError):
             # bcrypt refuses passwords over 72 bytes; a hash of no known kind fits no password.
             return PasswordCheck(right=False)
         return PasswordCheck(right and stored is not None, new_hash if stored else None)
+
+
+def _composed(password: str) -> str:
+    """The same password from every keyboard: some send é as one character, some as two (RFC 8265)."""
+    return unicodedata.normalize("NFC", password)
 
 
 @dataclass(frozen=True, slots=True)

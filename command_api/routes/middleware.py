@@ -1,5 +1,6 @@
 """What happens to every request before its route: an id, the trace it belongs to, and a limit on its body."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.ids import Prefix, new_id
 
+_CLOSE = {"Connection": "close"}
+"""What is still to come of a refused body is not waited for."""
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,128}$")
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 
@@ -44,13 +47,19 @@ class RequestStory:
 
 
 class BodyLimit:
-    """Refuses packed bodies, and those over a size, whether it is declared or only turns out."""
+    """Refuses bodies that are packed, too slow, or over a size, declared or as it turns out."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, larger: Mapping[tuple[str, str], int]) -> None:
-        """`larger` has the limits of the few operations, by method and path, that take more."""
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, larger: Mapping[tuple[str, str], int], max_seconds: float
+    ) -> None:
+        """`larger` has the limits of the few operations, by method and path, that take more.
+
+        `max_seconds` count from the first look at the body to its end.
+        """
         self._app = app
         self._max_bytes = max_bytes
         self._larger = larger
+        self._max_seconds = max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,13 +70,32 @@ class BodyLimit:
         declared = headers.get("content-length", "")
         encoding = headers.get("content-encoding", "identity").strip().lower()
         received = 0
+        whole = False
+        deadline: float | None = None
 
         def check(size: int) -> None:
             if size > limit:
-                raise HTTPException(413, f"the body is larger than the {limit} bytes that are taken here")
+                raise HTTPException(
+                    413, f"the body is larger than the {limit} bytes that are taken here", _CLOSE
+                )
+
+        async def in_time() -> Message:
+            nonlocal deadline
+            loop = asyncio.get_running_loop()
+            deadline = deadline or loop.time() + self._max_seconds
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408,
+                    f"the body did not arrive within {self._max_seconds:g} s ({received} bytes did);"
+                    " send it again, in one go",
+                    _CLOSE,
+                ) from None
 
         async def limited() -> Message:
-            nonlocal received
+            nonlocal received, whole
             if encoding != "identity":
                 # Nothing is unpacked here, so nothing small can become large.
                 raise HTTPException(
@@ -77,10 +105,12 @@ class BodyLimit:
                 )
             if declared.isdigit():
                 check(int(declared))
-            message = await receive()
+            # Behind the body, what comes is only that the client has gone, whenever that may be.
+            message = await (receive() if whole else in_time())
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 check(received)
+                whole = not message.get("more_body", False)
             return message
 
         await self._app(scope, limited, send)

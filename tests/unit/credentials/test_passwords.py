@@ -43,3 +43,8 @@ def test_nobody_is_as_slow_as_somebody() -> None:
     known, unknown = (min(seconds(one) for _ in range(3)) for one in (stored, None))
     assert unknown > known / 2, "an unknown name must not be told apart by the time it takes"
     assert not PASSWORDS.check("no password at all", None).right
+
+
+def test_a_password_is_the_same_from_every_keyboard() -> None:
+    stored = PASSWORDS.hash("caf\u00e9 au lait, please")
+    assert PASSWORDS.check("cafe\u0301 au lait, please", stored).right
