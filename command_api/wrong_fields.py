@@ -21,6 +21,16 @@ _SHOWN_CHARACTERS = 60
 _ID = re.compile(r"\^([a-z]{2,4})_\[0-9a-f\]\{32\}\$")
 _RULE = re.compile(r"^(?:Input|String|Tuple|List|Dictionary|Value) should ")
 
+_SHAPES: Mapping[str, str] = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "must be of the letters a to z, digits, dots, dashes and underscores,"
+    " and begin with a letter or digit",
+    r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$": "must be an address such as name@example.org",
+    r"^[\x21-\x7e]+$": "must be of printable ASCII characters without space",
+    r"^[a-z0-9][a-z0-9-]{0,62}$": "must be 1 to 63 small letters, digits and dashes, no dash first",
+    r"^[0-9a-f]{64}$": "must be 64 hexadecimal digits in small letters",
+}
+"""What a pattern asks for, in words."""
+
 _POSSIBLE: Mapping[str, str] = {
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -98,10 +108,18 @@ def _message(fault: Fault, path: Sequence[Any]) -> str:
 
 
 def _possible(fault: Fault) -> str:
+    if fault["type"] == "string_pattern_mismatch" and (shape := _shape(fault["ctx"]["pattern"])):
+        return shape
     rule = _POSSIBLE.get(fault["type"])
     if rule is None:
         return _RULE.sub("must ", str(fault["msg"]))
     return rule.format_map(fault.get("ctx", {}))
+
+
+def _shape(pattern: str) -> str | None:
+    if identifier := _ID.fullmatch(pattern):
+        return f"must be {identifier[1]}_ and 32 hexadecimal digits"
+    return _SHAPES.get(pattern)
 
 
 def _unknown_field(path: Sequence[Any], body: Any) -> str:

@@ -15,6 +15,7 @@ from command_api.feed import frames
 from command_api.feed.frames import CLIENT_FRAME, Ack, FromPosition, Ping, Reauth, Subscribe, Unsubscribe
 from command_api.feed.subscription import Selection, Subscription
 from command_api.feed.telemetry import TelemetryHub
+from command_api.wrong_fields import wrong_fields
 from projections.reader import LogReader, LogTail
 from schemas.errors import KinoraError
 from schemas.events import REGISTRY
@@ -294,7 +295,6 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 def _first_fault(error: ValidationError) -> str:
-    # Without the input: a reauth frame holds a token.
-    fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    where = "/".join(str(step) for step in fault["loc"]) or "the frame"
-    return f"{where}: {fault['msg']}"
+    fault = error.errors(include_url=False)[0]
+    (wrong,) = wrong_fields([{**fault, "loc": ("body", *fault["loc"])}])
+    return f"{wrong.pointer or 'the frame'}: {wrong.message}"

@@ -11,8 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.ids import Prefix, new_id
 
-_CLOSE = {"Connection": "close"}
-"""What is still to come of a refused body is not waited for."""
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,128}$")
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 
@@ -75,9 +73,7 @@ class BodyLimit:
 
         def check(size: int) -> None:
             if size > limit:
-                raise HTTPException(
-                    413, f"the body is larger than the {limit} bytes that are taken here", _CLOSE
-                )
+                raise HTTPException(413, f"the body is larger than the {limit} bytes that are taken here")
 
         async def in_time() -> Message:
             nonlocal deadline
@@ -91,7 +87,7 @@ class BodyLimit:
                     408,
                     f"the body did not arrive within {self._max_seconds:g} s ({received} bytes did);"
                     " send it again, in one go",
-                    _CLOSE,
+                    {"Connection": "close"},
                 ) from None
 
         async def limited() -> Message:

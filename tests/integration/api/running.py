@@ -150,6 +150,7 @@ class Backing:
             secrets=self.secrets,
             upload_part_bytes=5 * MEBIBYTE,
             max_declaration_bytes=2 * MEBIBYTE,
+            max_body_seconds=3.0,
         )
         return settings.model_copy(update=dict(self.changes))
 

@@ -235,13 +235,31 @@ async def test_telemetry_is_conflated(visit: Visit, ada: Person) -> None:
         assert (found[0]["sub"], found[0]["job_id"], found[0]["attempt"]) == ("s", job["id"], 1)
 
 
+SUBSCRIBE = '{"type": "subscribe", "sub": "s", '
+
+
 @pytest.mark.parametrize(
-    "text", ["nonsense", "{}", '{"type": "subscribe"}', '{"type": "ping", "x": 1}', "[]"]
+    ("text", "says"),
+    [
+        ("nonsense", "JSON"),
+        ("{}", "type"),
+        ("[]", "the frame"),
+        ('{"type": "subscribe"}', "/subscribe/sub: sub is missing"),
+        ('{"type": "ping", "x": 1}', '/ping/x: there is no field "x"'),
+        (SUBSCRIBE + '"filter": {"colour": 1}}', '/subscribe/filter/colour: there is no field "colour"'),
+        (SUBSCRIBE + '"filter": {"types": []}}', "/subscribe/filter/types: types has 0 items"),
+        (SUBSCRIBE + '"filter": {"job_id": "first"}}', '/subscribe/filter/job_id: job_id is "first"'),
+        (SUBSCRIBE + '"from": {"position": -1}}', "position is -1; it must be at least 0"),
+        (SUBSCRIBE + '"from": "yesterday"}', "yesterday"),
+        ('{"type": "reauth", "token": 7}', "/reauth/token: token must be a text"),
+    ],
 )
-async def test_a_bad_frame_ends_the_connection(visit: Visit, ada: Person, text: str) -> None:
+async def test_a_bad_frame_ends_the_connection(visit: Visit, ada: Person, text: str, says: str) -> None:
     async with following(visit, ada) as follower:
         await follower.socket.send(text)
-        assert (await follower.receive())["code"] == "bad_frame"
+        answer = await follower.receive()
+        assert answer["code"] == "bad_frame"
+        assert says in answer["message"]
         assert await follower.closed() == frames.BAD_FRAME
 
 

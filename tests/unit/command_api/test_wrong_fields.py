@@ -135,3 +135,42 @@ def test_an_endless_list_of_faults_is_cut() -> None:
 def test_a_malformed_id_is_named_with_its_shape() -> None:
     fault = {"loc": ("path", "job_id"), "input": "nope", "ctx": {"pattern": "^job_[0-9a-f]{32}$"}}
     assert malformed_id(fault) == '"nope" is not the id of any job: it is job_ and 32 hexadecimal digits'
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        (EnrollAgentBody, {"name": "n", "pool": "A b"}, 'pool is "A b"; it must be 1 to 63 small letters'),
+        (
+            CreateJobBody,
+            IDS | {"dataset_id": "mine"},
+            'dataset_id is "mine"; it must be ds_ and 32 hex',
+        ),
+        (
+            RegisterBody,
+            {"name": "n", "files": [{"path": "a", "size_bytes": 1, "sha256": "AB"}]},
+            'sha256 is "AB"; it must be 64 hexadecimal digits',
+        ),
+        (
+            SignupBody,
+            {"username": "a b c", "email": "a@b.org", "password": "correct horse battery"},
+            'username is "a b c"; it must be of the letters a to z',
+        ),
+        (
+            SignupBody,
+            {"username": "abc", "email": "abc", "password": "correct horse battery"},
+            'email is "abc"; it must be an address such as name@example.org',
+        ),
+    ],
+)
+def test_a_shape_is_described_in_words(model: type[BaseModel], body: dict[str, Any], message: str) -> None:
+    (said,) = faults(model, json.dumps(body)).values()
+    assert message in said
+    assert "^" not in said
+
+
+def test_a_misspelled_field_is_guessed() -> None:
+    assert faults(CreateJobBody, job(hyperparameters={"learningRate": 1}))[
+        "/hyperparameters/learningRate"
+    ].startswith('there is no field "learningRate"; did you mean learning_rate? There are rank, alpha')
+    assert faults(StopJobBody, '{"xyz": 1}') == {"/xyz": 'there is no field "xyz"; there are mode, reason'}
