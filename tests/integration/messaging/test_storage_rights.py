@@ -13,7 +13,7 @@ from command_api.messaging.board import Item
 from schemas.events.job import AttemptFailed, CheckpointSaved, JobQueued, TrainingStarted
 from schemas.ids import Prefix, new_id
 from schemas.objects import StoredObject, adapter_prefix, checkpoint_prefix
-from schemas.settings import NatsSettings, PostgresSettings, S3Settings
+from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
 from schemas.subjects import agent_inbox
 from schemas.work import (
     Accepted,
@@ -29,6 +29,7 @@ from schemas.work import (
     UploadTarget,
     WorkOffer,
 )
+from tests.conftest import AgentUser
 from tests.integration.messaging.world import (
     Agent,
     World,
@@ -42,6 +43,7 @@ from tests.integration.messaging.world import (
 from trainer_agent.artifacts import Artifacts
 from trainer_agent.cache import ContentCache
 from trainer_agent.connection import Connection
+from trainer_agent.credentials import NodeCredentials
 from trainer_agent.presign import Presigner
 from trainer_agent.settings import AgentSettings
 from trainer_agent.staging import Staging
@@ -100,7 +102,7 @@ class LatePresigner(Presigner):
 
 @asynccontextmanager
 async def late_presigner(
-    agent: Agent, nats: NatsSettings, offer: WorkOffer, folder: Path
+    agent: Agent, nats: NatsUser, offer: WorkOffer, folder: Path
 ) -> AsyncIterator[tuple[httpx.AsyncClient, LatePresigner]]:
     settings = AgentSettings(
         agent_id=agent.agent_id,
@@ -112,26 +114,28 @@ async def late_presigner(
     )
     held = HeldItem(item_id=offer.item_id, attempt=offer.attempt)
     inbox = agent_inbox(agent.agent_id)
-    async with Connection(nats, name="late", inbox_prefix=inbox) as connection, http_client() as http:
+    credentials = NodeCredentials(nats, folder / "nats.jwt")
+    async with Connection(credentials, name="late", inbox_prefix=inbox) as connection, http_client() as http:
         await connection.session_after(0)
         yield http, LatePresigner(http, connection, held, settings)
 
 
 async def test_an_agent_whose_urls_ran_out_asks_for_new_ones_and_goes_on(
-    world: World, agent: Agent, nats_agent: NatsSettings, tmp_path: Path
+    world: World, agent: Agent, nats_agent: AgentUser, tmp_path: Path
 ) -> None:
     job_id = await world.request_job()
     offer = await agent.take()
     assignment = (await agent.claim(job_id, 1)).assignment
     assert isinstance(assignment, TrainAssignment)
-    async with late_presigner(agent, nats_agent, offer, tmp_path) as (http, presigner):
+    user = nats_agent(agent.organization_id, agent.agent_id)
+    async with late_presigner(agent, user, offer, tmp_path) as (http, presigner):
         cache = ContentCache(tmp_path / "cache", 10**9)
         cache.prepare()
         staging = Staging(http, presigner, cache, world.organization_id)
         listing = await staging.listing(assignment.dataset_listing, tmp_path / "listing.json")
         assert [file.path for file in listing.files] == ["a.mp4", "captions.jsonl"]
         assert presigner.asked == 2
-    async with late_presigner(agent, nats_agent, offer, tmp_path) as (http, presigner):
+    async with late_presigner(agent, user, offer, tmp_path) as (http, presigner):
         folder = tmp_path / "checkpoint"
         folder.mkdir()
         for name in ("a", "b"):
@@ -214,7 +218,16 @@ async def test_nobody_else_gets_a_url(
 
 async def test_a_report_that_names_somebody_elses_object_is_not_believed(world: World) -> None:
     job_id = new_id(Prefix.JOB)
-    item = Item(job_id, world.organization_id, world.workspace_id, "req_1", "held", "train", attempt=1)
+    item = Item(
+        item_id=job_id,
+        organization_id=world.organization_id,
+        workspace_id=world.workspace_id,
+        correlation_id="req_1",
+        phase="held",
+        lane="train",
+        since=datetime.now(UTC),
+        attempt=1,
+    )
     own, next_step = (checkpoint_prefix(world.organization_id, job_id, 1, step) for step in (1, 2))
 
     async def judged(key: str) -> ReportBody:
