@@ -191,6 +191,9 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
         reader, tokens = LogReader(pool), AccessTokens.from_settings(settings)
         tail = await stack.enter_async_context(LogTail(conninfo, keep_bytes=_TAIL_BYTES))
         telemetry = await stack.enter_async_context(TelemetryHub(settings.nats))
+        uploads = await stack.enter_async_context(
+            Uploads(store, pool, part_bytes=settings.upload_part_bytes, max_bytes=settings.max_upload_bytes)
+        )
         yield Parts(
             settings=settings,
             instance_id=f"api_{uuid7().hex}",
@@ -201,9 +204,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             reader=reader,
             tail=tail,
             store=store,
-            uploads=Uploads(
-                store, pool, part_bytes=settings.upload_part_bytes, max_bytes=settings.max_upload_bytes
-            ),
+            uploads=uploads,
             telemetry=telemetry,
             cursors=Cursors(index_key),
             index_key=index_key,

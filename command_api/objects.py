@@ -58,6 +58,14 @@ class Entry:
     modified: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part of a multipart upload that is there."""
+
+    etag: str
+    size_bytes: int
+
+
 class ObjectStore:
     """One bucket. Use as an async context manager; safe to share between tasks of one loop."""
 
@@ -155,13 +163,24 @@ class ObjectStore:
         """Begin a multipart upload and return the store's id of it."""
         return str((await self._call("create_multipart_upload", Key=key))["UploadId"])
 
-    async def multipart_alive(self, key: str, upload_id: str) -> bool:
-        """Whether the store still knows the upload; rclone forgets them all when it restarts."""
-        try:
-            await self._call("list_parts", Key=key, UploadId=upload_id, MaxParts=1)
-        except (UploadLost, ObjectMissing):
-            return False
-        return True
+    async def parts(self, key: str, upload_id: str) -> dict[int, "StoredPart"]:
+        """The parts that the store holds, by number.
+
+        Raises:
+            UploadLost: when the store does not know the upload (any more); rclone forgets all at a restart.
+        """
+        found: dict[int, StoredPart] = {}
+        marker: dict[str, int] = {}
+        while True:
+            try:
+                page = await self._call("list_parts", Key=key, UploadId=upload_id, **marker)
+            except ObjectMissing as error:
+                raise UploadLost(f"the store knows no multipart upload {upload_id} of {key}") from error
+            for part in page.get("Parts", ()):
+                found[int(part["PartNumber"])] = StoredPart(str(part["ETag"]), int(part["Size"]))
+            if not page.get("IsTruncated"):
+                return found
+            marker = {"PartNumberMarker": int(page["NextPartNumberMarker"])}
 
     async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[UploadPart]) -> None:
         """Join the parts in ascending order, the only one that rclone accepts.

@@ -119,6 +119,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "log_unavailable": "Repeat with the same Idempotency-Key: nothing happens twice.",
         "objects_in_deletion": "Repeat the request: unneeded objects are being deleted, which takes seconds.",
         "object_store_unavailable": "Try again later; GET /health says what is missing.",
+        "still_verifying": "Send the same request again: verification goes on, and nothing is done twice.",
         "projection_behind": "Try again: the read model has not reached min_position yet.",
         "unavailable": "Try again later; GET /health says what is missing.",
     },

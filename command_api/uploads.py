@@ -7,7 +7,10 @@ its bytes were hashed here, and no URL for a content address is ever given out f
 import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
@@ -15,9 +18,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from command_api.domain.errors import Conflict, Invalid, NotFound
 from command_api.keeping import kept_meanwhile, pass_deletions
-from command_api.objects import ObjectMissing, ObjectStore, PartsRefused, UploadLost
+from command_api.objects import ObjectMissing, ObjectStore, PartsRefused, StoredPart, UploadLost
 from schemas.api import UploadedFile, UploadPart, UploadSession, UploadTargetFile, UploadTargetPart
-from schemas.errors import FieldError
+from schemas.errors import FieldError, KinoraError
 from schemas.ids import Prefix, new_id
 from schemas.objects import FileEntry, Listing, StoredObject, content_key
 
@@ -28,7 +31,9 @@ PAGE_MULTIPARTS = 64
 """Multipart uploads that one answer may leave open: rclone keeps a file open for each."""
 _MAX_PARTS = 10_000
 _LOOKUPS = 32
-_TRANSFERS = 4
+_TRANSFERS = 8
+COMPLETE_SECONDS = 20.0
+"""How long one request waits for the verification of the files that it names."""
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 TABLES = """
@@ -80,6 +85,13 @@ class _File:
     stored: bool
 
 
+class StillVerifying(KinoraError):
+    """The files are all here and are being hashed; it takes a while."""
+
+    code = "still_verifying"
+    retryable = True
+
+
 class Uploads:
     """Upload sessions of datasets and models; every step may be repeated."""
 
@@ -88,6 +100,20 @@ class Uploads:
         self._pool = pool
         self._part_bytes = part_bytes
         self._max_bytes = max_bytes
+        self._turns = asyncio.Semaphore(_TRANSFERS)
+        self._filing: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What is cut off here is done again by the next request that asks for it.
+        running = list(self._filing.values())
+        for work in running:
+            work.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     async def declare(self, organization_id: str, files: Sequence[FileEntry]) -> StoredObject:
         """Check a declaration and file it as an object of its own.
@@ -143,10 +169,13 @@ class Uploads:
                 return await self._target(upload, file)
 
         targets = await asyncio.gather(*(target(file) for file in wanted))
+        asked = sum(part.size_bytes for file in targets for part in file.parts)
+        there = sum(file.size_bytes for file in wanted) - asked
         return UploadSession(
             upload_id=upload_id,
             part_size_bytes=upload.part_bytes,
             files=tuple(targets),
+            remaining_bytes=max(0, await self._missing_bytes(upload_id) - there),
             expires_in_seconds=self._store.presign_seconds,
         )
 
@@ -159,34 +188,35 @@ class Uploads:
             NotFound: when the item has no such upload.
             Invalid: naming every file that is not what was declared; the others are kept.
             Conflict: code ``upload_expired`` when the store forgot an upload; the others are kept.
+            StillVerifying: when it takes longer than a request should; it goes on meanwhile.
         """
         upload = await self._upload(upload_id, organization_id)
         if upload.item_id != item_id:
             raise _unknown(upload_id)
         known = await self._files(upload_id, [file.sha256 for file in files])
-        gate = asyncio.Semaphore(_TRANSFERS)
         problems: list[FieldError] = []
         expired: list[str] = []
-
-        async def file_away(index: int, given: UploadedFile) -> None:
+        works: list[tuple[int, _File, asyncio.Task[None]]] = []
+        for index, given in enumerate(files):
             file = known.get(given.sha256)
             if file is None:
                 message = f"{given.sha256} is not a file of upload {upload_id}; leave it out"
                 problems.append(
                     FieldError(pointer=f"/files/{index}/sha256", code="unknown_file", message=message)
                 )
-                return
-            async with gate:
-                try:
-                    await self._file_away(upload, file, given.parts)
-                except _Unusable as error:
-                    problems.append(
-                        FieldError(pointer=f"/files/{index}", code=error.code, message=error.message)
-                    )
-                except UploadLost:
-                    expired.append(file.path)
-
-        await asyncio.gather(*(file_away(index, given) for index, given in enumerate(files)))
+            elif not file.stored:
+                works.append((index, file, self._begin_filing(upload, file, given.parts)))
+        if works:
+            await asyncio.wait({work for _, _, work in works}, timeout=COMPLETE_SECONDS)
+        for index, file, work in works:
+            if not work.done():
+                continue
+            try:
+                work.result()
+            except _Unusable as error:
+                problems.append(FieldError(pointer=f"/files/{index}", code=error.code, message=error.message))
+            except UploadLost:
+                expired.append(file.path)
         if problems:
             problems.sort(key=lambda problem: problem.pointer)
             raise Invalid(problems[0].message, code=problems[0].code, errors=tuple(problems))
@@ -196,7 +226,31 @@ class Uploads:
                 f" ({len(expired)} files); open the session again and send them anew",
                 code="upload_expired",
             )
+        if unfinished := sum(not work.done() for _, _, work in works):
+            raise StillVerifying(
+                f"{unfinished} of {len(works)} files are still being verified; send the same request again"
+            )
         return await self._count_missing(upload_id)
+
+    def _begin_filing(
+        self, upload: _Upload, file: _File, parts: Sequence[UploadPart]
+    ) -> "asyncio.Task[None]":
+        """Verify and file one file, beyond the request if that is shorter; a repeat joins what runs."""
+        place = upload.upload_id, file.sha256
+        work = self._filing.get(place)
+        if work is None:
+            work = self._filing[place] = asyncio.create_task(self._file_in_turn(upload, file, parts))
+            work.add_done_callback(lambda done: self._filed(place, done))
+        return work
+
+    async def _file_in_turn(self, upload: _Upload, file: _File, parts: Sequence[UploadPart]) -> None:
+        async with self._turns:
+            await self._file_away(upload, file, parts)
+
+    def _filed(self, place: tuple[str, str], work: "asyncio.Task[None]") -> None:
+        del self._filing[place]
+        if not work.cancelled():
+            work.exception()  # seen, also when nobody asks again
 
     # ---- what is missing -------------------------------------------------------------------------
 
@@ -215,7 +269,7 @@ class Uploads:
                 )
                 rows = await cursor.fetchall()
             for file, present in zip(rows, await self._present(upload, rows), strict=True):
-                if present:
+                if present or (upload.upload_id, file.sha256) in self._filing:
                     continue
                 count = _part_count(file, upload)
                 many = count > 1
@@ -252,17 +306,21 @@ class Uploads:
             url = await self._store.presign_put(key, size_bytes=file.size_bytes)
             parts = [UploadTargetPart(number=1, url=url, size_bytes=file.size_bytes)]
         else:
-            multipart_id = await self._multipart(upload, file, key)
+            multipart_id, there = await self._multipart(upload, file, key)
             parts = []
             for number in range(1, count + 1):
-                size = min(upload.part_bytes, file.size_bytes - (number - 1) * upload.part_bytes)
+                size = _part_bytes(upload, file, number)
+                if number in there and there[number].size_bytes == size:
+                    continue
                 url = await self._store.presign_part(key, multipart_id, number, size_bytes=size)
                 parts.append(UploadTargetPart(number=number, url=url, size_bytes=size))
         return UploadTargetFile(path=file.path, sha256=file.sha256, parts=tuple(parts))
 
-    async def _multipart(self, upload: _Upload, file: _File, key: str) -> str:
-        if file.multipart_id is not None and await self._store.multipart_alive(key, file.multipart_id):
-            return file.multipart_id
+    async def _multipart(self, upload: _Upload, file: _File, key: str) -> tuple[str, dict[int, StoredPart]]:
+        """The file's multipart upload, begun now if need be, and what the store holds of it."""
+        if file.multipart_id is not None:
+            with suppress(UploadLost):
+                return file.multipart_id, await self._store.parts(key, file.multipart_id)
         fresh = await self._store.create_multipart(key)
         async with self._pool.connection() as connection:
             # Of two sessions opened at once, the first to write wins and both hand out the same upload.
@@ -272,7 +330,7 @@ class Uploads:
                 (fresh, upload.upload_id, file.sha256, file.multipart_id),
             )
             if cursor.rowcount == 1:
-                return fresh
+                return fresh, {}
         await self._store.abort(key, fresh)
         current = (await self._files(upload.upload_id, [file.sha256]))[file.sha256]
         return await self._multipart(upload, current, key)
@@ -304,14 +362,9 @@ class Uploads:
     async def _file_large(
         self, upload: _Upload, file: _File, parts: Sequence[UploadPart], temporary: str, target: str
     ) -> None:
-        expected = list(range(1, _part_count(file, upload) + 1))
-        if [part.number for part in parts] != expected:
-            raise _Unusable(
-                f"{file.path} has parts 1 to {len(expected)}; name each of them once, in order",
-                "parts_refused",
-            )
         try:
-            await self._store.complete_multipart(temporary, file.multipart_id or "none", parts)
+            named = await self._all_parts(upload, file, parts, temporary)
+            await self._store.complete_multipart(temporary, file.multipart_id or "none", named)
         except PartsRefused as error:
             raise _Unusable(f"{file.path}: {error.message}; send its parts anew", "parts_refused") from error
         except UploadLost:
@@ -322,6 +375,30 @@ class Uploads:
         actual, size = await self._store.hash(temporary)
         await self._expect(file, temporary, actual, size)
         await self._store.copy(temporary, target)
+
+    async def _all_parts(
+        self, upload: _Upload, file: _File, given: Sequence[UploadPart], key: str
+    ) -> list[UploadPart]:
+        """The parts that the client names, and for the rest those that an earlier session left."""
+        count, numbers = _part_count(file, upload), [part.number for part in given]
+        if sorted(set(numbers)) != numbers or (numbers and numbers[-1] > count):
+            raise _Unusable(
+                f"{file.path} has parts 1 to {count}; name each that you put once, in order", "parts_refused"
+            )
+        if len(numbers) == count:
+            return list(given)
+        named = {part.number: part for part in given}
+        for number, part in (await self._store.parts(key, file.multipart_id or "none")).items():
+            if part.size_bytes == _part_bytes(upload, file, number):
+                named.setdefault(number, UploadPart(number=number, etag=part.etag))
+        missing = [str(number) for number in range(1, count + 1) if number not in named]
+        if missing:
+            raise _Unusable(
+                f"{file.path} lacks its parts {', '.join(missing[:10])} of {count}; open the session again"
+                " and put what it asks for",
+                "parts_refused",
+            )
+        return [named[number] for number in sorted(named)]
 
     async def _expect(self, file: _File, temporary: str, actual: str, size: int) -> None:
         if actual == file.sha256 and size == file.size_bytes:
@@ -377,6 +454,16 @@ class Uploads:
             row = await cursor.fetchone()
         return int(row[0]) if row else 0
 
+    async def _missing_bytes(self, upload_id: str) -> int:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT coalesce(sum(size_bytes), 0) FROM kinora_upload_files"
+                " WHERE upload_id = %s AND NOT stored",
+                (upload_id,),
+            )
+            row = await cursor.fetchone()
+        return int(row[0]) if row else 0
+
 
 class _Unusable(Exception):
     """One file that cannot be filed; the others go on."""
@@ -401,6 +488,10 @@ def _part_size(files: Iterable[FileEntry], least: int) -> int:
     largest = max(file.size_bytes for file in files)
     mebibytes = -(-largest // (_MAX_PARTS * 2**20))
     return max(least, mebibytes * 2**20)
+
+
+def _part_bytes(upload: _Upload, file: _File, number: int) -> int:
+    return min(upload.part_bytes, file.size_bytes - (number - 1) * upload.part_bytes)
 
 
 def _part_count(file: _File, upload: _Upload) -> int:

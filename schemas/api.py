@@ -80,10 +80,10 @@ class UploadPart(Message):
 
 
 class UploadedFile(Message):
-    """One file whose parts are all put, in ascending order."""
+    """One file whose parts are all put; those of an earlier session need not be named."""
 
     sha256: Line
-    parts: tuple[UploadPart, ...] = Field(min_length=1)
+    parts: tuple[UploadPart, ...] = Field((), description="In ascending order.")
 
 
 class CompleteUploadBody(Message):
@@ -235,6 +235,7 @@ class UploadTargetFile(Message):
     path: str
     sha256: str
     parts: tuple[UploadTargetPart, ...]
+    """Those that the store lacks; none when only the completion is missing."""
 
 
 class UploadSession(Message):
@@ -243,6 +244,8 @@ class UploadSession(Message):
     upload_id: str
     part_size_bytes: int
     files: tuple[UploadTargetFile, ...]
+    remaining_bytes: int
+    """Of all files that are not stored yet, also of those that a later session asks for."""
     expires_in_seconds: int
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from kinora.cli import agents, backup, datasets, events, jobs, models, projections, roles, secrets
+from kinora.cli import agents, backup, datasets, events, jobs, models, projections, roles, secrets, storage
 from kinora.cli.demo import demo
 from kinora.cli.doctor import doctor
 from kinora.cli.up import up
@@ -20,6 +20,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(agents.app, name="agents")
 app.add_typer(events.app, name="events")
 app.add_typer(secrets.app, name="secrets")
+app.add_typer(storage.app, name="storage")
 app.command()(doctor)
 app.add_typer(backup.app, name="backup")
 app.command()(backup.restore)

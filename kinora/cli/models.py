@@ -22,13 +22,16 @@ def add(
     folder: Annotated[Path, typer.Argument(help="Hugging Face checkpoint folder (safetensors).")],
     name: Annotated[str, typer.Option(help="Name to show; the folder's by default.")] = "",
     description: Annotated[str, typer.Option()] = "",
+    resume: Annotated[str, typer.Option(help="Id of the one whose upload broke off, to go on with it.")] = "",
     wait: Annotated[bool, typer.Option(help="Wait for the validation's verdict.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Upload a base model and have an agent load it in 4 bits."""
     paths = model_paths(folder)
     with connect() as client:
-        item = add_folder(client, "models", folder, paths, name=name, description=description, wait=wait)
+        item = add_folder(
+            client, "models", folder, paths, name=name, description=description, resume=resume, wait=wait
+        )
     if as_json:
         print_json(item)
         return

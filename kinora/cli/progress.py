@@ -9,7 +9,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from kinora.cli.output import talk
 from kinora.client import Client, Json, at
 from kinora.feed import follow
-from kinora.upload import Kind, upload_folder
+from kinora.upload import Kind, declare, send_files
+from schemas.api import RegisterBody
 from schemas.errors import KinoraError
 
 
@@ -57,19 +58,33 @@ def until_ready(client: Client, kind: Kind, item: Json) -> Json:
 
 
 def add_folder(
-    client: Client, kind: Kind, folder: Path, paths: Sequence[str], *, name: str, description: str, wait: bool
+    client: Client,
+    kind: Kind,
+    folder: Path,
+    paths: Sequence[str],
+    *,
+    name: str,
+    description: str,
+    wait: bool,
+    resume: str = "",
 ) -> Json:
-    """Upload the files at `paths` with a bar, and wait for the verdict if asked to."""
+    """Upload the files at `paths` with a bar, and wait for the verdict if asked to.
+
+    `resume` is the id of a dataset or model whose upload broke off.
+    """
     with transfer_bar() as report:
-        item = upload_folder(
-            client,
-            kind,
-            folder,
-            paths,
-            name=name or folder.resolve().name,
-            description=description,
-            report=report,
-        )
+        files = declare(folder, paths, report)
+        item_id = resume
+        if not resume:
+            body = RegisterBody(name=name or folder.resolve().name, description=description, files=files)
+            item_id = client.post(f"/{kind}", body)["id"]
+        try:
+            item = send_files(client, kind, item_id, folder, files, report)
+        except (KinoraError, KeyboardInterrupt):
+            talk.print(
+                f"to go on where it stopped: kinora {kind} add {folder} --resume {item_id}", markup=False
+            )
+            raise
     return until_ready(client, kind, item) if wait else item
 
 

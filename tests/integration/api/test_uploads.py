@@ -1,5 +1,6 @@
 """Files on their way into the store: only what was declared gets in, and every step may be repeated."""
 
+import asyncio
 import os
 
 import httpx
@@ -115,12 +116,44 @@ async def test_parts_must_be_whole_and_in_order(ada: Person) -> None:
     large = os.urandom(6 * MEBIBYTE)
     item = await register(ada, "datasets", {"a.mp4": large})
     session = await open_session(ada, "datasets", item["id"])
-    (done,) = await put_parts(session, [large])
-    for parts in (done["parts"][:1], done["parts"][::-1]):
-        answer = await complete(ada, "datasets", item["id"], session["upload_id"], [{**done, "parts": parts}])
+    assert session["remaining_bytes"] == len(large)
+    (file,) = session["files"]
+    (first,) = await put_parts({"files": [{**file, "parts": file["parts"][:1]}]}, [large])
+    answer = await complete(ada, "datasets", item["id"], session["upload_id"], [first])
+    assert (answer.status_code, answer.json()["code"]) == (422, "parts_refused"), answer.text
+    assert "lacks its parts 2 of 2" in answer.json()["errors"][0]["message"]
+    # Only the part that is missing is asked for, and only it has to be named.
+    session = await open_session(ada, "datasets", item["id"])
+    assert [part["number"] for part in session["files"][0]["parts"]] == [2]
+    assert session["remaining_bytes"] == MEBIBYTE
+    async with httpx.AsyncClient(trust_env=False) as store:
+        put = await store.put(session["files"][0]["parts"][0]["url"], content=large[5 * MEBIBYTE :])
+    second = {"number": 2, "etag": put.headers["etag"]}
+    for parts in ([second, first["parts"][0]], [second, second], [second, {"number": 3, "etag": "x"}]):
+        done = [{"sha256": sha256(large), "parts": parts}]
+        answer = await complete(ada, "datasets", item["id"], session["upload_id"], done)
         assert (answer.status_code, answer.json()["code"]) == (422, "parts_refused"), answer.text
-    answer = await complete(ada, "datasets", item["id"], session["upload_id"], [done])
+    done = [{"sha256": sha256(large), "parts": [second]}]
+    answer = await complete(ada, "datasets", item["id"], session["upload_id"], done)
     assert answer.json()["status"] == "uploaded"
+
+
+async def test_a_verification_that_takes_long_goes_on_between_requests(
+    ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "COMPLETE_SECONDS", 0.0)
+    files = {f"{number}.mp4": os.urandom(6 * MEBIBYTE) for number in range(2)}
+    item = await register(ada, "datasets", files)
+    session = await open_session(ada, "datasets", item["id"])
+    done = await put_parts(session, list(files.values()))
+    answers = []
+    async with asyncio.timeout(30):
+        while not answers or answers[-1].status_code == 503:
+            answers.append(await complete(ada, "datasets", item["id"], session["upload_id"], done))
+            await asyncio.sleep(0.1)
+    problem = answers[0].json()
+    assert (answers[0].status_code, problem["code"], problem["retryable"]) == (503, "still_verifying", True)
+    assert (answers[-1].status_code, answers[-1].json()["status"]) == (202, "uploaded")
 
 
 async def test_an_upload_that_the_store_forgot_is_begun_anew(visit: Visit, ada: Person) -> None:
