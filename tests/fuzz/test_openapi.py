@@ -27,8 +27,9 @@ CHECKS = (
 
 def fuzz(target: Target, folder: Path, *options: str, phases: str, examples: int, ids: bool) -> None:
     configuration = folder / "schemathesis.toml"
+    methods = "" if LONG else '[phases.coverage]\nunexpected-methods = ["OPTIONS"]\n'
     named = (f'"path.{name}" = "{value}"\n' for name, value in target.ids.items())
-    configuration.write_text("[parameters]\n" + "".join(named) if ids else "")
+    configuration.write_text(methods + ("[parameters]\n" + "".join(named) if ids else ""))
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(configuration), "run"),
         f"{target.url}/openapi.json",
