@@ -48,8 +48,16 @@ WORKERS ?= 2
 test: $(DEV_STAMP) ## Run every test
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
+.PHONY: fuzz
+fuzz: $(DEV_STAMP) ## Send the API what nobody expects, for long and differently each time
+	KINORA_FUZZ=long $(BIN)/python -m pytest tests/fuzz
+
+.PHONY: audit
+audit: $(DEV_STAMP) ## Look dependencies up among known vulnerabilities (AUDIT=strict fails without a network)
+	$(BIN)/python .ci/audit.py
+
 .PHONY: check
-check: $(DEV_STAMP) ## Format, lint, types and import contracts
+check: $(DEV_STAMP) audit ## Format, lint, types, import contracts and known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

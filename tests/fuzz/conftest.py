@@ -56,6 +56,7 @@ def target(servers: EmbeddedServers) -> Iterator[Target]:
                     "agent_id": agent["id"],
                     "event_id": events[0]["metadata"]["event_id"],
                     "name": "jobs",
+                    "collection_id": "1",
                     "code": "not_found",
                 }
                 return Target(running.url, person.token, ids)

@@ -38,6 +38,7 @@ UNSCOPED = {("GET", "/api/v1/users/me")}
 
 SHARED = {
     ("POST", "/api/v1/projections/{name}/rebuild"),  # of the installation, and its operator's
+    ("GET", "/api/v1/storage/collections/{collection_id}"),
     ("PUT", "/api/v1/secrets/{name}"),  # a name is everybody's own
 }
 """With a parameter that names nothing of an organization."""
@@ -60,7 +61,7 @@ class Operation:
     described: dict[str, Any]
 
     def path(self, ids: Mapping[str, str]) -> str:
-        return self.template.format_map({"name": "jobs", **ids})
+        return self.template.format_map({"name": "jobs", "collection_id": "1", **ids})
 
 
 def operations(service: Service) -> list[Operation]:

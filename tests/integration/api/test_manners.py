@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from command_api.feed.frames import SUBPROTOCOL
 from command_api.problems import PROBLEM_JSON
 from command_api.settings import RateSettings
+from kinora.client import ApiError, Client, Credentials
 from kinora.local.servers import EmbeddedServers
 from tests.integration.api.following import following, raw_socket
 from tests.integration.api.running import PASSWORD, Account, Backing, Service, Visit, running_service
@@ -324,6 +326,30 @@ async def test_one_person_holds_so_many_feeds(strict: Service, ada_account: Acco
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4429
         assert "event_replay" in closed.value.rcvd.reason
+
+
+@pytest.fixture
+def hurried(service: Service, servers: EmbeddedServers) -> Iterator[Service]:
+    """An instance whose quota comes back within seconds."""
+    mine = service.parts.settings
+    changes = {"rates": RateSettings(general="5/second")}
+    backing = Backing(mine.postgres, mine.nats, mine.s3, mine.secrets, changes)
+    with running_service(backing, projecting=False) as running:
+        yield running
+
+
+async def test_our_own_client_waits_for_its_quota(hurried: Service, ada_account: Account) -> None:
+    def ask(quota_seconds: float) -> list[str]:
+        credentials = Credentials(
+            url=hurried.url, username=ada_account.username, password=SecretStr(PASSWORD)
+        )
+        with Client(credentials, quota_seconds=quota_seconds) as client:
+            return [client.get("/users/me")["id"] for _ in range(12)]
+
+    assert await asyncio.to_thread(ask, 20.0) == [ada_account.user_id] * 12
+    with pytest.raises(ApiError, match="wait 1 s and try again") as refused:
+        await asyncio.to_thread(ask, 0.0)
+    assert (refused.value.status, refused.value.code) == (429, "too_many_requests")
 
 
 async def raw_exchange(service: Service, *sent: bytes, pause: float = 0.0) -> bytes:
