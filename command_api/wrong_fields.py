@@ -44,6 +44,7 @@ _POSSIBLE: Mapping[str, str] = {
     "too_long": "may have at most {max_length} of them",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number with fewer digits",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",

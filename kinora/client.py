@@ -1,8 +1,8 @@
 """The REST client of the CLI and the demo: logs in, sends idempotency keys, turns problems into errors."""
 
 import contextlib
-import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -39,6 +39,12 @@ class BadId(KinoraError):
     """An id that cannot be one."""
 
     code = "bad_id"
+
+
+class BadAddress(KinoraError):
+    """The service's address cannot be one."""
+
+    code = "bad_address"
 
 
 class ApiError(KinoraError):
@@ -113,6 +119,16 @@ def at(*segments: str) -> str:
     return "/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
+def _address(url: str) -> httpx.URL:
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL:
+        address = httpx.URL()
+    if address.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", address.host):
+        raise BadAddress(f"{url[:200]!r} is no address of a service; write http://HOST:PORT")
+    return address
+
+
 class Client:
     """One person's session with the service. Not for use from several threads."""
 
@@ -132,7 +148,7 @@ class Client:
         With a `session_file`, the access token is kept there for the next process until it ends.
         """
         self.credentials = credentials
-        self._http = httpx.Client(base_url=credentials.url, timeout=timeout, trust_env=False)
+        self._http = httpx.Client(base_url=_address(credentials.url), timeout=timeout, trust_env=False)
         self._patience_seconds = patience_seconds
         self._quota_seconds = quota_seconds
         self._token: str | None = None
@@ -216,6 +232,18 @@ class Client:
         headers["Authorization"] = f"Bearer {self.token()}"
         return self._send(method, f"/api/v1{path}", headers=headers, **request)
 
+    def _answer(self, response: httpx.Response) -> Json:
+        try:
+            return dict(response.json()) if response.content else {}
+        except (ValueError, TypeError) as error:
+            raise self._no_kinora(response) from error
+
+    def _no_kinora(self, response: httpx.Response) -> Unreachable:
+        return Unreachable(
+            f"what answers at {self.credentials.url} is no Kinora (status {response.status_code});"
+            " check the address"
+        )
+
     def _recall(self) -> None:
         if self._session_file is None or not self._session_file.exists():
             return
@@ -257,8 +285,11 @@ class Client:
                 if position := response.headers.get("X-Event-Position"):
                     self._position = max(self._position or 0, int(position))
                 if response.is_success:
-                    return dict(response.json()) if response.content else {}
+                    return self._answer(response)
                 problem = _problem(response)
+                if problem is None and response.status_code not in (502, 503, 504):  # a proxy's are meant
+                    raise self._no_kinora(response)
+                problem = problem or {"detail": f"{self.credentials.url} answers {response.status_code}"}
                 if response.status_code == 429:
                     pause = _retry_after(response)
                     last = time.monotonic() + pause > quota_deadline
@@ -276,9 +307,10 @@ def _retry_after(response: httpx.Response) -> float:
     return float(given) if given.isdigit() else 1.0
 
 
-def _problem(response: httpx.Response) -> Json:
+def _problem(response: httpx.Response) -> Json | None:
+    """The problem document of a refusal; None when it is not one of ours."""
     try:
         body = response.json()
-    except json.JSONDecodeError:
-        return {"detail": f"the service answered {response.status_code} without an explanation"}
-    return body if isinstance(body, dict) else {"detail": str(body)}
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) and "code" in body else None

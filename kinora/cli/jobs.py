@@ -1,6 +1,7 @@
 """`kinora jobs`: submit, list, show, watch, logs, stop, fetch the adapter."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from rich.live import Live
 from rich.markup import escape
 
+from command_api.wrong_fields import wrong_fields
 from kinora.artifacts import download_adapter
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import (
@@ -26,7 +28,7 @@ from kinora.cli.output import (
 from kinora.client import Client, Json, at
 from kinora.feed import follow
 from kinora.watch import JobProgress, duration, percent, picture
-from schemas.errors import FieldError, KinoraError
+from schemas.errors import KinoraError
 from schemas.training import Hyperparameters
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
@@ -38,33 +40,30 @@ class BadParameter(KinoraError):
     code = "bad_parameter"
 
 
-def hyperparameters(given: dict[str, Any], pairs: list[str]) -> Hyperparameters:
-    """The flags that were given, and `name=value` pairs for all others.
+def hyperparameters(flags: Mapping[str, str | None], pairs: Sequence[str]) -> Hyperparameters:
+    """The flags that were given, and `name=value` pairs for all others; both mean the same.
 
     Raises:
         BadParameter: naming each field, its value and what is allowed.
     """
-    values = {name: value for name, value in given.items() if value is not None}
-    for pair in pairs:
+    values: dict[str, Any] = {}
+    for pair in [*(f"{name}={text}" for name, text in flags.items() if text is not None), *pairs]:
         name, equals, text = pair.partition("=")
-        if not equals:
-            raise BadParameter(f"{pair!r} is not name=value; write for instance -p weight_decay=0.01")
+        if not equals or not name:
+            raise BadParameter(f"{pair[:80]!r} is not name=value; write for instance -p weight_decay=0.01")
+        if name in values:
+            raise BadParameter(f"{name[:80]} is given twice; leave one out")
         try:
             values[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[name] = text
     try:
         return Hyperparameters.model_validate(values)
     except ValidationError as error:
-        details = tuple(
-            FieldError(
-                pointer="/" + "/".join(str(part) for part in problem["loc"]),
-                code=problem["type"],
-                message=f"{problem['msg']} (given: {problem['input']!r})",
-            )
-            for problem in error.errors()
-        )
-        raise BadParameter("these hyperparameters cannot be used:", errors=details) from error
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
+        raise BadParameter(
+            "these hyperparameters cannot be used:", errors=wrong_fields(faults, Hyperparameters)
+        ) from error
 
 
 @app.command()
@@ -73,14 +72,14 @@ def submit(
     dataset: Annotated[str, typer.Option(help="Dataset id.")],
     model: Annotated[str, typer.Option(help="Base model id.")],
     name: Annotated[str, typer.Option()] = "",
-    rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    epochs: Annotated[float | None, typer.Option()] = None,
-    max_steps: Annotated[int | None, typer.Option()] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    rank: Annotated[str | None, typer.Option(help="LoRA rank.", metavar="NUMBER")] = None,
+    alpha: Annotated[str | None, typer.Option(help="LoRA alpha.", metavar="NUMBER")] = None,
+    learning_rate: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
+    epochs: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
+    max_steps: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
+    frames: Annotated[str | None, typer.Option(help="Frames per clip.", metavar="NUMBER")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="Any hyperparameter, as name=value.")
     ] = None,

@@ -1,6 +1,7 @@
 """The CLI's two voices (data on stdout, talk on stderr) and the one place where errors become exit codes."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -17,14 +18,27 @@ from kinora.client import ApiError, Client, Credentials, Json, NoCredentials, Un
 from kinora.settings import data_folder
 from schemas.errors import KinoraError
 
+TRACEBACK_VARIABLE = "KINORA_TRACEBACK"
+"""Set to anything, faults of this program end in Python's traceback."""
+
 out = Console()
 talk = Console(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+EXIT_FAULT = 1
 EXIT_USAGE, EXIT_AUTH, EXIT_NOT_FOUND, EXIT_CONFLICT, EXIT_JOB_FAILED, EXIT_UNREACHABLE = 2, 3, 4, 5, 6, 7
-_BY_STATUS = {401: EXIT_AUTH, 403: EXIT_AUTH, 404: EXIT_NOT_FOUND, 409: EXIT_CONFLICT, 422: EXIT_USAGE}
+_BY_STATUS = {401: EXIT_AUTH, 403: EXIT_AUTH, 404: EXIT_NOT_FOUND, 409: EXIT_CONFLICT} | {
+    **dict.fromkeys((400, 408, 413, 415, 422), EXIT_USAGE),
+    **dict.fromkeys((429, 502, 503, 504, 507), EXIT_UNREACHABLE),
+}
+
+
+class Unforeseen(KinoraError):
+    """A fault of this program, not of its user."""
+
+    code = "internal"
 
 
 class LocalFileError(KinoraError):
@@ -42,6 +56,8 @@ def exit_code(error: KinoraError) -> int:
             return EXIT_UNREACHABLE
         case NoCredentials():
             return EXIT_AUTH
+        case Unforeseen():
+            return EXIT_FAULT
         case _:
             return EXIT_USAGE
 
@@ -63,10 +79,16 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
         except KinoraError as error:
             fail(error)
         except OSError as error:
             fail(LocalFileError(f"{error.filename or 'a local file'}: {error.strerror or error}"))
+        except Exception as error:
+            if os.environ.get(TRACEBACK_VARIABLE):
+                raise
+            fail(Unforeseen(f"{type(error).__name__}: {error}; {TRACEBACK_VARIABLE}=1 shows where"))
 
     return guarded
 

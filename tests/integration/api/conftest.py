@@ -11,6 +11,7 @@ from psycopg import sql
 
 from kinora.local.servers import EmbeddedServers
 from tests.integration.api.running import Account, Backing, Person, Service, Visit, running_service
+from tests.integration.api.things import Things, make_things
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +68,14 @@ async def ada(visit: Visit, accounts: dict[str, Account]) -> Person:
 async def bob(visit: Visit, accounts: dict[str, Account]) -> Person:
     """Of another organization."""
     return await visit.come_in(accounts["bob"])
+
+
+@pytest.fixture(scope="session")
+def things(service: Service, accounts: dict[str, Account]) -> Things:
+    """Of Ada's organization, and some of Bob's; tests leave them as they are."""
+
+    async def make() -> Things:
+        async with Visit(service) as visit:
+            return await make_things(visit, *[await visit.come_in(accounts[name]) for name in ("ada", "bob")])
+
+    return asyncio.run(make())
