@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 import psycopg
 from nats.js.errors import APIError
 
-from command_api.eventlog.errors import LogUnavailable
+from command_api.eventlog.errors import LogTooNew, LogUnavailable
 from command_api.eventlog.log import EventLog
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
@@ -50,6 +50,7 @@ from command_api.tables import ensure_tables
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+TOO_NEW_SECONDS = 5.0
 
 
 async def run(settings: OrchestratorSettings, stop: asyncio.Event, *, ready: Callable[[], None]) -> None:
@@ -63,6 +64,13 @@ async def run(settings: OrchestratorSettings, stop: asyncio.Event, *, ready: Cal
         except (ActivityLost, ConnectionGone, LogUnavailable, psycopg.OperationalError) as lost:
             logger.warning("orchestrator: not active any more: %s; starting over", lost)
             await _pause(stop, RETRY_SECONDS)
+        except LogTooNew as newer:
+            # Deciding without it could contradict it. Whoever is waiting and can read it is active meanwhile.
+            logger.error(  # noqa: TRY400 - the message says it all
+                "orchestrator: %s; stepping aside: upgrade this orchestrator. Trainings go on meanwhile",
+                newer,
+            )
+            await _pause(stop, TOO_NEW_SECONDS)
 
 
 async def _be_active(settings: OrchestratorSettings, ready: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ EventLogError
 │   └── EventTooLarge   more than 256 KiB
 ├── VersionConflict     somebody else appended to the stream first
 ├── CommandRepeated     the command was carried out before
+├── LogTooNew           an event was written by a newer release, or is damaged
 ├── LogUnavailable      the database cannot be reached; what was asked may or may not have happened
 │   └── LogFull         its disk is full; nothing was stored
 └── LogMismatch         the tables are not this program's log
@@ -55,6 +56,12 @@ class LogFull(LogUnavailable):
     """The database's disk is full: nothing was stored, and nothing will be until somebody frees space."""
 
     code = "log_full"
+
+
+class LogTooNew(EventLogError):
+    """An event cannot be read: a newer release wrote it, or it is damaged. Nothing is decided without it."""
+
+    code = "log_too_new"
 
 
 class LogMismatch(EventLogError):

@@ -6,6 +6,11 @@ EVENTS = "kinora_events"
 LOCK_ID = 0x6B696E6F7261
 """Advisory lock under which tables are made, so that processes may start at the same time."""
 
+MEASUREMENTS = ("kinora.job.progressed", "kinora.job.log_segment_stored")
+"""By far the most events; whoever follows lifecycles skips them by an index of all others."""
+
+NO_MEASUREMENT = f"topic <> ALL (ARRAY[{', '.join(repr(topic) for topic in MEASUREMENTS)}])"
+
 CREATE_TABLES: tuple[str, ...] = (
     # The first five columns are the eventsourcing library's. The rest repeat fields of `state` that queries
     # filter by. Rows are only ever inserted, so vacuum has nothing to reclaim but still has to freeze and to
@@ -38,6 +43,10 @@ CREATE_TABLES: tuple[str, ...] = (
     """
     CREATE INDEX IF NOT EXISTS kinora_events_organization_idx
         ON kinora_events (organization_id, notification_id)
+    """,
+    f"""
+    CREATE INDEX IF NOT EXISTS kinora_events_lifecycle_idx
+        ON kinora_events (notification_id) WHERE {NO_MEASUREMENT}
     """,
     # A command's events are positions first_position .. position; both are the head where it made none.
     """

@@ -293,11 +293,14 @@ class Writer:
 
     def _commit(self, batch: Sequence[Decided]) -> list[list[Answer]]:
         appends = [append for decided in batch for append in decided.appends]
-        positions = iter(self._append(appends) if appends else ())
+        nothing_new = any(isinstance(v, Append) and not v.events for d in batch for v in d.verdicts)
+        # Before anything is stored: what fails afterwards would be told as if nothing had been.
+        head = self._log.head() if nothing_new else 0
+        shares = self._append(appends) if appends else []
         for decided in batch:
             decided.pending.committed()
-        nothing_new = any(isinstance(v, Append) and not v.events for d in batch for v in d.verdicts)
-        head = self._log.head() if nothing_new else 0
+        head = max([head, *(position for share in shares for position in share)])
+        positions = iter(shares)
         return [self._outcomes(decided.verdicts, positions, head) for decided in batch]
 
     def _append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:

@@ -4,11 +4,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from command_api.eventlog.errors import LogUnavailable
+from pydantic import ValidationError
+
+from command_api.eventlog.errors import LogTooNew, LogUnavailable
 from command_api.eventlog.log import EventLog
 from command_api.eventlog.reader import RawEvent
 from command_api.messaging.board import LIFECYCLE_TYPES, Board, Item
 from schemas.envelope import Recorded
+from schemas.events import UnknownEventType
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Follower:
 
         Raises:
             LogUnavailable: when the database does not answer.
+            LogTooNew: at an event that this release cannot read; everything before it is folded.
         """
         async with self._lock:
             head, page = await asyncio.to_thread(self._read)
@@ -86,7 +90,13 @@ class Follower:
         return head, self._log.read_all(self._seen, PAGE, types=LIFECYCLE_TYPES)
 
     def _fold(self, raw: RawEvent) -> None:
-        recorded = raw.recorded()
+        try:
+            recorded = raw.recorded()
+        except (UnknownEventType, ValidationError) as error:
+            raise LogTooNew(
+                f"the {raw.type} of {raw.stream_id} at position {raw.position} cannot be read here:"
+                f" {str(error).splitlines()[0]}"
+            ) from error
         before = self.board.items.get(raw.stream_id)
         self.board.apply(recorded)
         self._seen = raw.position

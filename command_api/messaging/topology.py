@@ -30,6 +30,7 @@ from schemas.subjects import (
     WORK_SUBJECTS,
     Lane,
     PriorityLevel,
+    pool_durables,
     work_durable,
     work_subject,
 )
@@ -173,13 +174,13 @@ class Topology:
     async def repair(self) -> bool:
         """Make again what somebody deleted; true when anything was missing."""
         await self.ensure_streams()
-        info = await self.js.stream_info(WORK_STREAM)
-        expected = len(self._pools) * len(LANES) * len(PRIORITIES)
-        if info.state.consumer_count >= expected:
+        there = await self._consumers_of(WORK_STREAM)
+        broken = sorted(pool for pool in self._pools if not there.issuperset(pool_durables(*pool)))
+        if not broken:
             return False
-        logger.warning("%d of %d work queues exist; making the others", info.state.consumer_count, expected)
+        logger.warning("%d of %d pools lack work queues; making them", len(broken), len(self._pools))
         async with self._lock:
-            for organization_id, pool in sorted(self._pools):
+            for organization_id, pool in broken:
                 await self._make_pool(organization_id, pool)
         return True
 
@@ -188,6 +189,16 @@ class Topology:
         async with self._lock:
             await self.js.delete_stream(EVENTS_STREAM)
             await self._ensure_stream(events_config(self.events_max_bytes))
+
+    async def _consumers_of(self, stream: str) -> set[str]:
+        """By name: others may make consumers too, so their number tells nothing."""
+        names: set[str] = set()
+        while page := await self.js.consumers_info(stream, offset=len(names)):
+            found = {info.name for info in page} - names
+            names |= found
+            if not found:  # somebody deleted some meanwhile, so that pages overlap
+                break
+        return names
 
     async def _make_pool(self, organization_id: str, pool: str) -> None:
         for lane in LANES:

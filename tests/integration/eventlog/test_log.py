@@ -10,6 +10,7 @@ from psycopg import Cursor
 from psycopg.rows import DictRow
 
 from command_api.domain.errors import Conflict
+from command_api.eventlog import reader
 from command_api.eventlog.errors import (
     CommandRepeated,
     EventNotCanonical,
@@ -21,7 +22,7 @@ from command_api.eventlog.errors import (
 from command_api.eventlog.log import Append, EventLog
 from command_api.eventlog.recorder import CommandRow
 from schemas.events.identity import UserLoggedIn, UserRegistered
-from schemas.events.job import WarningRaised
+from schemas.events.job import JobProgressed, ProgressPoint, WarningRaised
 from schemas.ids import Prefix, new_id
 from schemas.settings import PostgresSettings
 from tests.integration.eventlog.log_samples import logged, one
@@ -223,3 +224,24 @@ def test_every_append_notifies_once(log: EventLog, database: PostgresSettings) -
         log.append([Append((logged(), logged())), one(logged())])
         assert len(list(connection.notifies(timeout=5, stop_after=1))) == 1
         assert list(connection.notifies(timeout=0.1)) == []
+
+
+def test_following_lifecycles_reads_no_measurements(log: EventLog, database: PostgresSettings) -> None:
+    point = ProgressPoint(
+        step=1, loss=1.0, learning_rate=1e-3, grad_norm=1.0, tokens=1, tokens_per_second=1.0, step_seconds=1.0
+    )
+    progress = JobProgressed(attempt=1, step=1, total_steps=9, epoch=0.1, points=(point,), eta_seconds=1)
+    job, warning = new_id(Prefix.JOB), WarningRaised(attempt=1, code="c", message="m")
+    events = [warning if version % 1000 == 0 else progress for version in range(1, 4001)]
+    log.append([Append(tuple(logged(job, version, one) for version, one in enumerate(events, start=1)))])
+    types = [WarningRaised.TYPE, UserLoggedIn.TYPE]
+    assert [raw.position for raw in log.read_all(0, 10, types=types)] == [1000, 2000, 3000, 4000]
+    assert [raw.position for raw in log.read_all(998, 2, types=[*types, JobProgressed.TYPE])] == [999, 1000]
+
+    query = reader.page_query(types, ()).replace("%(after)s", "0").replace("%(limit)s", "1000")
+    with psycopg.connect(database.conninfo(), autocommit=True) as connection:
+        connection.execute("ANALYZE kinora_events")
+        plan = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", {"types": types}).fetchone()
+    assert plan is not None
+    scan = plan[0][0]["Plan"]["Plans"][0]
+    assert (scan["Index Name"], scan.get("Rows Removed by Filter", 0)) == ("kinora_events_lifecycle_idx", 0)

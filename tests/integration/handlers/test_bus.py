@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -173,6 +173,31 @@ async def cut_bus(database: PostgresSettings) -> AsyncIterator[tuple[CommandBus,
     ):
         async with CommandBus(log, HANDLERS) as bus:
             yield bus, proxy
+
+
+class GoneAfterwards(EventLog):
+    """Its database goes away as soon as something was stored."""
+
+    def append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:
+        positions = super().append(appends)
+        self.close()
+        return positions
+
+
+async def test_what_is_stored_is_told_even_if_the_database_goes_away_then(
+    bus: CommandBus, database: PostgresSettings, log: EventLog
+) -> None:
+    command = enroll()
+    await bus.execute(command, person())
+    with GoneAfterwards.open(database) as gone:
+        async with CommandBus(gone, HANDLERS) as going:
+            again = (online(command.agent_id), person(), ())
+            first, second = await going.execute_batch([again, again])
+    assert isinstance(first, Outcome)
+    assert isinstance(second, Outcome)
+    assert [type(one.event) for one in first.events] == [AgentOnline]
+    assert (second.events, second.position) == ((), first.position)
+    assert log.head() == first.position
 
 
 @pytest.mark.parametrize("key", ["key", None])

@@ -16,7 +16,7 @@ from command_api.messaging.connection import connect
 from command_api.messaging.epochs import Epochs
 from command_api.messaging.relay import BATCH_EVENTS, Relay
 from command_api.messaging.together import run_together
-from command_api.messaging.topology import Topology
+from command_api.messaging.topology import Topology, work_consumer_config
 from command_api.messaging.wake import LogWake
 from command_api.tables import ensure_tables
 from schemas.commands.agent import MarkAgentLost, MarkAgentOnline
@@ -28,6 +28,7 @@ from schemas.subjects import (
     LOG_ID_HEADER,
     POSITION_HEADER,
     PREVIOUS_POSITION_HEADER,
+    work_durable,
 )
 from tests.integration.messaging.world import World, eventually
 
@@ -190,6 +191,18 @@ async def test_the_stream_of_another_log_is_replaced(world: World, outside: Outs
     async with relaying(outside, world.log):
         await outside.caught_up(world.log)
     await check(world, outside)
+
+
+async def test_a_work_queue_that_is_missing_is_made_again_whatever_others_there_are(outside: Outside) -> None:
+    js = outside.topology.js
+    await outside.topology.ensure_pool("org_1", "default")
+    await js.add_consumer("WORK", work_consumer_config("org_2", "somebody-elses", "train", "normal"))
+    lost = work_durable("org_1", "default", "validate", "high")
+    await js.delete_consumer("WORK", lost)
+    assert (await js.stream_info("WORK")).state.consumer_count == 6
+    assert await outside.topology.repair()
+    assert (await js.consumer_info("WORK", lost)).config.durable_name == lost
+    assert not await outside.topology.repair()
 
 
 async def test_the_topology_is_only_corrected(outside: Outside) -> None:
