@@ -41,7 +41,7 @@ RELAYED = Counter("kinora_relay_events_total", "Events published on the stream E
 RELAY_LAG = Gauge("kinora_relay_lag_positions", "How far EVENTS is behind the log's head.")
 INBOX_REPORTS = Counter(
     "kinora_inbox_reports_total",
-    "Reports of agents by what became of them: committed, repeated, early, again, refused or unreadable.",
+    "Reports of agents by what became of them: committed, repeated, early, refused, stray, put_aside.",
     ("outcome",),
 )
 INBOX_PENDING = Gauge("kinora_inbox_pending_reports", "Reports that wait on the stream REPORTS.")

@@ -26,6 +26,7 @@ from command_api.messaging.cursors import Cursors
 from command_api.messaging.epochs import Epochs
 from command_api.messaging.expiry import Expiry
 from command_api.messaging.follower import Follower
+from command_api.messaging.gauges import Gauges
 from command_api.messaging.heartbeats import Heartbeats
 from command_api.messaging.hello import Introductions
 from command_api.messaging.inbox import Inbox
@@ -134,6 +135,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
         )
         controls = Controls(client, follower)
         admission = Admission(follower, bus, store)
+        gauges = Gauges(follower, topology, log, lambda: relay.position)
 
         desk = Desk(
             claim=Claims(follower, bus, leases, clock).claim,
@@ -166,6 +168,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             admission.run(),
             collections.run(),
             Revocations(follower, settings.nats, settings.nats_operator).run(),
+            gauges.run(),
             Watchdog(topology, inbox, reports.again).run(),
             stay_open(client, broker.connection),
             stay_fresh(broker.connection, requests),

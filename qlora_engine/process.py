@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from qlora_engine.disk import is_disk_full
 from qlora_engine.errors import EngineError
 from qlora_engine.parent import ORPHANED, die_with_parent
+from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.updates import CONTROL, EngineFailed, Start, Stop, Update
 from schemas.training import DatasetValidationSpec, EngineSpec, ModelValidationSpec, TrainingSpec
@@ -130,11 +131,15 @@ def dispatch(spec: EngineSpec, pipe: UpdatePipe, stop: StopWish) -> None:
         case DatasetValidationSpec():
             from qlora_engine.validation import validate_dataset
 
-            pipe.emit(validate_dataset(spec, pipe.emit))
+            with span(pipe.emit, "validate dataset"):
+                dataset_verdict = validate_dataset(spec, pipe.emit)
+            pipe.emit(dataset_verdict)
         case ModelValidationSpec():
             from qlora_engine.model_validation import validate_model
 
-            pipe.emit(validate_model(spec, pipe.emit))
+            with span(pipe.emit, "validate model"):
+                model_verdict = validate_model(spec, pipe.emit)
+            pipe.emit(model_verdict)
 
 
 def _leave(code: int) -> NoReturn:

@@ -22,6 +22,7 @@ from qlora_engine.loop import Emit, Loop
 from qlora_engine.preflight import cautions, check_captions, check_clips
 from qlora_engine.samples import sampled, split
 from qlora_engine.schedule import learning_rate_factor
+from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.updates import EvaluationDone, Preparing, TrainingBegan, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
@@ -39,10 +40,13 @@ def train(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device |
     Raises:
         EngineError: the training cannot go on.
     """
-    attempt = _prepare(spec, emit, stop, device or best_device())
+    with span(emit, "prepare"):
+        attempt = _prepare(spec, emit, stop, device or best_device())
     if spec.resume is None:
         attempt.evaluate("before")
-    attempt.loop.run()
+    with span(emit, "train", start_step=attempt.start_step, total_steps=attempt.loop.steps) as learnt:
+        attempt.loop.run()
+        learnt["step"] = attempt.loop.state.step
     if stop.mode is None:
         attempt.evaluate("after")
     if stop.mode is None:
@@ -68,9 +72,11 @@ class _Attempt:
     def evaluate(self, phase: Literal["before", "during", "after"]) -> None:
         emit, total = self.loop.emit, len(self.evaluator.examples)
         emit(Preparing(phase="evaluating", total=total))
-        measured = self.evaluator.measure(
-            self.loop.stop, lambda done, total: emit(Preparing(phase="evaluating", done=done, total=total))
-        )
+        with span(emit, "evaluate", phase=phase, step=self.loop.state.step, examples=total):
+            measured = self.evaluator.measure(
+                self.loop.stop,
+                lambda done, total: emit(Preparing(phase="evaluating", done=done, total=total)),
+            )
         if measured is not None:
             self.answers = measured.answers
             emit(EvaluationDone(step=self.loop.state.step, phase=phase, evaluation=measured.evaluation))
@@ -112,7 +118,8 @@ class _Attempt:
     def _write_adapter(self) -> Path:
         folder = self._output / ADAPTER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        self.exporter.write(folder, self.loop.state.step)
+        with span(self.loop.emit, "save adapter", step=self.loop.state.step):
+            self.exporter.write(folder, self.loop.state.step)
         return folder
 
 
@@ -128,14 +135,16 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     examples = split(manifest, hyperparameters.held_out_fraction, hyperparameters.seed)
     steps = total_steps(hyperparameters, len(examples.training))
     emit(Preparing(phase="loading_model"))
-    base = load_model(spec.model_folder, device)
+    with span(emit, "load model"):
+        base = load_model(spec.model_folder, device)
     _set_threads(spec.threads, base.parameters)
     frames = Frames(Path(spec.dataset_folder), hyperparameters.frames, base.pixels.size)
     collator = Collator(base.prompts, frames, base.context_tokens)
     answer_tokens = check_captions(manifest, collator, hyperparameters.frames, emit)
     evaluated = sampled(examples.held_out, hyperparameters.seed)
     base_sha256 = folder_sha256(base.folder)
-    injected = inject(base, hyperparameters)
+    with span(emit, "inject adapters", rank=hyperparameters.rank):
+        injected = inject(base, hyperparameters)
     exporter = Exporter(base, injected, hyperparameters, base_sha256)
     optimizer = torch.optim.AdamW(
         [parameter for _, parameter in injected.trainable()],

@@ -111,6 +111,26 @@ class ProbeResult(Message):
     capabilities: Capabilities
 
 
+class SpanBegan(Message):
+    """A stretch of the work begins, inside of those that have not ended; see `qlora_engine.spans`."""
+
+    kind: Literal["span_began"] = "span_began"
+    name: str
+    at_ns: int
+    """Nanoseconds since the epoch."""
+    facts: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+
+class SpanEnded(Message):
+    """The youngest stretch that has not ended ends."""
+
+    kind: Literal["span_ended"] = "span_ended"
+    at_ns: int
+    facts: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    error: str | None = None
+    """What broke it off."""
+
+
 class EngineFailed(Message):
     """The last update of a failed run; the exit code is 1."""
 
@@ -134,6 +154,8 @@ Update = Annotated[
     | DatasetVerdict
     | ModelVerdict
     | ProbeResult
+    | SpanBegan
+    | SpanEnded
     | EngineFailed,
     Field(discriminator="kind"),
 ]

@@ -26,6 +26,14 @@ class WorkOffer(Message):
 
     item_id: WorkItemId
     attempt: int = Field(ge=1)
+    traceparent: str | None = None
+    """W3C trace context of the decision that queued it."""
+
+
+def log_fields(item_id: str, attempt: int) -> dict[str, str | int]:
+    """What a log line about an attempt carries, named alike in every process."""
+    kind = {"job": "job_id", "ds": "dataset_id", "mdl": "model_id"}.get(item_id.partition("_")[0], "item_id")
+    return {kind: item_id, "attempt": attempt}
 
 
 # ---- claim ------------------------------------------------------------------------------------
@@ -75,6 +83,8 @@ class ClaimReply(Message):
     assignment: Assignment | None = None
     lease_seconds: float = 30.0
     log_output_prefix: str | None = None
+    traceparent: str | None = None
+    """W3C trace context of the claim; everything that the attempt does belongs to it."""
     detail: str = ""
 
 

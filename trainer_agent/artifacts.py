@@ -10,11 +10,13 @@ from typing import Self
 
 import httpx
 import structlog
+from opentelemetry import trace
 
 from schemas.objects import FileEntry, StoredObject
 from schemas.work import CheckpointStored, Purpose, UploadRequest, UploadTarget, Warned
 from trainer_agent.errors import AgentError, ArtifactNotStored, TransferFailed
 from trainer_agent.hashing import Digest, digest
+from trainer_agent.metrics import STORED_BYTES
 from trainer_agent.presign import BATCH, Presigner
 from trainer_agent.reporter import Reporter
 from trainer_agent.story import Line, Note, of_report
@@ -22,6 +24,7 @@ from trainer_agent.transfer import persist, upload
 from trainer_agent.waiting import all_of, end
 
 log = structlog.get_logger()
+_tracer = trace.get_tracer(__name__)
 
 _LONGEST_WARNING = 1000
 _UPLOADS_AT_ONCE = 4
@@ -55,6 +58,16 @@ class Artifacts:
         Raises:
             ArtifactNotStored: a file could not be stored.
         """
+        with _tracer.start_as_current_span(
+            f"store {purpose}", attributes={"kinora.files": len(files), "kinora.step": step}
+        ):
+            stored = await self._store(files, folder, purpose, step)
+        STORED_BYTES.labels(purpose).inc(sum(each.size_bytes for each in stored))
+        return stored
+
+    async def _store(
+        self, files: Sequence[Path], folder: Path, purpose: Purpose, step: int
+    ) -> tuple[StoredObject, ...]:
         try:
             contents = [await asyncio.to_thread(digest, file) for file in files]
             requests = [

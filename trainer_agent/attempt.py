@@ -16,13 +16,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
 import structlog
+from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
 
 from qlora_engine.updates import EngineFailed, Update
+from schemas.ids import id_prefix
 from schemas.training import EngineSpec
 from schemas.work import Accepted, Failed, HeldItem, Released, ReportBody, Warned
 from trainer_agent.engine_process import EngineProcess
+from trainer_agent.engine_spans import EngineSpans
 from trainer_agent.errors import AgentError, EngineFailure, ReportTooLarge, no_room
 from trainer_agent.folders import AttemptFolder
+from trainer_agent.metrics import ATTEMPTS
 from trainer_agent.orders import Order, Orders
 from trainer_agent.reporter import Reporter
 from trainer_agent.settings import AgentSettings
@@ -31,6 +36,7 @@ from trainer_agent.spool import Spool
 from trainer_agent.waiting import end
 
 log = structlog.get_logger()
+_tracer = trace.get_tracer(__name__)
 
 _SALVAGE_SECONDS = 60.0
 _SALVAGE_SECONDS_WHEN_STOPPED = 10.0
@@ -121,7 +127,15 @@ class Attempt:
             await asyncio.to_thread(self._folder.remove)
 
     async def _report(self, ending: Ending) -> None:
-        log.info("attempt_ended", ending=[body.kind for body in ending])
+        kinds = [body.kind for body in ending]
+        log.info("attempt_ended", ending=kinds)
+        ATTEMPTS.labels(id_prefix(self._held.item_id).name.lower(), kinds[-1]).inc()
+        span = trace.get_current_span()
+        span.set_attribute("kinora.ending", kinds)
+        for body in ending:
+            if isinstance(body, Failed):
+                span.set_attribute("error.type", body.code)
+                span.set_status(Status(StatusCode.ERROR, body.message))
         try:
             for body in ending:
                 await self._reporter.report(body)
@@ -218,11 +232,14 @@ class Attempt:
     async def _course(self) -> Ending:
         await self._reporter.report(Accepted())
         await asyncio.to_thread(self._folder.create)
-        spec = await self._work.stage()
+        with _tracer.start_as_current_span("stage inputs"):
+            spec = await self._work.stage()
         self._step = "engine"
-        await self._run_engine(spec)
+        with _tracer.start_as_current_span("run engine"):
+            await self._run_engine(spec)
         self._step = "artifacts"
-        return await self._work.conclude(self._orders.order)
+        with _tracer.start_as_current_span("store results"):
+            return await self._work.conclude(self._orders.order)
 
     async def _run_engine(self, spec: EngineSpec) -> None:
         """Follow the engine to its last word.
@@ -235,16 +252,22 @@ class Attempt:
             log.info("engine_started", pid=engine.pid)
             self._engine = engine
             try:
-                async for update in engine.updates(Silence(self._settings.engine_silence_seconds)):
-                    if isinstance(update, EngineFailed):
-                        raise EngineFailure(update.message, code=update.code, retryable=update.retryable)
-                    if await self._work.follow(update):
-                        self._engine = None
-                        self._save_until = None
-                        return await engine.finish()
-                raise await engine.death()
+                with EngineSpans(engine.pid) as spans:
+                    await self._follow(engine, spans)
             finally:
                 self._engine = None
+
+    async def _follow(self, engine: EngineProcess, spans: EngineSpans) -> None:
+        async for update in engine.updates(Silence(self._settings.engine_silence_seconds)):
+            if spans.follow(update):
+                continue
+            if isinstance(update, EngineFailed):
+                raise EngineFailure(update.message, code=update.code, retryable=update.retryable)
+            if await self._work.follow(update):
+                self._engine = None
+                self._save_until = None
+                return await engine.finish()
+        raise await engine.death()
 
     def _failed(self, error: AgentError) -> Failed:
         # Where this node keeps its files is nobody's business, and no help to whoever reads the job.

@@ -84,7 +84,13 @@ class Connection:
         self._renewed.set()
 
     async def request(
-        self, subject: str, message: Message, reply: type[Reply], *, timeout: float = _ANSWER_SECONDS
+        self,
+        subject: str,
+        message: Message,
+        reply: type[Reply],
+        *,
+        timeout: float = _ANSWER_SECONDS,
+        traceparent: str | None = None,
     ) -> Reply:
         """Ask, once.
 
@@ -93,7 +99,9 @@ class Connection:
         """
         client = self._connected(subject)
         try:
-            answer = await client.request(subject, message.model_dump_json().encode(), timeout=timeout)
+            answer = await client.request(
+                subject, message.model_dump_json().encode(), timeout=timeout, headers=_headers(traceparent)
+            )
         except UNREACHABLE as error:
             raise NoAnswer(f"no answer on {subject}: {error or type(error).__name__}") from error
         try:
@@ -109,13 +117,23 @@ class Connection:
             except UNREACHABLE as error:
                 log.debug("publish_dropped", subject=subject, error=str(error))
 
-    async def publish_stored(self, subject: str, message: Message, *, stream: str, message_id: str) -> None:
+    async def publish_stored(
+        self,
+        subject: str,
+        message: Message,
+        *,
+        stream: str,
+        message_id: str,
+        traceparent: str | None = None,
+    ) -> None:
         """Publish to JetStream and wait until it is stored.
 
         Raises:
             NoAnswer: it is unknown whether it was stored; publish it again under the same id.
         """
-        headers = {"Nats-Msg-Id": message_id, "content-type": "application/json"}
+        headers = {"Nats-Msg-Id": message_id, "content-type": "application/json"} | (
+            _headers(traceparent) or {}
+        )
         client = self._connected(subject)
         try:
             await client.jetstream().publish(
@@ -234,3 +252,7 @@ class Connection:
             log.warning(
                 "nats_unreachable", url=self._credentials.url, error=str(error) or type(error).__name__
             )
+
+
+def _headers(traceparent: str | None) -> dict[str, str] | None:
+    return None if traceparent is None else {"traceparent": traceparent}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import structlog
 
 from schemas.ids import ID_PATTERN
-from schemas.work import HeldItem, Released
+from schemas.work import HeldItem, Released, log_fields
 from trainer_agent.connection import Connection
 from trainer_agent.folders import WorkFolder
 from trainer_agent.reporter import reporting
@@ -30,7 +30,7 @@ async def give_back(
     spool = Spool.load(folder.spool(held))
     async with reporting(connection, settings, held, spool) as reporter:
         if not spool.ended:
-            log.info("attempt_given_back", item=held.item_id, attempt=held.attempt)
+            log.info("attempt_given_back", **log_fields(held.item_id, held.attempt))
             await reporter.report(Released(reason="the agent was restarted"))
         await reporter.drained()
         spool.discard()

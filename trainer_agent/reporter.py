@@ -6,13 +6,16 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import structlog
+from opentelemetry import trace
 
 from schemas.subjects import REPORTS_STREAM, report_subject
 from schemas.work import HeldItem, Report, ReportBody
 from trainer_agent.connection import Connection
 from trainer_agent.errors import NoAnswer, ReportTooLarge
+from trainer_agent.metrics import SPOOL_REPORTS
 from trainer_agent.settings import AgentSettings
 from trainer_agent.spool import Spool
+from trainer_agent.tracing import traceparent_of
 from trainer_agent.waiting import Backoff, running
 
 log = structlog.get_logger()
@@ -29,6 +32,7 @@ class Reporter:
         self._held = held
         self._spool = spool
         self._subject = report_subject(settings.organization_id, settings.agent_id, held.item_id)
+        self._traceparent = traceparent_of(trace.get_current_span())
         self._numbering = asyncio.Lock()
         self._changed = asyncio.Condition()
 
@@ -56,6 +60,7 @@ class Reporter:
                 # From memory it is still sent; only a crash of this agent would now lose it.
                 log.warning("spool_unwritable", error=str(error))
             self._spool.add(report)
+            SPOOL_REPORTS.set(self._spool.waiting)
         async with self._changed:
             self._changed.notify_all()
         return report.sequence
@@ -81,13 +86,18 @@ class Reporter:
                 continue
             backoff.reset()
             self._spool.acknowledge(report.sequence)
+            SPOOL_REPORTS.set(self._spool.waiting)
             async with self._changed:
                 self._changed.notify_all()
 
     async def _publish(self, report: Report) -> None:
         message_id = f"{report.item_id}:{report.attempt}:{report.sequence}"
         await self._connection.publish_stored(
-            self._subject, report, stream=REPORTS_STREAM, message_id=message_id
+            self._subject,
+            report,
+            stream=REPORTS_STREAM,
+            message_id=message_id,
+            traceparent=self._traceparent,
         )
 
 
@@ -97,8 +107,10 @@ async def reporting(
 ) -> AsyncIterator[Reporter]:
     """A reporter whose sending lives as long as the block; the spool's file stays until it is discarded."""
     reporter = Reporter(connection, settings, held, spool)
+    SPOOL_REPORTS.set(spool.waiting)
     try:
         async with running(reporter.send()):
             yield reporter
     finally:
+        SPOOL_REPORTS.set(0)
         spool.close()

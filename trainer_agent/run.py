@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import httpx
 import structlog
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from schemas.events.agent import Capabilities
 from schemas.subjects import LANES, Lane, agent_inbox
-from schemas.work import Assignment, DatasetAssignment, HeldItem, ModelAssignment, TrainAssignment
+from schemas.work import Assignment, DatasetAssignment, HeldItem, ModelAssignment, TrainAssignment, log_fields
 from trainer_agent import control, heartbeat, recovery
 from trainer_agent.artifacts import Artifacts
 from trainer_agent.attempt import Attempt, Work
@@ -17,6 +19,7 @@ from trainer_agent.connection import Connection
 from trainer_agent.credentials import NodeCredentials
 from trainer_agent.folders import AttemptFolder, WorkFolder, locked
 from trainer_agent.hello import Standing, introduce, probe
+from trainer_agent.metrics import WORKING
 from trainer_agent.orders import Orders
 from trainer_agent.presign import Presigner
 from trainer_agent.renewal import renew
@@ -24,13 +27,16 @@ from trainer_agent.reporter import Reporter, reporting
 from trainer_agent.settings import AgentSettings
 from trainer_agent.spool import Spool
 from trainer_agent.staging import Staging
+from trainer_agent.tracing import continued
 from trainer_agent.training import Training
 from trainer_agent.transfer import http_client
+from trainer_agent.utilisation import measure
 from trainer_agent.validation import DatasetValidation, ModelValidation
 from trainer_agent.waiting import running, unless
 from trainer_agent.work_loop import Offers, WorkLoop
 
 log = structlog.get_logger()
+_tracer = trace.get_tracer(__name__)
 
 
 async def run(settings: AgentSettings, stop: asyncio.Event, *, ready: Callable[[], None]) -> None:
@@ -88,7 +94,14 @@ class _Node:
             hello = introduce(connection, self._settings, capabilities, self._standing, ready)
             beats = heartbeat.beat(connection, self._settings, self._orders, self._standing)
             renewals = renew(connection, self._credentials, self._settings, self._http)
-            async with running(renewals), running(hello), running(beats), running(self._shut_down(stop)):
+            busy = measure(lambda: connection.client is not None)
+            async with (
+                running(renewals),
+                running(hello),
+                running(beats),
+                running(busy),
+                running(self._shut_down(stop)),
+            ):
                 await self._work(capabilities, stop)
             await heartbeat.say_goodbye(connection, self._settings)
 
@@ -119,8 +132,19 @@ class _Node:
             await recovery.give_back(self._connection, self._settings, self._folder, held)
         return left_over
 
-    async def _begin(self, held: HeldItem, assignment: Assignment) -> None:
-        with structlog.contextvars.bound_contextvars(item=held.item_id, attempt=held.attempt):
+    async def _begin(self, held: HeldItem, assignment: Assignment, traceparent: str | None) -> None:
+        fields = log_fields(held.item_id, held.attempt)
+        with (
+            structlog.contextvars.bound_contextvars(**fields),
+            _tracer.start_as_current_span(
+                f"attempt {assignment.kind}",
+                continued(traceparent),
+                SpanKind.CONSUMER,
+                {f"kinora.{name}": value for name, value in fields.items()}
+                | {"kinora.agent_id": self._settings.agent_id},
+            ),
+            WORKING.track_inprogress(),
+        ):
             log.info("attempt_began", kind=assignment.kind)
             spool = Spool(self._folder.spool(held))
             folder = self._folder.attempt(held)

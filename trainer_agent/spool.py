@@ -66,6 +66,11 @@ class Spool:
         if not self._torn:
             _sync_folder(path.parent)
 
+    @property
+    def waiting(self) -> int:
+        """How many reports are not known to be stored."""
+        return len(self._unacknowledged)
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """What is left in the file of an earlier run. A torn last line was never sent and is dropped."""

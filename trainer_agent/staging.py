@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from schemas.objects import FileEntry, Listing, StoredObject, content_key
 from trainer_agent.cache import ContentCache
 from trainer_agent.errors import AgentError, InputUnreadable, TransferFailed, no_room
+from trainer_agent.metrics import STAGED_BYTES
 from trainer_agent.presign import BATCH, Presigner
 from trainer_agent.transfer import download, persist
 from trainer_agent.waiting import all_of
@@ -60,6 +61,9 @@ class Staging:
             wanted = {stored.sha256: stored for stored in objects}
             missing = await asyncio.to_thread(self._missing, wanted.values())
             log.info("staging", files=len(objects), to_download=len(missing))
+            to_download = sum(stored.size_bytes for stored in missing)
+            STAGED_BYTES.labels("cache").inc(sum(each.size_bytes for each in wanted.values()) - to_download)
+            STAGED_BYTES.labels("download").inc(to_download)
             for start in range(0, len(missing), BATCH):
                 await self._fetch(missing[start : start + BATCH])
             await asyncio.to_thread(self._lay_out, objects, targets)

@@ -43,6 +43,7 @@ from trainer_agent.connection import Connection
 from trainer_agent.errors import EngineDied, InputUnreadable
 from trainer_agent.folders import AttemptFolder
 from trainer_agent.log_segments import LogSegments
+from trainer_agent.metrics import STEP_SECONDS, TRAINED_TOKENS
 from trainer_agent.orders import Order
 from trainer_agent.progress import ProgressReports
 from trainer_agent.reporter import Reporter
@@ -167,6 +168,8 @@ class Training:
 
     async def _take_step(self, update: StepTaken) -> None:
         self._step = update.point.step
+        STEP_SECONDS.observe(update.point.step_seconds)
+        TRAINED_TOKENS.inc(update.point.tokens)
         await self._tell(points=(update.point,))
         await self._tell_progress(self._progress.add(update, asyncio.get_running_loop().time()))
 

@@ -8,19 +8,25 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 from pydantic import ValidationError
 
 from schemas.subjects import PRIORITIES, WORK_STREAM, Lane, claim_subject, work_durable
-from schemas.work import Assignment, ClaimReply, ClaimRequest, HeldItem, WorkOffer
+from schemas.work import Assignment, ClaimReply, ClaimRequest, HeldItem, WorkOffer, log_fields
 from trainer_agent.connection import UNREACHABLE, Connection
 from trainer_agent.errors import NoAnswer
 from trainer_agent.orders import Orders
 from trainer_agent.settings import AgentSettings
+from trainer_agent.tracing import continued, traceparent_of
 from trainer_agent.waiting import Backoff, unless
 
 log = structlog.get_logger()
 
-Begin = Callable[[HeldItem, Assignment], Awaitable[None]]
+_tracer = trace.get_tracer(__name__)
+
+Begin = Callable[[HeldItem, Assignment, str | None], Awaitable[None]]
+"""The last one is the trace that the attempt belongs to."""
 
 _FETCH_SECONDS = 0.2
 _LATER_SECONDS = 5.0
@@ -116,31 +122,40 @@ class WorkLoop:
             # A claim would be granted until the control plane has read our last report.
             await self._settle(message.ack())
             return
-        reply = await self._claim(held)
+        reply = await self._claim(held, offer.traceparent)
         if reply is None or reply.outcome == "later":
             await self._settle(message.nak(delay=_LATER_SECONDS))
         elif reply.outcome == "gone" or reply.assignment is None:
-            log.info("offer_gone", item=held.item_id, attempt=held.attempt, detail=reply.detail)
+            log.info("offer_gone", detail=reply.detail, **log_fields(held.item_id, held.attempt))
             await self._settle(message.ack())
         else:
-            await self._take(held, reply.assignment, message)
+            await self._take(held, reply.assignment, reply.traceparent, message)
 
-    async def _take(self, held: HeldItem, assignment: Assignment, message: Msg) -> None:
+    async def _take(
+        self, held: HeldItem, assignment: Assignment, traceparent: str | None, message: Msg
+    ) -> None:
         self._orders.hold(held)
         try:
             await self._settle(message.ack())
-            await self._begin(held, assignment)
+            await self._begin(held, assignment, traceparent)
         finally:
             self._orders.let_go()
             self.forget(held)
 
-    async def _claim(self, held: HeldItem) -> ClaimReply | None:
+    async def _claim(self, held: HeldItem, traceparent: str | None) -> ClaimReply | None:
         request = ClaimRequest(item_id=held.item_id, attempt=held.attempt)
-        try:
-            return await self._connection.request(self._claim_subject, request, ClaimReply)
-        except NoAnswer as error:
-            log.info("claim_unanswered", item=held.item_id, attempt=held.attempt, error=error.message)
-            return None
+        fields = log_fields(held.item_id, held.attempt)
+        attributes = {f"kinora.{name}": value for name, value in fields.items()}
+        with _tracer.start_as_current_span(
+            "ask for work", continued(traceparent), SpanKind.CLIENT, attributes
+        ) as span:
+            try:
+                return await self._connection.request(
+                    self._claim_subject, request, ClaimReply, traceparent=traceparent_of(span) or traceparent
+                )
+            except NoAnswer as error:
+                log.info("claim_unanswered", error=error.message, **fields)
+                return None
 
     async def _settle(self, answer: Awaitable[None]) -> None:
         """Send `answer` and make sure that it left. When it does not, the offer comes again; no harm."""

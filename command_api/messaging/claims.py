@@ -4,12 +4,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
 from command_api.domain.errors import Refused
 from command_api.handlers.bus import CommandBus
 from command_api.messaging.board import Agent, Item
 from command_api.messaging.follower import Follower
 from command_api.messaging.identity import agent_context, find_item, identify
 from command_api.messaging.leases import Held, Leases
+from command_api.tracing import continued, traceparent_of
 from schemas.commands import Command
 from schemas.commands.dataset import ClaimDatasetValidation
 from schemas.commands.job import ClaimJob
@@ -24,9 +29,11 @@ from schemas.work import (
     DatasetAssignment,
     ModelAssignment,
     TrainAssignment,
+    log_fields,
 )
 
 logger = logging.getLogger(__name__)
+_tracer = trace.get_tracer(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,25 @@ class Claims:
         self, organization_id: str, agent_id: str, request: ClaimRequest, traceparent: str | None
     ) -> ClaimReply:
         """``granted`` once the claim is committed; ``later`` only when nobody could decide it."""
+        attributes = {**log_fields(request.item_id, request.attempt), "agent_id": agent_id}
+        with (
+            structlog.contextvars.bound_contextvars(organization_id=organization_id, **attributes),
+            _tracer.start_as_current_span(
+                "claim",
+                continued(traceparent),
+                SpanKind.SERVER,
+                {f"kinora.{name}": value for name, value in attributes.items()},
+            ) as span,
+        ):
+            reply = await self._answer(
+                organization_id, agent_id, request, traceparent_of(span) or traceparent
+            )
+            span.set_attribute("kinora.outcome", reply.outcome)
+            return reply
+
+    async def _answer(
+        self, organization_id: str, agent_id: str, request: ClaimRequest, traceparent: str | None
+    ) -> ClaimReply:
         try:
             return await self._decide(organization_id, agent_id, request, traceparent)
         except Refused as error:
@@ -72,6 +98,7 @@ class Claims:
             assignment=assignment(taken),
             lease_seconds=self.leases.period,
             log_output_prefix=log_prefix(item.organization_id, item.item_id, held.attempt),
+            traceparent=traceparent or taken.traceparent,
         )
 
 

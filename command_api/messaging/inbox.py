@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind
 from pydantic import ValidationError
 
 from command_api.domain.errors import Refused
@@ -25,13 +27,16 @@ from command_api.messaging.cursors import OUT_OF_ORDER, Advance, Attempt, Cursor
 from command_api.messaging.follower import Follower
 from command_api.messaging.identity import agent_context
 from command_api.messaging.leases import Held
+from command_api.metrics import INBOX_REPORTS
 from command_api.objects import ObjectStore, ObjectStoreUnavailable
+from command_api.tracing import continued, traceparent_of
 from schemas.commands.job import ReportAttempt
 from schemas.errors import KinoraError
 from schemas.subjects import REPORTS_STREAM, dead_letter_subject, report_subject
-from schemas.work import Failed, Report
+from schemas.work import Failed, Report, log_fields
 
 logger = logging.getLogger(__name__)
+_tracer = trace.get_tracer(__name__)
 
 GAP_DELAY = 1.0
 """Seconds before a report that came too early is looked at again."""
@@ -169,6 +174,7 @@ class Inbox:
         letters = await self._read(messages)
         await self._follower.catch_up()
         batch = await self._sort(letters)
+        spans = [_begin(letter, item) for letter, item in batch.commit]
         requests = [
             (
                 ReportAttempt(agent_id=letter.agent_id, report=letter.report),
@@ -176,11 +182,11 @@ class Inbox:
                     self._follower.board.agents[letter.agent_id],
                     item,
                     f"report:{letter.report.item_id}:{letter.report.attempt}:{letter.report.sequence}",
-                    (letter.messages[0].headers or {}).get("traceparent"),
+                    traceparent_of(span),
                 ),
                 (Advance(letter.attempt, letter.report.sequence),),
             )
-            for letter, item in batch.commit
+            for (letter, item), span in zip(batch.commit, spans, strict=True)
         ]
         try:
             answers = await self._bus.execute_batch(requests)
@@ -188,6 +194,9 @@ class Inbox:
             for letter, _ in batch.commit:
                 self._cursors.forget(letter.attempt)
             raise
+        finally:
+            for span in spans:
+                span.end()
         await self._settle([letter for letter, _ in batch.commit], answers, batch)
         for letter in batch.early:
             self._waiting.update(_sequence(message) for message in letter.messages)
@@ -220,6 +229,7 @@ class Inbox:
         return sorted(letters.values(), key=lambda letter: letter.report.sequence)
 
     async def _put_aside(self, message: Msg, reason: str) -> None:
+        INBOX_REPORTS.labels("put_aside").inc()
         logger.error("inbox: a message on %s goes to the dead letters: %s", message.subject, reason)
         await self._js.publish(
             dead_letter_subject(REPORTS_STREAM),
@@ -241,6 +251,7 @@ class Inbox:
             item = self._holder(letter)
             if item is None:
                 batch.done.append(letter)
+                INBOX_REPORTS.labels("stray").inc()
                 self._forget(letter.attempt)
                 continue
             following.setdefault(letter.attempt, await self._cursors.last(letter.attempt) + 1)
@@ -250,11 +261,13 @@ class Inbox:
     async def _place(self, batch: Sorted, letter: Letter, item: Item, expected: int) -> int:
         """Put a letter where it belongs; 1 when the next one of its attempt may be committed too."""
         if letter.report.sequence < expected:
+            INBOX_REPORTS.labels("repeated").inc()
             batch.done.append(letter)
             return 0
         if letter.report.sequence > expected:
             if not self._missed_for_long(letter.attempt):
                 logger.debug("inbox: %s came before report %d", _name(letter), expected)
+                INBOX_REPORTS.labels("early").inc()
                 batch.early.append(letter)
                 return 0
             logger.error("inbox: %s still came before report %d; that one is lost", _name(letter), expected)
@@ -314,10 +327,12 @@ class Inbox:
             if letter.attempt in stuck:
                 batch.again.append(letter)
             elif isinstance(answer, Outcome):
+                INBOX_REPORTS.labels("committed").inc()
                 self._cursors.committed(letter.attempt, letter.report.sequence)
                 position = max(position, answer.position)
                 batch.done.append(letter)
             elif _is_final(answer):
+                INBOX_REPORTS.labels("refused").inc()
                 logger.warning("inbox: %s refused: %s", _name(letter), answer)
                 await self._cursors.skip(letter.attempt, letter.report.sequence)
                 batch.done.append(letter)
@@ -340,6 +355,24 @@ class Inbox:
         """The attempt is over, or its sender never held it."""
         self._cursors.forget(attempt)
         self._gaps.pop(attempt, None)
+
+
+def _begin(letter: Letter, item: Item) -> Span:
+    """From the moment that the report is in order until its batch is committed."""
+    sent = (letter.messages[0].headers or {}).get("traceparent")
+    report = letter.report
+    return _tracer.start_span(
+        f"process {report.body.kind}",
+        continued(sent or item.traceparent),
+        SpanKind.CONSUMER,
+        {
+            "messaging.system": "nats",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": REPORTS_STREAM,
+            "kinora.sequence": report.sequence,
+            **{f"kinora.{name}": value for name, value in log_fields(*letter.attempt).items()},
+        },
+    )
 
 
 def _is_final(answer: Exception) -> bool:

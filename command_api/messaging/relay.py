@@ -8,6 +8,7 @@ is found out by reading the last message again.
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,16 @@ from nats.errors import MaxPayloadError, OutboundBufferLimitError
 from nats.js import JetStreamContext
 from nats.js.api import Header, PubAck
 from nats.js.errors import APIError, NotFoundError
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from command_api.eventlog.log import EventLog
 from command_api.eventlog.reader import RawEvent
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.epochs import Epochs
 from command_api.messaging.topology import Topology
+from command_api.metrics import RELAYED
+from command_api.tracing import continued
 from schemas.ids import Prefix, new_id
 from schemas.subjects import (
     EPOCH_HEADER,
@@ -35,6 +40,7 @@ from schemas.subjects import (
 )
 
 logger = logging.getLogger(__name__)
+_tracer = trace.get_tracer(__name__)
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 4 * 2**20
@@ -108,7 +114,10 @@ class Relay:
                 self._recheck, checked = False, now
                 await self._check(cursor)
             for batch in _split(page):
+                began = time.time_ns()
                 cursor = await self._publish(batch, cursor)
+                RELAYED.inc(len(batch))
+                _trace(batch, began)
             if len(page) < BATCH_EVENTS:
                 await self._wake.wait()
 
@@ -226,6 +235,28 @@ class Relay:
         if metadata.get("traceparent"):
             headers["traceparent"] = metadata["traceparent"]
         return headers
+
+
+def _trace(batch: Sequence[RawEvent], began_ns: int) -> None:
+    """A span per event, in the trace that the event belongs to."""
+    for event in batch:
+        traceparent = json.loads(event.state)["metadata"].get("traceparent")
+        if traceparent is None or not traceparent.endswith("1"):
+            continue  # of no trace, or of one that nobody records
+        span = _tracer.start_span(
+            f"publish {event.type}",
+            continued(traceparent),
+            SpanKind.PRODUCER,
+            {
+                "messaging.system": "nats",
+                "messaging.operation.type": "send",
+                "messaging.destination.name": EVENTS_STREAM,
+                "messaging.batch.message_count": len(batch),
+                "kinora.position": event.position,
+            },
+            start_time=began_ns,
+        )
+        span.end()
 
 
 def _subject(event: RawEvent) -> str:

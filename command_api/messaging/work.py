@@ -111,7 +111,7 @@ class WorkPublisher:
 
     async def _publish(self, offer: Offer) -> None:
         subject, attempt = _place(offer)
-        body = WorkOffer(item_id=offer.item.item_id, attempt=attempt)
+        body = WorkOffer(item_id=offer.item.item_id, attempt=attempt, traceparent=offer.item.traceparent)
         try:
             # No message id: within the duplicate window a purged offer could not be made again.
             await self._js.publish(subject, body.model_dump_json().encode(), stream=WORK_STREAM, timeout=5)

@@ -75,7 +75,8 @@ async def test_a_training_from_offer_to_adapter(
     uploaded = await peer.reported(AdapterUploaded, 90)
 
     kinds = peer.kinds()
-    assert kinds[:2] == ["accepted", "started"]
+    # A piece of the log is due after ten seconds, which loading may take on a busy machine.
+    assert [kind for kind in kinds if kind != "log_stored"][:2] == ["accepted", "started"]
     assert kinds[-1] == "adapter_uploaded"
     assert kinds.index("started") < kinds.index("progressed") < kinds.index("finished")
     assert numbered(peer.reports, training.held) == list(range(1, len(kinds) + 1))
