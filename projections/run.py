@@ -12,7 +12,8 @@ from psycopg.rows import scalar_row
 from projections import catalogue
 from projections.errors import ProjectionError, RebuildBusy
 from projections.listening import CONNECTION_LOST, REBUILDS_CHANNEL, backoff, connect
-from projections.reader import LogTail
+from projections.metrics import LAG, PARKED
+from projections.reader import LogTail, read_head
 from projections.rebuild import rebuild
 from projections.rebuild_requests import fail_rebuild, open_rebuilds
 from projections.registry import VIEWS
@@ -21,6 +22,8 @@ from projections.settings import ProjectionsSettings
 from projections.view import View
 
 log = structlog.get_logger(__name__)
+
+MEASURE_SECONDS = 2.0
 
 ACTIVE_LOCK = 0x6B696E6F72610002
 """Advisory lock of the one active projections process of a database."""
@@ -100,6 +103,7 @@ class _Process:
         poll, page = self._settings.poll_seconds, self._settings.page_size
         async with LogTail(self._conninfo, poll_seconds=poll) as tail, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_lock(connection), name="projections-lock")
+            tasks.create_task(self._measure(), name="projections-metrics")
             tasks.create_task(self._rebuild_on_request(), name="projections-rebuilds")
             for view in self._views.values():
                 projector = Projector(self._conninfo, view, tail, page_size=page, poll_seconds=poll)
@@ -114,6 +118,20 @@ class _Process:
                 pass
             async with asyncio.timeout(10):
                 await connection.execute("SELECT 1")
+
+    async def _measure(self) -> NoReturn:
+        while True:
+            try:
+                async with await connect(self._conninfo) as connection:
+                    while True:
+                        head = await read_head(connection)
+                        for status in await catalogue.statuses(connection):
+                            LAG.labels(status.view).set(max(0, head - status.position))
+                            PARKED.labels(status.view).set(status.parked_streams)
+                        await asyncio.sleep(MEASURE_SECONDS)
+            except CONNECTION_LOST as lost:
+                log.info("metrics.unmeasured", reason=str(lost))
+            await asyncio.sleep(MEASURE_SECONDS)
 
     async def _rebuild_on_request(self) -> NoReturn:
         while True:

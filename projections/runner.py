@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from projections import catalogue
 from projections.folding import fold
 from projections.listening import CONNECTION_LOST, PROJECTIONS_CHANNEL, backoff, connect
+from projections.metrics import EVENTS
 from projections.reader import LogTail, scan
 from projections.rebuild_requests import request_rebuild
 from projections.view import View, active_schema
@@ -104,6 +105,7 @@ class Projector:
         """Fold page after page; return when the active generation is no longer ours to write."""
         while (step := await advance(connection, self._view, self._page_size)) is not None:
             self._delays = backoff()
+            EVENTS.labels(self._view.name).inc(step.events)
             if step.events == 0 and self._tail.head > step.position:
                 # The tail saw events that the table does not hold: another log may have been restored.
                 await asyncio.sleep(self._poll_seconds)

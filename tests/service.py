@@ -15,6 +15,7 @@ import psutil
 
 from kinora.client import Client, Credentials, Json
 from schemas.errors import KinoraError
+from tests.otlp import Receiver
 
 KINORA = str(Path(sys.executable).with_name("kinora"))
 
@@ -36,14 +37,22 @@ def wait_until(condition: Callable[[], T | None], *, seconds: float, what: str) 
 class Service:
     """A `kinora up` on a data folder of its own; it can be stopped and started again."""
 
-    def __init__(self, home: Path, log: Path) -> None:
+    def __init__(self, home: Path, log: Path, receiver: Receiver | None = None) -> None:
         self.home = home
+        self._receiver = receiver
         self.log = log
         self.process: subprocess.Popen[str] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"KINORA_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200"}
+        traces = {} if self._receiver is None else {"OTEL_EXPORTER_OTLP_ENDPOINT": self._receiver.url}
+        return os.environ | {"KINORA_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200"} | traces
+
+    @property
+    def receiver(self) -> Receiver:
+        """Where it sends its traces."""
+        assert self._receiver is not None
+        return self._receiver
 
     def start(self) -> None:
         """Start it and wait until its agent is online."""
@@ -130,13 +139,14 @@ class Service:
 @contextmanager
 def running_service(folder: Path) -> Iterator[Service]:
     """A started `kinora up` below `folder`, stopped in the end."""
-    service = Service(folder / "home", folder / "up.log")
-    try:
-        service.start()
-        yield service
-    finally:
-        if service.process is not None and service.process.poll() is None:
-            service.stop()
+    with Receiver() as receiver:
+        service = Service(folder / "home", folder / "up.log", receiver)
+        try:
+            service.start()
+            yield service
+        finally:
+            if service.process is not None and service.process.poll() is None:
+                service.stop()
 
 
 def job_events(client: Client, job_id: str) -> list[Json]:
