@@ -1,8 +1,9 @@
 """Which objects the log still needs: a fold of one organization's events, without I/O.
 
-A dataset or model needs its files until it is deleted; a job needs its inputs until it has ended, and what
-its own events name for good. What is let go of is still needed for the grace period: somebody may be about
-to use it, on the word of a state that was read a moment before.
+A dataset or model needs its files until it is deleted. A job needs its inputs' files until it has ended, and
+for good what its own events name: what it made, and the lists of what it was made from. What is let go of is
+still needed for the grace period: somebody may be about to use it, on the word of a state that was read a
+moment before.
 """
 
 import types
@@ -20,6 +21,9 @@ from schemas.events import job as jobs
 from schemas.events import model as models
 from schemas.ids import Prefix, id_prefix
 from schemas.objects import StoredObject
+
+_MORTAL = frozenset({Prefix.DATASET, Prefix.MODEL})
+"""Streams that can be deleted, and then need nothing any more."""
 
 LISTING = "listing"
 """A `StoredObject` field of this name holds a `schemas.objects.Listing`: its files are needed with it."""
@@ -84,7 +88,7 @@ class Needed:
 
     keys: frozenset[str]
     listings: frozenset[str]
-    """Keys of listings; what they name is needed too."""
+    """Keys of listings whose files are needed."""
     attempts: frozenset[tuple[str, int]]
     """Items and attempts that may be writing now: what they have not reported yet is needed as well."""
 
@@ -98,6 +102,7 @@ class _Holder:
     kept: set[str] = field(default_factory=set)
     """Needed for good."""
     listings: set[str] = field(default_factory=set)
+    """Whose files are needed until `released_at`."""
     base_model_id: str | None = None
     attempt: int = 0
     attempt_over_at: datetime | None = None
@@ -152,21 +157,11 @@ class References:
         )
 
     def _name(self, stream_id: str, holder: _Holder, event: Event) -> None:
-        pinned = _ends_with_its_stream(stream_id, event)
+        pinned = id_prefix(stream_id) in _MORTAL
         for name, stored in named_objects(event):
             (holder.pinned if pinned else holder.kept).add(stored.key)
             if name == LISTING:
                 holder.listings.add(stored.key)
-
-
-def _ends_with_its_stream(stream_id: str, event: Event) -> bool:
-    match id_prefix(stream_id):
-        case Prefix.DATASET | Prefix.MODEL:
-            return True
-        case Prefix.JOB:
-            return isinstance(event, jobs.JobRequested)
-        case _:
-            return False
 
 
 def _all(sets: Iterable[set[str]]) -> Iterator[str]:

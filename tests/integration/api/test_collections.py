@@ -2,19 +2,21 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 
 from command_api.keeping import LOCK, deleting, keeping
-from command_api.objects import Entry
+from command_api.objects import Entry, ObjectStoreUnavailable
 from command_api.storage import alone
 from command_api.storage.alone import ObjectsBusy
 from command_api.storage.collector import Collector
 from command_api.storage.ledger import Ledger
 from command_api.storage.outcome import Tally
 from command_api.storage.sweeps import UploadSessions
+from kinora.local.servers import EmbeddedServers
 from schemas import work
 from schemas.objects import checkpoint_prefix, content_key, log_prefix
 from tests.integration.api.running import MEBIBYTE, Person, Visit
@@ -245,3 +247,25 @@ async def test_collecting_is_the_operators(ada: Person, operator: Person) -> Non
     assert asked["id"] in {each["id"] for each in (await operator.get("/storage/collections")).json()["data"]}
     missing = await operator.get("/storage/collections/99999")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+async def test_while_the_store_is_away_nobody_relies_on_what_was_being_deleted(
+    visit: Visit, servers: EmbeddedServers
+) -> None:
+    ada = await visit.sign_up()
+    item = await uploaded(ada, "datasets", {"a.mp4": os.urandom(10)})
+    await ada.delete(f"/datasets/{item['id']}")
+    collecting = await Collecting(visit, ada).begin()
+    conninfo = visit.service.parts.settings.postgres.conninfo()
+    await servers.child("s3").stop()
+    try:
+        ending = asyncio.create_task(collecting.end())
+        done, _ = await asyncio.wait({ending}, timeout=1)
+        async with deleting(conninfo) as allowed:
+            assert (done, allowed) == (set(), False)  # it keeps the lock until it knows
+    finally:
+        await servers.revive("s3")
+    # Whether the store came back in time for the repeats of the same request or not.
+    with suppress(ObjectStoreUnavailable):
+        await ending
+    assert len(await collecting.end()) == 2

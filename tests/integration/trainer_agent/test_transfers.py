@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kinora.local.servers import EmbeddedServers
 from schemas.ids import Prefix, new_id
 from schemas.objects import FileEntry, content_key
 from schemas.work import LogStored, Warned
@@ -78,6 +79,27 @@ async def test_an_expired_url_is_renewed(peer: Peer, parts: Parts, tmp_path: Pat
     await staging_of(parts, peer).files([entry], tmp_path / "data")
     assert (tmp_path / "data" / "clip.mp4").read_bytes() == b"a clip of frames"
     assert peer.expired_urls == 0
+
+
+async def test_a_store_that_is_away_is_waited_for(
+    peer: Peer, parts: Parts, servers: EmbeddedServers, tmp_path: Path
+) -> None:
+    entry = await peer.put_content("clip.mp4", b"a clip of frames")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"a" * 100_000)
+    await servers.child("s3").stop()
+    try:
+        staging = asyncio.create_task(staging_of(parts, peer).files([entry], tmp_path / "data"))
+        storing = asyncio.create_task(Artifacts(parts.http, parts.presigner).store_folder(folder, "adapter"))
+        done, _ = await asyncio.wait({staging, storing}, timeout=1)
+        assert done == set()
+    finally:
+        await servers.revive("s3")
+    await staging
+    (stored,) = await storing
+    assert (tmp_path / "data" / "clip.mp4").read_bytes() == b"a clip of frames"
+    assert await peer.store.hash(stored.key) == (stored.sha256, stored.size_bytes)
 
 
 async def test_a_folder_is_stored_whole(peer: Peer, parts: Parts, tmp_path: Path) -> None:

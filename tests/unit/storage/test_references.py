@@ -128,18 +128,19 @@ def test_what_was_let_go_of_lately_is_still_needed() -> None:
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.TYPE)
-def test_a_job_needs_its_inputs_until_it_has_ended(end: Event) -> None:
+def test_a_job_needs_its_inputs_until_it_has_ended_and_their_lists_for_good(end: Event) -> None:
     gone = (DATASET, (*DATASET_READY, DatasetDeleted())), (MODEL, (*MODEL_READY, ModelDeleted()))
     running = needed(*gone, (JOB, (JOB_REQUESTED, QUEUED)))
     assert running.keys == {LISTING.key, MODEL_LISTING.key, MANIFEST.key}
     assert running.listings == {LISTING.key, MODEL_LISTING.key}
-    assert needed(*gone, (JOB, (JOB_REQUESTED, QUEUED, end))).listings == frozenset()
+    ended = needed(*gone, (JOB, (JOB_REQUESTED, QUEUED, end)))
+    assert (ended.listings, ended.keys) == (frozenset(), running.keys)
     again = JobQueued(attempt=2, reason="retry")
     assert needed(*gone, (JOB, (JOB_REQUESTED, QUEUED, end, again))).listings == running.listings
 
 
 def test_what_a_job_made_is_needed_for_good() -> None:
-    made = needed((JOB, (JOB_REQUESTED, QUEUED, CHECKPOINT, LOG, ADAPTER_STORED, ENDS[0])))
+    made = needed((JOB, (QUEUED, CHECKPOINT, LOG, ADAPTER_STORED, ENDS[0])))
     assert made.keys == {CHECKPOINT.objects[0].key, LOG.object.key, ADAPTER_STORED.objects[0].key}
 
 
@@ -191,6 +192,7 @@ def test_needed_is_what_somebody_is_left_to_need(steps: list[tuple[str, int, str
             event, claims[dataset] = _registering(key), (key, None)
         elif step == "request" and job not in claims:
             event, claims[job] = _requesting(key), (key, None)
+            for_good.add(key)
         elif step == "delete" and claims.get(dataset, ("", 0))[1] is None:
             event, claims[dataset] = DatasetDeleted(), (claims[dataset][0], minute)
         elif step == "end" and claims.get(job, ("", 0))[1] is None:
