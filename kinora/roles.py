@@ -69,10 +69,16 @@ def _prepare(role: Role) -> _Prepared:
     match role:
         case "api":
             from command_api.app import create_app
+            from command_api.prerequisites import wait_for_servers
 
             api = read_settings(ApiSettings)
             serve = partial(serve_http, configuration(api, create_app(api)), what="the API")
-            return _Prepared(lambda stop, ready: serve(stop, ready=ready), api, None)
+
+            async def serve_when_possible(stop: asyncio.Event, ready: Ready) -> None:
+                if await wait_for_servers(api, stop):
+                    await serve(stop, ready=ready)
+
+            return _Prepared(serve_when_possible, api, None)
         case "orchestrator":
             from command_api import orchestrator
 

@@ -109,6 +109,13 @@ class Service:
         """The process of a role of ours."""
         return self._child(lambda command: command[1:4] == ["-m", "kinora", name], name)
 
+    def found(self, look_up: Callable[[str], psutil.Process], name: str) -> bool:
+        """Whether `role` or `server` finds a process of that name just now."""
+        try:
+            return look_up(name).status() != psutil.STATUS_ZOMBIE
+        except (LookupError, psutil.Error):
+            return False
+
     def server(self, program: str) -> psutil.Process:
         """The process of an embedded server, by its program's name."""
         return self._child(lambda command: Path(command[0]).name == program, program)
@@ -124,6 +131,11 @@ class Service:
                 return child
         raise LookupError(f"no {name} is running")
 
+    def bucket(self) -> Path:
+        """Where the embedded store keeps its objects as plain files."""
+        settings = json.loads((self.home / "run" / "api.settings.json").read_text())
+        return self.home / "s3" / str(settings["s3"]["bucket"])
+
     def engines(self) -> list[psutil.Process]:
         """Engine processes of this service's agent, orphans included."""
         found = []
@@ -137,10 +149,13 @@ class Service:
 
 
 @contextmanager
-def running_service(folder: Path) -> Iterator[Service]:
-    """A started `kinora up` below `folder`, stopped in the end."""
+def running_service(folder: Path, settings: Json | None = None) -> Iterator[Service]:
+    """A started `kinora up` below `folder`, with `settings.json` in its data folder; stopped in the end."""
     with Receiver() as receiver:
         service = Service(folder / "home", folder / "up.log", receiver)
+        if settings is not None:
+            service.home.mkdir(mode=0o700)
+            (service.home / "settings.json").write_text(json.dumps(settings))
         try:
             service.start()
             yield service

@@ -10,6 +10,10 @@ import pytest
 
 from tests.service import Service, running_service
 
+LEASE_SECONDS = 10
+SILENCE_SECONDS = 20
+"""Longer than an engine takes to start on a busy machine."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -31,7 +35,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("up")) as running:
+    # Short leases and little patience with engines, so that tests need not wait for either.
+    settings = {
+        "orchestrator": {"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": 1},
+        "agent": {"engine_silence_seconds": SILENCE_SECONDS},
+    }
+    with running_service(tmp_path_factory.mktemp("up"), settings) as running:
         yield running
 
 

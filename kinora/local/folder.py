@@ -97,7 +97,8 @@ class DataFolder:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = {entry.name for entry in self.root.iterdir()}
-            if found and self.lock.name not in found:
+            # Settings may be there before the first start.
+            if found - {self.settings.name} and self.lock.name not in found:
                 raise DataFolderRefused(
                     f"{self.root} is not empty and not a data folder of Kinora (it holds {min(found)!r});"
                     " set KINORA_HOME to a new or empty folder"
