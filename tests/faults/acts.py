@@ -36,7 +36,7 @@ def until_step(client: Client, job_id: str, step: int, *, attempt: int = 1) -> J
     def reached() -> Json | None:
         job = client.get(f"/jobs/{job_id}")
         assert job["status"] != "failed", job["error"]
-        there = job["step"] >= step and job["attempt"] >= attempt and job["status"] != "queued"
+        there = job["step"] >= step and job["attempt"] >= attempt and job["status"] == "running"
         return job if there or job["status"] in ENDED else None
 
     return wait_until(reached, seconds=120, what=f"step {step} of attempt {attempt}")

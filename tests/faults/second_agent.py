@@ -10,16 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from pydantic import SecretStr
 
-from command_api.nats_auth.keys import new_seed, public_key
-from command_api.nats_auth.users import Issuer
-from command_api.settings import OrchestratorSettings
 from kinora.client import Client
-from kinora.local.private_file import revealed_json, write_private
-from schemas.settings import NatsUser
 from tests.service import Service, wait_until
-from trainer_agent.settings import AgentSettings
 
 
 @dataclass(frozen=True)
@@ -34,23 +27,10 @@ class SecondAgent:
 def second_agent(service: Service, client: Client, folder: Path) -> Iterator[SecondAgent]:
     """Enrolled, started and online."""
     enrolled = client.post("/agents/enroll", {"name": "second"})
-    control = OrchestratorSettings.model_validate_json(
-        (service.home / "run" / "orchestrator.settings.json").read_text()
-    )
-    seed = new_seed("user")
-    signed = Issuer(control.nats).agent(
-        public_key(seed), enrolled["organization_id"], enrolled["id"], enrolled["pool"]
-    )
-    settings = AgentSettings(
-        agent_id=enrolled["id"],
-        organization_id=enrolled["organization_id"],
-        pool=enrolled["pool"],
-        name=enrolled["name"],
-        nats=NatsUser(url=control.nats.url, jwt=signed.jwt, seed=SecretStr(seed)),
-        work_folder=folder / "second-agent",
-    )
-    settings_file = folder / "second-agent.json"
-    write_private(settings_file, revealed_json(settings))
+    issued = client.post(f"/agents/{enrolled['id']}/enrolment-token")
+    home = folder / "second-agent"
+    service.cli("agents", "join", client.credentials.url, issued["token"], "--folder", str(home))
+    settings_file = home / "agent.json"
     with (folder / "second-agent.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "kinora", "agent"],
