@@ -28,6 +28,7 @@ Bucket = Literal[
     "signup",
     "login",
     "refresh",
+    "enrolment",
     "login_account",
     "login_elsewhere",
     "uploads",

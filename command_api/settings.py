@@ -67,6 +67,8 @@ class RateSettings(Message):
     signup: Quota = "60/minute; 600/hour"
     login: Quota = "120/minute; 1200/hour"
     refresh: Quota = "120/minute; 1200/hour"
+    enrolment: Quota = "120/minute; 1200/hour"
+    """Nodes that join or renew their right, per address."""
     login_account: Quota = "30/minute; 60/15 minutes; 100/hour"
     """Attempts on one account from one address; a success begins anew."""
     login_elsewhere: Quota = "100/hour; 300/day"

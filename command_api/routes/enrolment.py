@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from command_api.handlers.base import Context
-from command_api.routes.calling import OpenRoute
+from command_api.routes.calling import RATE_LIMIT, OpenRoute
 from command_api.routes.commanding import IdempotencyKey
 from command_api.routes.parts import PartsOfRequest
 from command_api.routes.problem_docs import problems
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/agents", tags=["agents"], route_class=OpenRoute)
     response_model=JoinedAgent,
     responses=problems(400, 401, 409, 413, 415, 422, 503),
     summary="Become an agent, with its enrolment token and a key that the node made itself",
-    openapi_extra={"x-emits": ["kinora.agent.joined"]},
+    openapi_extra={"x-emits": ["kinora.agent.joined"], RATE_LIMIT: "enrolment"},
 )
 async def join(
     body: JoinAgentBody, request: Request, parts: PartsOfRequest, _key: IdempotencyKey = None
@@ -55,6 +55,7 @@ async def join(
     response_model=NatsRight,
     responses=problems(400, 401, 404, 409, 413, 415, 422, 503),
     summary="The next NATS JWT of an agent's node, which proves itself with its key",
+    openapi_extra={RATE_LIMIT: "enrolment"},
 )
 async def renew(
     agent_id: AgentId, body: RenewAgentBody, parts: PartsOfRequest, _key: IdempotencyKey = None

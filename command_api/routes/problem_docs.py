@@ -14,6 +14,7 @@ _TEXTS = {
     401: "No valid access token.",
     403: "The token does not allow this.",
     404: "No such thing, or none of your organization.",
+    408: "The body took too long to arrive.",
     409: "The present state forbids it; `code` names the rule.",
     413: "The body is too large; `detail` names the limit.",
     415: "The body is not sent as application/json.",
@@ -27,6 +28,8 @@ _TEXTS = {
 
 EVERYWHERE = (421, 429)
 """What any route may answer, before it is asked."""
+WITH_BODY = (408, 413, 415)
+"""What any route that takes a body may answer, before it has read it."""
 
 
 def problems(*statuses: int) -> Responses:
@@ -48,7 +51,8 @@ def describe(app: FastAPI) -> None:
         schemas.update(definitions["$defs"])
         for path in document["paths"].values():
             for operation in path.values():
-                for status, entry in problems(*EVERYWHERE).items():
+                before = (*EVERYWHERE, *(WITH_BODY if "requestBody" in operation else ()))
+                for status, entry in problems(*before).items():
                     operation["responses"].setdefault(str(status), entry)
         return document
 

@@ -193,6 +193,8 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
     }
     bodies = {
         "CompleteUploadBody": {"upload_id": inputs.dataset_upload_id, "files": []},
+        "EnrolmentTokenBody": {},
+        "RevokeAgentBody": {},
         "StopJobBody": {},
     }
     behind = agent["last_position"]
