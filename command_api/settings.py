@@ -81,6 +81,26 @@ class RateSettings(Message):
     """Open WebSockets of one person in this process."""
 
 
+class ImportSettings(Message):
+    """What may be imported, and from where; the same in the API and in the orchestrator."""
+
+    roots: tuple[str, ...] = ()
+    """Folders of the server whose content the operator may import; none by default."""
+    allowed_networks: tuple[Network, ...] = ()
+    """Private networks that imports may reach all the same, such as ``10.1.0.0/16``; none by default."""
+    hub_url: str = "https://huggingface.co"
+    """Where ``hf://`` leads; empty where there is no network."""
+    max_bytes: int = Field(2**38, ge=1)
+    """Of one import, packed and unpacked alike."""
+    max_files: int = Field(100_000, ge=1)
+    max_seconds: float = Field(6 * 3600, gt=0)
+    at_once: int = Field(2, ge=1)
+    reserve_bytes: int = Field(2**30, ge=0)
+    """Left free on the disk of the work folder."""
+    work_folder: str = ""
+    """Where files are until they are in the store; a temporary folder when empty."""
+
+
 class ApiSettings(Message):
     """Routes and feed."""
 
@@ -108,6 +128,7 @@ class ApiSettings(Message):
     trusted_proxies: tuple[Network, ...] = ()
     """Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     rates: RateSettings = RateSettings()
+    imports: ImportSettings = ImportSettings()
     header_seconds: float = Field(15.0, gt=0)
     """How long a client may take to send a request's headers."""
     connections: int = Field(2000, ge=1)
@@ -136,6 +157,7 @@ class OrchestratorSettings(Message):
     """Without it a revoked agent is refused everywhere, but its connection lasts until its JWT expires."""
     s3: S3Settings
     secrets: ControlSecrets
+    imports: ImportSettings = ImportSettings()
     heartbeat_seconds: float = Field(5.0, gt=0)
     lease_seconds: float = Field(30.0, gt=0)
     republish_seconds: float = Field(10.0, gt=0)
