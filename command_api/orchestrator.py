@@ -6,16 +6,22 @@ the same one again, goes on from the log, from EVENTS' last message and from the
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import psycopg
 from nats.js.errors import APIError
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
+from command_api.credentials.secrets import SecretKey, Secrets
 from command_api.eventlog.errors import LogTooNew, LogUnavailable
 from command_api.eventlog.log import EventLog
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
+from command_api.imports.importer import Importer
+from command_api.imports.policy import Imports, import_folder
+from command_api.imports.progress import ProgressBoard
 from command_api.messaging.activity import Activity, ActivityLost
 from command_api.messaging.board import Board
 from command_api.messaging.broker import Desk, make_broker, subscribe
@@ -47,11 +53,13 @@ from command_api.settings import OrchestratorSettings
 from command_api.storage.schedule import Collections
 from command_api.storage.sweeps import ReportCursors, UploadSessions, row_sweeps
 from command_api.tables import ensure_tables
+from command_api.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 TOO_NEW_SECONDS = 5.0
+_IMPORT_PART_BYTES = 16 * 2**20
 
 
 async def run(settings: OrchestratorSettings, stop: asyncio.Event, *, ready: Callable[[], None]) -> None:
@@ -136,6 +144,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
         controls = Controls(client, follower)
         admission = Admission(follower, bus, store)
         gauges = Gauges(follower, topology, log, lambda: relay.position)
+        imports = await stack.enter_async_context(_imports(settings, follower, bus, store))
 
         desk = Desk(
             claim=Claims(follower, bus, leases, clock).claim,
@@ -169,10 +178,37 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             collections.run(),
             Revocations(follower, settings.nats, settings.nats_operator).run(),
             gauges.run(),
+            imports.run(),
             Watchdog(topology, inbox, reports.again).run(),
             stay_open(client, broker.connection),
             stay_fresh(broker.connection, requests),
         )
+
+
+@asynccontextmanager
+async def _imports(
+    settings: OrchestratorSettings, follower: Follower, bus: CommandBus, store: ObjectStore
+) -> AsyncIterator[Imports]:
+    pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
+        settings.postgres.conninfo(),
+        min_size=0,
+        max_size=4,
+        kwargs={"autocommit": True, "application_name": "kinora-imports"},
+        open=False,
+    )
+    async with pool, import_folder(settings.work_folder) as folder:
+        progress = ProgressBoard(pool)
+        await progress.forget_all()
+        importer = Importer(
+            bus,
+            store,
+            Uploads(store, pool, part_bytes=_IMPORT_PART_BYTES, max_bytes=settings.imports.max_bytes),
+            Secrets(pool, SecretKey.from_secrets(settings.secrets)),
+            progress,
+            settings,
+            folder,
+        )
+        yield Imports(follower, importer, at_once=settings.imports.at_once)
 
 
 async def _until_answered(what: str, ask: Callable[[], Awaitable[None]]) -> None:

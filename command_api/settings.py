@@ -1,6 +1,7 @@
 """What the control plane's two processes need to run."""
 
 from ipaddress import ip_network
+from os.path import isabs, normpath
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -49,10 +50,17 @@ def _network(text: str) -> str:
     return str(ip_network(text))
 
 
+def _folder(text: str) -> str:
+    if not isabs(text) or normpath(text) == "/":
+        raise ValueError(f"{text!r} is no folder to import from; write an absolute path, but not /")
+    return normpath(text)
+
+
 Quota = Annotated[str, AfterValidator(_quota)]
 """How much is taken in which time, such as ``30/minute; 100/hour``; empty for without limit."""
 Origin = Annotated[str, AfterValidator(_origin)]
 Network = Annotated[str, AfterValidator(_network)]
+Folder = Annotated[str, AfterValidator(_folder)]
 
 
 class RateSettings(Message):
@@ -82,10 +90,8 @@ class RateSettings(Message):
 
 
 class ImportSettings(Message):
-    """What may be imported, and from where; the same in the API and in the orchestrator."""
+    """What may be imported, and from where; set alike in the API and in the orchestrator."""
 
-    roots: tuple[str, ...] = ()
-    """Folders of the server whose content the operator may import; none by default."""
     allowed_networks: tuple[Network, ...] = ()
     """Private networks that imports may reach all the same, such as ``10.1.0.0/16``; none by default."""
     hub_url: str = "https://huggingface.co"
@@ -97,8 +103,6 @@ class ImportSettings(Message):
     at_once: int = Field(2, ge=1)
     reserve_bytes: int = Field(2**30, ge=0)
     """Left free on the disk of the work folder."""
-    work_folder: str = ""
-    """Where files are until they are in the store; a temporary folder when empty."""
 
 
 class ApiSettings(Message):
@@ -129,6 +133,8 @@ class ApiSettings(Message):
     """Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     rates: RateSettings = RateSettings()
     imports: ImportSettings = ImportSettings()
+    import_roots: tuple[Folder, ...] = ()
+    """Folders of the server whose content the operator may import; none by default."""
     header_seconds: float = Field(15.0, gt=0)
     """How long a client may take to send a request's headers."""
     connections: int = Field(2000, ge=1)
@@ -158,6 +164,10 @@ class OrchestratorSettings(Message):
     s3: S3Settings
     secrets: ControlSecrets
     imports: ImportSettings = ImportSettings()
+    import_roots: tuple[Folder, ...] = ()
+    """Folders of the server whose content the operator may import; none by default."""
+    work_folder: str = ""
+    """Where imported files are until they are in the store; a temporary folder when empty."""
     heartbeat_seconds: float = Field(5.0, gt=0)
     lease_seconds: float = Field(30.0, gt=0)
     republish_seconds: float = Field(10.0, gt=0)

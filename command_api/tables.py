@@ -11,6 +11,7 @@ from command_api import uploads
 from command_api.credentials import tables as credentials
 from command_api.eventlog import tables as eventlog
 from command_api.eventlog.errors import LogUnavailable
+from command_api.imports import progress as import_progress
 from command_api.messaging import tables as messaging
 from command_api.storage import tables as storage
 
@@ -45,6 +46,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
             "kinora_enrolment_tokens",
         ),
     ),
+    TableSet((import_progress.TABLE,), derived=("kinora_import_progress",)),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),
     TableSet(storage.CREATE_TABLES, kept=("kinora_collections",)),
     TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epoch")),

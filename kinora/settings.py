@@ -14,6 +14,8 @@ from schemas.base import Message
 from schemas.errors import KinoraError
 
 HOME_VARIABLE = "KINORA_HOME"
+IMPORT_ROOTS_VARIABLE = "KINORA_IMPORT_ROOTS"
+"""Folders that the operator may import from, separated by colons; none when unset."""
 SETTINGS_VARIABLE = "KINORA_SETTINGS_FILE"
 """Path of a role's settings as JSON: `kinora up` writes one per role, production mounts its own."""
 
@@ -85,6 +87,22 @@ def data_folder(environment: Mapping[str, str] = os.environ) -> Path:
     named = environment.get(HOME_VARIABLE)
     folder = Path(named).expanduser() if named else Path.home() / ".local" / "share" / "kinora"
     return folder.absolute()
+
+
+def import_roots(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The folders that `kinora up` lets the operator import from.
+
+    Raises:
+        SettingsRefused: when one is not an absolute path of a folder.
+    """
+    roots = [root for root in environment.get(IMPORT_ROOTS_VARIABLE, "").split(os.pathsep) if root]
+    for root in roots:
+        if not Path(root).is_absolute() or not Path(root).is_dir() or Path(root).resolve() == Path("/"):
+            raise SettingsRefused(
+                f"{IMPORT_ROOTS_VARIABLE} names {root}, which is no absolute path of a folder below /;"
+                " correct it"
+            )
+    return tuple(roots)
 
 
 def read_settings(kind: type[S], environment: Mapping[str, str] = os.environ) -> S:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -46,11 +46,17 @@ class Supervisor:
     """
 
     def __init__(
-        self, data_folder: Path, *, owner_username: str = "local", on_event: OnEvent | None = None
+        self,
+        data_folder: Path,
+        *,
+        owner_username: str = "local",
+        import_roots: Sequence[str] = (),
+        on_event: OnEvent | None = None,
     ) -> None:
         self.servers = EmbeddedServers(data_folder)
         self.folder = self.servers.folder
         self._owner_username = owner_username
+        self._import_roots = import_roots
         self._tell: OnEvent = on_event or (lambda _phase, _message: None)
         self._roles: dict[Role, Child] = {}
         self._credentials: Credentials | None = None
@@ -109,11 +115,13 @@ class Supervisor:
         self._watching = [asyncio.create_task(self._keep_server(name)) for name in get_args(ServerName)]
         self._tell("roles", "starting API, orchestrator and projections")
         # Alone and first: it creates the log that the others read.
-        await self._start_role("api", api_settings(servers))
+        await self._start_role("api", api_settings(servers, self._import_roots))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._start_role("projections", projections_settings(servers)))
-                group.create_task(self._start_role("orchestrator", orchestrator_settings(servers)))
+                group.create_task(
+                    self._start_role("orchestrator", orchestrator_settings(servers, self._import_roots))
+                )
                 self._credentials = await asyncio.to_thread(
                     signed_up_owner, self.folder, self.url, self._owner_username
                 )

@@ -12,7 +12,7 @@ from schemas.events.job import Priority, StopMode
 from schemas.ids import AgentId, DatasetId, ModelId, NatsPublicKey, OrganizationId
 from schemas.objects import FileEntry
 from schemas.passwords import weakness
-from schemas.secrets import SecretKind
+from schemas.secrets import SecretKind, SecretName
 from schemas.subjects import DEFAULT_POOL
 from schemas.text import Line, LongText, Name, OptionalName, Reason, ShortName
 from schemas.training import Hyperparameters
@@ -70,6 +70,27 @@ class RegisterBody(Message):
     name: Name
     description: LongText = ""
     files: tuple[FileEntry, ...] = Field(min_length=1, max_length=100_000)
+
+
+class ImportSourceBody(Message):
+    """A place with files."""
+
+    uri: str = Field(
+        min_length=1,
+        max_length=2000,
+        description="https://…/archive.zip, s3://bucket/prefix, file:///folder/of/the/server,"
+        " or hf://owner/name@revision.",
+    )
+    secret: SecretName | None = Field(None, description="Name of the workspace's secret that opens it.")
+
+
+class ImportBody(Message):
+    """POST /datasets/import and POST /models/import"""
+
+    name: OptionalName = ""
+    """The source's own name when empty."""
+    description: LongText = ""
+    source: ImportSourceBody
 
 
 class UploadPart(Message):

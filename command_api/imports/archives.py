@@ -101,7 +101,7 @@ def _tarred(archive: Path, kind: Format, work: Work) -> Iterator[Fetched]:
                     yield Fetched(path, _copied(content.read, work))
 
 
-def _decompressed(archive: Path, kind: Format) -> IO[bytes]:
+def _decompressed(archive: Path, kind: Format) -> IO[bytes] | gzip.GzipFile:
     if kind == "tar.gz":
         return gzip.open(archive)
     if kind == "tar.bz2":
@@ -112,7 +112,7 @@ def _decompressed(archive: Path, kind: Format) -> IO[bytes]:
 class _Bounded:
     """A stream for tarfile that refuses absurd reads and notices when the import is ended."""
 
-    def __init__(self, stream: IO[bytes], work: Work) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, work: Work) -> None:
         self._stream = stream
         self._work = work
 

@@ -23,13 +23,13 @@ def is_below(path: str, roots: Sequence[str]) -> bool:
     return any(_within(plain, os.path.normpath(root)) for root in roots)
 
 
-def copied(path: str, work: Work) -> list[Fetched]:
+def copied(path: str, roots: Sequence[str], work: Work) -> list[Fetched]:
     """Copies of a folder's regular files, or of the one file that `path` names. Blocks; run it in a thread.
 
     Raises:
         SourceFailed: ``folder_outside_roots``, ``folder_unsafe``, ``source_missing``, or a limit of `work`.
     """
-    root, real = _resolved(path, work.settings.roots)
+    root, real = _resolved(path, roots)
     with _opened(root, real) as descriptor:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             return [Fetched(Path(real).name, _copy(descriptor, real, work))]

@@ -133,7 +133,7 @@ class Web:
         self, stack: AsyncExitStack, url: httpx.URL, headers: Mapping[str, str]
     ) -> httpcore.Response:
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        sent: dict[bytes | str, bytes | str] = {"Host": url.netloc.decode(), **headers}
+        sent: list[tuple[bytes | str, bytes | str]] = [("Host", url.netloc.decode()), *headers.items()]
         try:
             return await stack.enter_async_context(
                 self._pool.stream("GET", target, headers=sent, extensions={"timeout": _TIMEOUTS})

@@ -79,7 +79,7 @@ class Work:
         if free - wanted < self.settings.reserve_bytes:
             raise SourceFailed(
                 f"the disk of imports has {free} bytes left, too few for this one; free some, or have the"
-                " operator set imports.work_folder to a larger disk",
+                " operator move the orchestrator's work_folder to a larger disk",
                 code="import_disk_full",
                 retryable=True,
             )

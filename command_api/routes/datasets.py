@@ -6,18 +6,26 @@ from fastapi import APIRouter, Query, Response
 
 from command_api.domain.dataset import Uploading
 from command_api.domain.errors import NotFound
-from command_api.routes import files
+from command_api.routes import files, importing
 from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
-from command_api.routes.files import Declaration, Kind
+from command_api.routes.files import Declaration, ImportCommands, Kind
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
 from projections.views import datasets as view
 from projections.views.datasets import Datasets, DatasetView
-from schemas.api import CompleteUploadBody, RegisterBody, Status, UploadSession
+from schemas.api import CompleteUploadBody, ImportBody, RegisterBody, Status, UploadSession
 from schemas.commands import Command
-from schemas.commands.dataset import CompleteDatasetUpload, DeleteDataset, RegisterDataset, StartDatasetUpload
+from schemas.commands.dataset import (
+    CompleteDatasetUpload,
+    DeleteDataset,
+    RegisterDataset,
+    RequestDatasetImport,
+    RetryDatasetImport,
+    StartDatasetUpload,
+)
 from schemas.ids import DatasetId, Prefix
+from schemas.imports import ImportProgress
 
 router = APIRouter(
     prefix="/datasets", tags=["datasets"], dependencies=[needs("datasets:read")], route_class=ClosedRoute
@@ -51,6 +59,7 @@ _DATASETS = Kind(
     register=_register,
     start_upload=lambda item_id, upload_id: StartDatasetUpload(dataset_id=item_id, upload_id=upload_id),
     complete_upload=lambda item_id, upload_id: CompleteDatasetUpload(dataset_id=item_id, upload_id=upload_id),
+    imports=ImportCommands("dataset_id", RequestDatasetImport, RetryDatasetImport),
 )
 
 
@@ -67,6 +76,46 @@ _DATASETS = Kind(
 async def register(body: RegisterBody, asking: AskingOfRequest) -> dict[str, Any]:
     item = await files.register(_DATASETS, body, asking)
     return {**dict(item), "command_id": asking.command_id}
+
+
+@router.post(
+    "/import",
+    dependencies=[needs("datasets:write")],
+    operation_id="datasets_import",
+    status_code=202,
+    response_model=DatasetCommanded,
+    responses=problems(*COMMAND),
+    openapi_extra={RATE_LIMIT: "uploads", "x-emits": ["kinora.dataset.import_requested"]},
+    summary="Have a dataset fetched from a URL, a bucket, a folder of the server or a hub",
+)
+async def import_(body: ImportBody, asking: AskingOfRequest) -> dict[str, Any]:
+    item = await importing.request(_DATASETS, body, asking)
+    return {**dict(item), "command_id": asking.command_id}
+
+
+@router.post(
+    "/{dataset_id}/import/retry",
+    dependencies=[needs("datasets:write")],
+    operation_id="datasets_import_retry",
+    status_code=202,
+    response_model=DatasetCommanded,
+    responses=problems(*COMMAND),
+    summary="Try a failed import again",
+)
+async def import_retry(dataset_id: DatasetId, asking: AskingOfRequest) -> dict[str, Any]:
+    item = await importing.retry(_DATASETS, dataset_id, asking)
+    return {**dict(item), "command_id": asking.command_id}
+
+
+@router.get(
+    "/{dataset_id}/import",
+    operation_id="datasets_import_progress",
+    response_model=ImportProgress,
+    responses=problems(*QUERY),
+    summary="How far a running import is",
+)
+async def import_progress(dataset_id: DatasetId, reading: ReadingOfRequest) -> ImportProgress:
+    return await importing.follow(dataset_id, reading)
 
 
 @router.get(

@@ -10,6 +10,7 @@ from command_api.routes.showing import show
 from projections.documents import Document, DocumentView
 from schemas.api import CompleteUploadBody, RegisterBody, UploadSession
 from schemas.commands import Command
+from schemas.commands.imports import RequestImport, RetryImport
 from schemas.ids import Prefix, new_id
 from schemas.objects import StoredObject
 
@@ -27,6 +28,15 @@ class Declaration:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportCommands:
+    """The commands that import one kind of thing, and what they call its id."""
+
+    id_field: str
+    request: type[RequestImport]
+    retry: type[RetryImport]
+
+
+@dataclass(frozen=True, slots=True)
 class Kind(Generic[D]):
     """Datasets or models: their commands, and how one is shown."""
 
@@ -38,6 +48,7 @@ class Kind(Generic[D]):
     register: Callable[[Declaration], Command]
     start_upload: Callable[[str, str], Command]
     complete_upload: Callable[[str, str], Command]
+    imports: ImportCommands
 
 
 async def register(kind: Kind[D], body: RegisterBody, asking: Asking) -> D:

@@ -5,21 +5,30 @@ from typing import Annotated, Any, get_args
 from fastapi import APIRouter, Query, Response
 
 from command_api.domain.errors import Conflict, NotFound
+from command_api.domain.imports import ImportFailed, Importing
 from command_api.domain.model import Absent, Adapter, Deleted, Uploading
-from command_api.routes import files
+from command_api.routes import files, importing
 from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
-from command_api.routes.files import Declaration, Kind
+from command_api.routes.files import Declaration, ImportCommands, Kind
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
 from projections.views import models as view
 from projections.views.models import Models, ModelView
-from schemas.api import CompleteUploadBody, RegisterBody, Status, UploadSession
+from schemas.api import CompleteUploadBody, ImportBody, RegisterBody, Status, UploadSession
 from schemas.commands import Command
-from schemas.commands.model import CompleteModelUpload, DeleteModel, RegisterModel, StartModelUpload
+from schemas.commands.model import (
+    CompleteModelUpload,
+    DeleteModel,
+    RegisterModel,
+    RequestModelImport,
+    RetryModelImport,
+    StartModelUpload,
+)
 from schemas.ids import ModelId, Prefix
+from schemas.imports import ImportProgress
 from schemas.objects import Listing, StoredObject, content_key
 
 router = APIRouter(
@@ -54,6 +63,7 @@ _MODELS = Kind(
     register=_register,
     start_upload=lambda item_id, upload_id: StartModelUpload(model_id=item_id, upload_id=upload_id),
     complete_upload=lambda item_id, upload_id: CompleteModelUpload(model_id=item_id, upload_id=upload_id),
+    imports=ImportCommands("model_id", RequestModelImport, RetryModelImport),
 )
 
 
@@ -70,6 +80,46 @@ _MODELS = Kind(
 async def register(body: RegisterBody, asking: AskingOfRequest) -> dict[str, Any]:
     item = await files.register(_MODELS, body, asking)
     return {**dict(item), "command_id": asking.command_id}
+
+
+@router.post(
+    "/import",
+    dependencies=[needs("models:write")],
+    operation_id="models_import",
+    status_code=202,
+    response_model=ModelCommanded,
+    responses=problems(*COMMAND),
+    openapi_extra={RATE_LIMIT: "uploads", "x-emits": ["kinora.model.import_requested"]},
+    summary="Have a base model fetched from a URL, a bucket, a folder of the server or a hub",
+)
+async def import_(body: ImportBody, asking: AskingOfRequest) -> dict[str, Any]:
+    item = await importing.request(_MODELS, body, asking)
+    return {**dict(item), "command_id": asking.command_id}
+
+
+@router.post(
+    "/{model_id}/import/retry",
+    dependencies=[needs("models:write")],
+    operation_id="models_import_retry",
+    status_code=202,
+    response_model=ModelCommanded,
+    responses=problems(*COMMAND),
+    summary="Try a failed import again",
+)
+async def import_retry(model_id: ModelId, asking: AskingOfRequest) -> dict[str, Any]:
+    item = await importing.retry(_MODELS, model_id, asking)
+    return {**dict(item), "command_id": asking.command_id}
+
+
+@router.get(
+    "/{model_id}/import",
+    operation_id="models_import_progress",
+    response_model=ImportProgress,
+    responses=problems(*QUERY),
+    summary="How far a running import is",
+)
+async def import_progress(model_id: ModelId, reading: ReadingOfRequest) -> ImportProgress:
+    return await importing.follow(model_id, reading)
 
 
 @router.get(
@@ -180,8 +230,8 @@ async def download(
             raise NotFound(f"model {model_id} does not exist")
         case Absent() | Deleted():
             raise NotFound(f"model {model_id} does not exist")
-        case Uploading():
-            raise Conflict(f"model {model_id} is not uploaded yet; complete its upload", code="not_uploaded")
+        case Uploading() | Importing() | ImportFailed():
+            raise Conflict(f"the files of model {model_id} are not here yet", code="not_uploaded")
         case Adapter(registered=registered):
             objects = list(registered.objects)
         case state:

@@ -6,14 +6,14 @@ import signal
 from rich.markup import escape
 
 from kinora.cli.output import door, talk
-from kinora.settings import data_folder
+from kinora.settings import data_folder, import_roots
 from kinora.supervisor import Supervisor
 
 
 @door
 def up() -> None:
     """Run the whole service on this machine until Ctrl-C."""
-    asyncio.run(_up(Supervisor(data_folder(), on_event=_say)))
+    asyncio.run(_up(Supervisor(data_folder(), import_roots=import_roots(), on_event=_say)))
 
 
 async def _up(supervisor: Supervisor) -> None:

@@ -49,6 +49,11 @@ class DataFolder:
         return self.root / "agent"
 
     @property
+    def imports(self) -> Path:
+        """Files that are being imported."""
+        return self.root / "imports"
+
+    @property
     def postgres(self) -> Path:
         return self.root / "postgres"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 
 from pydantic import SecretStr
 
@@ -27,7 +28,7 @@ class EnrolledAgent(Message):
     seed: SecretStr
 
 
-def api_settings(servers: EmbeddedServers) -> ApiSettings:
+def api_settings(servers: EmbeddedServers, import_roots: Sequence[str] = ()) -> ApiSettings:
     """The API of an embedded installation."""
     return ApiSettings(
         host=LOOPBACK,
@@ -39,10 +40,11 @@ def api_settings(servers: EmbeddedServers) -> ApiSettings:
         secrets=_control_secrets(servers),
         disk_folder=servers.folder.root,
         metrics_token=metrics_token(servers),
+        import_roots=tuple(import_roots),
     )
 
 
-def orchestrator_settings(servers: EmbeddedServers) -> OrchestratorSettings:
+def orchestrator_settings(servers: EmbeddedServers, import_roots: Sequence[str] = ()) -> OrchestratorSettings:
     """The orchestrator of an embedded installation."""
     standard: int = OrchestratorSettings.model_fields["events_max_bytes"].default
     return OrchestratorSettings(
@@ -55,6 +57,8 @@ def orchestrator_settings(servers: EmbeddedServers) -> OrchestratorSettings:
         secrets=_control_secrets(servers),
         # Streams reserve what they may fill; a quarter leaves room for the others on a small disk.
         events_max_bytes=min(standard, servers.nats_store_bytes // 4),
+        work_folder=str(servers.folder.imports),
+        import_roots=tuple(import_roots),
         metrics=_metrics(servers, servers.ports.orchestrator_metrics),
     )
 
