@@ -140,7 +140,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "host_unknown": "Check the host's name; if it is right, retry the import later.",
         "import_broken": "Retry the import; the service's log says what went wrong.",
         "import_cancelled": "The import was ended, because it was deleted or the service stopped.",
-        "import_disk_full": "Free space on the disk of the orchestrator's work_folder, then retry the import.",
+        "import_disk_full": "Free space on the disk of work_folder, then retry the import.",
         "import_too_slow": "Import less at once, or have the operator raise imports.max_seconds.",
         "source_unreachable": "Retry the import later: the source does not answer.",
         "log_unavailable": "Repeat with the same Idempotency-Key: nothing happens twice.",

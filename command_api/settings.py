@@ -1,7 +1,7 @@
 """What the control plane's two processes need to run."""
 
 from ipaddress import ip_network
-from os.path import isabs, normpath
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -51,7 +51,7 @@ def _network(text: str) -> str:
 
 
 def _folder(text: str) -> str:
-    if not isabs(text) or normpath(text) == "/":
+    if not Path(text).is_absolute() or normpath(text) == "/":
         raise ValueError(f"{text!r} is no folder to import from; write an absolute path, but not /")
     return normpath(text)
 

@@ -119,9 +119,8 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._start_role("projections", projections_settings(servers)))
-                group.create_task(
-                    self._start_role("orchestrator", orchestrator_settings(servers, self._import_roots))
-                )
+                orchestrator = orchestrator_settings(servers, self._import_roots)
+                group.create_task(self._start_role("orchestrator", orchestrator))
                 self._credentials = await asyncio.to_thread(
                     signed_up_owner, self.folder, self.url, self._owner_username
                 )

@@ -1,7 +1,6 @@
 """Reads prefixes of foreign S3 buckets with the workspace's own keys, never Kinora's bucket."""
 
 import asyncio
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,9 +30,8 @@ async def downloaded(uri: str, secret: SecretBody, own: S3Settings, work: Work) 
     endpoint = urlsplit(secret.endpoint_url)
     _refuse_own(endpoint.geturl(), bucket, own)
     allowed = networks(work.settings.allowed_networks)
-    if _is_address(endpoint.hostname or ""):
-        # The client asks its resolver for names only.
-        await permitted_addresses(endpoint.hostname or "", endpoint.port or 443, allowed)
+    # The client asks its resolver for names only, and tries for long what cannot be.
+    await permitted_addresses(endpoint.hostname or "", endpoint.port or 443, allowed)
     config = AioConfig(
         connector_args={"resolver": GuardedResolver(allowed), "use_dns_cache": False},
         signature_version="s3v4",
@@ -121,14 +119,6 @@ def _refuse_own(endpoint_url: str, bucket: str, own: S3Settings) -> None:
 def _place(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _translated(uri: str, error: ClientError) -> SourceFailed:

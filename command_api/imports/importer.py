@@ -91,7 +91,9 @@ class Importer:
         except KinoraError as error:
             if error.code == "import_over":
                 return None
-            failure = SourceFailed(error.message, code=error.code, retryable=error.retryable)
+            # Where fields are named, the first one's code says more than that of the whole.
+            code = error.errors[0].code if error.errors else error.code
+            failure = SourceFailed(error.message, code=code, retryable=error.retryable)
         except OSError as error:
             logger.warning("import of %s: %s", item.item_id, error)
             failure = _disk_failure(error)

@@ -154,13 +154,15 @@ async def _write(answer: httpcore.Response, target: Path, have: int, work: Work)
     with target.open("r+b" if have else "wb") as file:
         file.seek(have)
         block = bytearray()
-        async for chunk in _received("", answer):
-            work.took(len(chunk))
-            block += chunk
-            if len(block) >= BLOCK_BYTES:
-                await asyncio.to_thread(file.write, block)
-                block = bytearray()
-        await asyncio.to_thread(file.write, block)
+        try:
+            async for chunk in _received("", answer):
+                work.took(len(chunk))
+                block += chunk
+                if len(block) >= BLOCK_BYTES:
+                    full, block = block, bytearray()
+                    await asyncio.to_thread(file.write, full)
+        finally:
+            file.write(block)  # the next try goes on behind it
 
 
 async def _received(url: str, answer: httpcore.Response) -> AsyncIterator[bytes]:
