@@ -26,7 +26,6 @@ from command_api.feed.telemetry import TelemetryHub
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
 from command_api.health import HealthCheck
-from command_api.nats_auth.users import Issuer
 from command_api.objects import ObjectStore
 from command_api.pool import open_pool
 from command_api.rates import Rates
@@ -210,7 +209,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             index_key=index_key,
             tokens=tokens,
             accounts=Accounts(bus, credentials, tokens, refresh_token_seconds=settings.refresh_token_seconds),
-            nodes=Nodes(bus, credentials, Issuer(settings.nats)),
+            nodes=Nodes(bus, credentials, settings.nats),
             rates=rates,
             attempts=LoginAttempts(rates),
             feed_slots=FeedSlots(settings.rates.feeds),

@@ -47,7 +47,7 @@ from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
 from command_api.messaging.watchdog import Watchdog
 from command_api.messaging.work import WorkPublisher
-from command_api.nats_auth.users import ControlUser, Issuer
+from command_api.nats_auth.users import ControlUser
 from command_api.objects import ObjectStore
 from command_api.settings import OrchestratorSettings
 from command_api.storage.schedule import Collections
@@ -153,11 +153,11 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             hello=Introductions(
                 follower, bus, topology, settings.heartbeat_seconds, settings.lease_seconds
             ).hello,
-            renew=Renewals(follower, Issuer(settings.nats)).renew,
+            renew=Renewals(follower, settings.nats).renew,
             report=inbox.deliver,
         )
-        requests = ControlUser(Issuer(settings.nats), "kinora-orchestrator-requests")
-        broker = make_broker(requests, reconnected=reconnected)
+        requests = ControlUser.of(settings.nats, "kinora-orchestrator-requests")
+        broker = make_broker(settings.nats.url, requests, reconnected=reconnected)
         reports = subscribe(broker, desk)
         # In this order backwards: no more reports are fetched, those at hand are settled, then all ends.
         stack.push_async_callback(broker.stop)

@@ -39,16 +39,25 @@ class PostgresSettings(Message):
         return " ".join(f"{name}={_quoted(str(value))}" for name, value in parts.items())
 
 
+class NatsAccount(Message):
+    """An account of NATS, and what signs its users."""
+
+    account: str = Field(pattern=r"^A[A-Z2-7]{55}$")
+    """Its public key."""
+    signing_seed: SecretStr
+    """Its own seed, or that of one of its signing keys."""
+
+
 class NatsSettings(Message):
     """How the control plane reaches NATS, and signs users there: its own and the agents'."""
 
     url: str
     agents_url: str | None = None
     """Address for agents, where it differs."""
-    account: str = Field(pattern=r"^A[A-Z2-7]{55}$")
-    """Public key of the account that everything lives in."""
-    signing_seed: SecretStr
-    """Seed of the account, or of one of its signing keys."""
+    control: NatsAccount
+    """Has every stream, and none but the control plane in it."""
+    agents: NatsAccount
+    subscribers: NatsAccount
     user_seconds: int = Field(86400, ge=2)
     """How long a user's JWT is valid; connections renew theirs after two thirds of it."""
 

@@ -8,6 +8,8 @@ REPORTS_STREAM = "REPORTS"
 DEAD_LETTERS_STREAM = "DEAD_LETTERS"
 
 EVENTS_SUBJECTS = "kinora.v1.>"
+ORGANIZATION_EVENTS = "kinora.v1.{organization_id}.>"
+"""What one organization may ever see."""
 WORK_SUBJECTS = "kinora.work.>"
 REPORTS_SUBJECTS = "kinora.report.>"
 DEAD_LETTERS_SUBJECTS = "kinora.dead_letters.>"
@@ -48,6 +50,11 @@ def pool_durables(organization_id: str, pool: str) -> tuple[str, ...]:
     return tuple(
         work_durable(organization_id, pool, lane, priority) for lane in LANES for priority in PRIORITIES
     )
+
+
+def subscriber_durable(organization_id: str, subscriber_id: str) -> str:
+    """The one consumer of EVENTS that was made for a subscriber."""
+    return f"events-{organization_id}-{subscriber_id}"
 
 
 def claim_subject(organization_id: str, agent_id: str) -> str:

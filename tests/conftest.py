@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from command_api.messaging.connection import connect
 from command_api.nats_auth.keys import new_seed, public_key
-from command_api.nats_auth.users import Issuer
+from command_api.nats_auth.users import signed_agent
 from command_api.objects import ObjectStore
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
@@ -83,7 +83,7 @@ def nats_agent(nats: NatsSettings) -> AgentUser:
 
     def user(organization_id: str, agent_id: str, pool: str = DEFAULT_POOL) -> NatsUser:
         seed = new_seed("user")
-        signed = Issuer(nats).agent(public_key(seed), organization_id, agent_id, pool)
+        signed = signed_agent(nats, public_key(seed), organization_id, agent_id, pool)
         return NatsUser(url=nats.url, jwt=signed.jwt, seed=SecretStr(seed))
 
     return user

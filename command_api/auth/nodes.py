@@ -21,9 +21,10 @@ from command_api.domain.errors import Conflict, Invalid
 from command_api.handlers.base import Context, Loaded
 from command_api.handlers.bus import CommandBus
 from command_api.nats_auth.keys import NotAKey, is_signed_by, raw_public_key
-from command_api.nats_auth.users import Issuer, Signed
+from command_api.nats_auth.users import Signed, signed_agent
 from schemas.api import JoinAgentBody, RenewAgentBody, renewal_proof
 from schemas.commands.agent import IssueEnrolmentToken, JoinAgent
+from schemas.settings import NatsSettings
 
 PROOF_AGE = timedelta(minutes=10)
 """How far a node's clock may be off. A proof that a stranger repeats yields a JWT for the node's key only."""
@@ -56,13 +57,13 @@ class Nodes:
         self,
         bus: CommandBus,
         credentials: Credentials,
-        issuer: Issuer,
+        nats: NatsSettings,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._bus = bus
         self._credentials = credentials
-        self._issuer = issuer
+        self._nats = nats
         self._clock = clock
 
     async def issue(self, agent_id: str, lifetime: timedelta, asked: Context) -> Issued:
@@ -114,7 +115,9 @@ class Nodes:
         command = JoinAgent(agent_id=enrolment.agent_id, public_key=body.public_key)
         await self._bus.execute(command, context, [EnrolmentSpentRow(body.token, body.public_key)])
         node = agent.admitted((await self._bus.load(enrolment.agent_id)).state, enrolment.agent_id)
-        signed = self._issuer.agent(body.public_key, enrolment.organization_id, enrolment.agent_id, node.pool)
+        signed = signed_agent(
+            self._nats, body.public_key, enrolment.organization_id, enrolment.agent_id, node.pool
+        )
         return Joined(enrolment, node.name, node.pool, signed)
 
     async def renew(self, agent_id: str, body: RenewAgentBody) -> Signed:
@@ -136,7 +139,7 @@ class Nodes:
                 f"asked_at is {body.asked_at.isoformat()}, and here it is"
                 f" {self._clock().isoformat(timespec='seconds')}; set the node's clock"
             )
-        return self._issuer.agent(public_key, loaded.organization_id or "", agent_id, known.pool)
+        return signed_agent(self._nats, public_key, loaded.organization_id or "", agent_id, known.pool)
 
 
 def _check_key(public: str) -> None:

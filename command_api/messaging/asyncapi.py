@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretStr
 from command_api.messaging.broker import Desk, make_broker, subscribe
 from command_api.messaging.topology import inbox_config
 from command_api.nats_auth.users import ControlUser, Issuer
-from schemas.settings import NatsSettings
+from schemas.settings import NatsAccount
 from schemas.subjects import REPORTS_STREAM
 from schemas.work import ClaimReply, HeartbeatReply, HelloReply, PresignReply, RenewReply, Report
 
@@ -28,15 +28,15 @@ REPLIES: dict[str, type[BaseModel]] = {
 }
 """By channel title."""
 
-_NOWHERE = NatsSettings(url="", account="A" * 56, signing_seed=SecretStr(""))
-"""A broker wants an address and credentials, also where it only describes itself."""
+_NOBODY = NatsAccount(account="A" * 56, signing_seed=SecretStr(""))
+"""A broker wants credentials, also where it only describes itself."""
 
 Json = dict[str, Any]
 
 
 def document(url: str = "nats://localhost:4222") -> Json:
     """The document as JSON values. Titles of channels are fixed, so renaming a handler changes nothing."""
-    broker = make_broker(ControlUser(Issuer(_NOWHERE.model_copy(update={"url": url})), "documentation"))
+    broker = make_broker(url, ControlUser(Issuer(_NOBODY, 0), "documentation"))
     subscribe(broker, Desk(*[_only_described] * 6))
     specification = AsyncAPI(broker, title=TITLE, version=VERSION, schema_version="3.0.0")
     # Sorted, because FastStream's order of channels differs from run to run.

@@ -66,10 +66,10 @@ class Desk:
     report: Callable[[Msg], Awaitable[None]]
 
 
-def make_broker(user: ControlUser, *, reconnected: Callback | None = None) -> NatsBroker:
+def make_broker(url: str, user: ControlUser, *, reconnected: Callback | None = None) -> NatsBroker:
     """A broker that never gives its connection up."""
     return NatsBroker(
-        user.issuer.settings.url,
+        url,
         security=NatsCredentials(FreshCredentials(user.text)),
         error_cb=log_error,
         reconnected_cb=reconnected,

@@ -13,7 +13,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
 from command_api.nats_auth.rights import EVERYTHING, Rights
-from command_api.nats_auth.users import ControlUser, FreshCredentials, Issuer
+from command_api.nats_auth.users import ControlUser, FreshCredentials
 from schemas.settings import NatsSettings
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ async def connect(
     reconnected: Callback | None = None,
 ) -> AsyncIterator[Client]:
     """A client that is connected, however long the server takes to come up, and closed at the end."""
-    client, user = Client(), ControlUser(Issuer(settings), name, rights)
+    client, user = Client(), ControlUser.of(settings, name, rights)
 
     async def on_reconnect() -> None:
         logger.info("NATS: connected again")

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from command_api.messaging.follower import Follower
 from command_api.messaging.identity import identify
-from command_api.nats_auth.users import Issuer
+from command_api.nats_auth.users import signed_agent
+from schemas.settings import NatsSettings
 from schemas.work import RenewReply, RenewRequest
 
 
@@ -13,12 +14,12 @@ class Renewals:
     """Answers `kinora.renew.<organization>.<agent>`."""
 
     follower: Follower
-    issuer: Issuer
+    nats: NatsSettings
 
     async def renew(self, organization_id: str, agent_id: str, _request: RenewRequest) -> RenewReply:
         """A JWT for the key that joined as this agent: of no use to anybody else who asks."""
         agent = await identify(self.follower, organization_id, agent_id)
         if agent is None or agent.public_key is None:
             return RenewReply(detail=f"agent {agent_id} is not enrolled in {organization_id}, or was revoked")
-        signed = self.issuer.agent(agent.public_key, organization_id, agent_id, agent.pool)
+        signed = signed_agent(self.nats, agent.public_key, organization_id, agent_id, agent.pool)
         return RenewReply(jwt=signed.jwt, expires_at=signed.expires_at)

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 from command_api.messaging.connection import UNREACHABLE, connect
 from command_api.messaging.follower import Follower
-from command_api.nats_auth.jwts import ACCOUNT_NAME, account_jwt
+from command_api.nats_auth.accounts import agents_account
 from command_api.nats_auth.keys import public_key
 from command_api.settings import NatsOperatorSettings
-from schemas.settings import NatsSettings
+from schemas.settings import NatsAccount, NatsSettings
 
 logger = logging.getLogger(__name__)
 
@@ -70,22 +70,14 @@ class Revocations:
         return {key: int(at.timestamp()) + 1 for key, at in voided.items() if at > oldest}
 
     async def _tell(self, operator: NatsOperatorSettings, revoked: dict[str, int]) -> bool:
-        claims = account_jwt(
-            operator.operator_seed.get_secret_value(),
-            self._nats.account,
-            name=ACCOUNT_NAME,
-            issued_at=int(time.time()),
-            jetstream=True,
-            revoked=revoked,
-            signing_keys=(public_key(self._nats.signing_seed.get_secret_value()),),
+        claims = agents_account(
+            self._nats, operator.operator_seed.get_secret_value(), issued_at=int(time.time()), revoked=revoked
         )
-        system = NatsSettings(
-            url=self._nats.url,
-            account=public_key(operator.system_seed.get_secret_value()),
-            signing_seed=operator.system_seed,
-        )
+        system_seed = operator.system_seed
+        system = NatsAccount(account=public_key(system_seed.get_secret_value()), signing_seed=system_seed)
+        nats = self._nats.model_copy(update={"control": system})
         try:
-            async with connect(system, "kinora-orchestrator-accounts") as client:
+            async with connect(nats, "kinora-orchestrator-accounts") as client:
                 reply = await client.request(CLAIMS_SUBJECT, claims.encode(), timeout=ANSWER_SECONDS)
         except (*UNREACHABLE, NatsError) as error:
             logger.warning("revocations: %s; trying again", str(error) or type(error).__name__)

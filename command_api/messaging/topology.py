@@ -23,6 +23,7 @@ from schemas.subjects import (
     EVENTS_SUBJECTS,
     INBOX_DURABLE,
     LANES,
+    ORGANIZATION_EVENTS,
     PRIORITIES,
     REPORTS_STREAM,
     REPORTS_SUBJECTS,
@@ -31,6 +32,7 @@ from schemas.subjects import (
     Lane,
     PriorityLevel,
     pool_durables,
+    subscriber_durable,
     work_durable,
     work_subject,
 )
@@ -142,6 +144,21 @@ def work_consumer_config(
     )
 
 
+def subscriber_consumer_config(organization_id: str, subscriber_id: str) -> ConsumerConfig:
+    """All events of one organization for one subscriber, at its own pace."""
+    durable = subscriber_durable(organization_id, subscriber_id)
+    return ConsumerConfig(
+        durable_name=durable,
+        name=durable,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=60,
+        max_deliver=-1,
+        max_ack_pending=1000,
+        filter_subject=ORGANIZATION_EVENTS.format(organization_id=organization_id),
+    )
+
+
 @dataclass
 class Topology:
     """Makes what is missing and corrects what differs; asking again changes nothing."""
@@ -170,6 +187,13 @@ class Topology:
         async with self._lock:
             await self._make_pool(organization_id, pool)
             self._pools.add((organization_id, pool))
+
+    async def ensure_subscriber(self, organization_id: str, subscriber_id: str) -> str:
+        """The consumer that a subscriber reads; its name."""
+        async with self._lock:
+            config = subscriber_consumer_config(organization_id, subscriber_id)
+            await self._ensure_consumer(EVENTS_STREAM, config)
+            return str(config.name)
 
     async def repair(self) -> bool:
         """Make again what somebody deleted; true when anything was missing."""

@@ -7,15 +7,13 @@ documentation of nats-server, "Decentralized JWT Authentication/Authorization". 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from command_api.nats_auth.keys import public_key, sign
 from command_api.nats_auth.rights import Rights
 
 Claims = Mapping[str, Any]
-
-ACCOUNT_NAME = "kinora"
 
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 _VERSION = 2
@@ -35,25 +33,23 @@ def account_jwt(
     name: str,
     issued_at: int,
     jetstream: bool = False,
-    revoked: Mapping[str, int] | None = None,
-    signing_keys: Sequence[str] = (),
+    signing_key: str | None = None,
+    body: Claims | None = None,
 ) -> str:
     """An account; with `jetstream` it may fill all that the server has.
 
-    `revoked` names users by public key: whatever was signed for them until that second is void. Of the
-    `signing_keys` those that are not the account's own may sign its users, too.
+    A `signing_key` that is not the account's own may sign its users, too. `body` adds exports, imports and
+    revocations.
     """
     limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED) | {
         "wildcards": True
     }
     if jetstream:
         limits |= dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), _UNLIMITED)
-    body: dict[str, Any] = {"limits": limits, "default_permissions": {"pub": {}, "sub": {}}}
-    if more := [key for key in signing_keys if key != account]:
-        body["signing_keys"] = more
-    if revoked:
-        body["revocations"] = dict(revoked)
-    return _signed(name, account, "account", body, operator_seed, issued_at=issued_at)
+    claims: dict[str, Any] = {"limits": limits, "default_permissions": {"pub": {}, "sub": {}}}
+    if signing_key is not None and signing_key != account:
+        claims["signing_keys"] = [signing_key]
+    return _signed(name, account, "account", claims | dict(body or {}), operator_seed, issued_at=issued_at)
 
 
 def user_jwt(

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Self
 
 from nats.aio.client import RawCredentials
 
 from command_api.nats_auth.jwts import user_jwt
 from command_api.nats_auth.keys import new_seed, public_key
-from command_api.nats_auth.rights import EVERYTHING, Rights, agent_rights, inbox_of
-from schemas.settings import NatsSettings
+from command_api.nats_auth.rights import EVERYTHING, Rights, agent_rights, inbox_of, subscriber_rights
+from schemas.settings import NatsAccount, NatsSettings
 
 RENEW_AT = 2 / 3
 """The part of a JWT's life after which its holder asks for the next one."""
@@ -26,18 +27,19 @@ class Signed:
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Signs users of the account that the settings name. The clock is an argument."""
+    """Signs users of one account, for `seconds` from now. The clock is an argument."""
 
-    settings: NatsSettings
+    account: NatsAccount
+    seconds: int
     clock: Callable[[], float] = time.time
 
     def user(self, user: str, name: str, rights: Rights) -> Signed:
         """The right to be `user` (a public key) from now on."""
         now = int(self.clock())
-        expires_at = now + self.settings.user_seconds
+        expires_at = now + self.seconds
         token = user_jwt(
-            self.settings.signing_seed.get_secret_value(),
-            self.settings.account,
+            self.account.signing_seed.get_secret_value(),
+            self.account.account,
             user,
             name=name,
             rights=rights,
@@ -46,9 +48,16 @@ class Issuer:
         )
         return Signed(token, datetime.fromtimestamp(expires_at, UTC))
 
-    def agent(self, user: str, organization_id: str, agent_id: str, pool: str) -> Signed:
-        """The right to be an agent."""
-        return self.user(user, agent_id, agent_rights(organization_id, agent_id, pool))
+
+def signed_agent(nats: NatsSettings, user: str, organization_id: str, agent_id: str, pool: str) -> Signed:
+    """The right to be an agent, for whoever holds this key."""
+    issuer = Issuer(nats.agents, nats.user_seconds)
+    return issuer.user(user, agent_id, agent_rights(organization_id, agent_id, pool))
+
+
+def signed_subscriber(nats: NatsSettings, user: str, durable: str) -> Signed:
+    """The right to read that one consumer of EVENTS, for whoever holds this key."""
+    return Issuer(nats.subscribers, nats.user_seconds).user(user, durable, subscriber_rights(durable, user))
 
 
 @dataclass
@@ -62,6 +71,13 @@ class ControlUser:
     signed_at: float = field(default_factory=time.monotonic)
     """When the last JWT was made, in monotonic seconds."""
 
+    @classmethod
+    def of(
+        cls, nats: NatsSettings, name: str, rights: Callable[[str], Rights] = lambda _user: EVERYTHING
+    ) -> Self:
+        """A user of the control plane's own account."""
+        return cls(Issuer(nats.control, nats.user_seconds), name, rights)
+
     @property
     def public_key(self) -> str:
         return public_key(self.seed)
@@ -73,7 +89,7 @@ class ControlUser:
     @property
     def due(self) -> float:
         """When it should connect again, in monotonic seconds: before the server ends the connection."""
-        return self.signed_at + self.issuer.settings.user_seconds * RENEW_AT
+        return self.signed_at + self.issuer.seconds * RENEW_AT
 
     def text(self) -> str:
         """Credentials as nats-py reads them, with a JWT made now."""

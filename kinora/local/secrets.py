@@ -25,8 +25,10 @@ class LocalSecrets(Message):
     nats_operator_seed: SecretStr
     """Signs the accounts of the embedded message server."""
     nats_system_seed: SecretStr
-    nats_account_seed: SecretStr
-    """Signs users: the control plane's and the agents'."""
+    nats_control_seed: SecretStr
+    nats_agents_seed: SecretStr
+    nats_subscribers_seed: SecretStr
+    """Of the accounts; each signs its users."""
     made_at: int
     """Unix seconds."""
     s3_access_key: str
@@ -96,7 +98,9 @@ def new_secrets() -> LocalSecrets:
         postgres_password=_password(),
         nats_operator_seed=SecretStr(new_seed("operator")),
         nats_system_seed=SecretStr(new_seed("account")),
-        nats_account_seed=SecretStr(new_seed("account")),
+        nats_control_seed=SecretStr(new_seed("account")),
+        nats_agents_seed=SecretStr(new_seed("account")),
+        nats_subscribers_seed=SecretStr(new_seed("account")),
         made_at=int(time.time()),
         s3_access_key=f"KNR{secrets.token_hex(8).upper()}",
         s3_secret_key=SecretStr(secrets.token_hex(20)),

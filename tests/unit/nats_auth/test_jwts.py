@@ -6,13 +6,15 @@ from typing import Any
 
 import nkeys
 import pytest
+from pydantic import SecretStr
 
+from command_api.nats_auth.accounts import AGENT_SERVICES, SUBSCRIBER_SERVICES
 from command_api.nats_auth.jwts import account_jwt, operator_jwt, user_jwt
 from command_api.nats_auth.keys import Kind, NotAKey, is_signed_by, new_seed, public_key, raw_public_key, sign
 from command_api.nats_auth.rights import EVERYTHING, Rights, agent_rights, subscriber_rights, telemetry_rights
 from command_api.nats_auth.users import Issuer, credentials_text
 from schemas.ids import Prefix, new_id
-from schemas.settings import NatsSettings
+from schemas.settings import NatsAccount
 
 OPERATOR, ACCOUNT, SIGNING, USER = (
     new_seed("operator"),
@@ -70,7 +72,6 @@ def test_operator_and_account() -> None:
     plain = decoded(account_jwt(OPERATOR, account, name="a", issued_at=NOW), OPERATOR)
     assert (plain["sub"], plain["iat"], "exp" in plain) == (account, NOW, False)
     assert "disk_storage" not in plain["nats"]["limits"]
-    user = public_key(USER)
     claims = decoded(
         account_jwt(
             OPERATOR,
@@ -78,14 +79,16 @@ def test_operator_and_account() -> None:
             name="a",
             issued_at=NOW,
             jetstream=True,
-            revoked={user: NOW},
-            signing_keys=(account, system),
+            signing_key=system,
+            body={"revocations": {public_key(USER): NOW}},
         ),
         OPERATOR,
     )["nats"]
     assert claims["limits"]["disk_storage"] == -1
-    assert claims["revocations"] == {user: NOW}
+    assert claims["revocations"] == {public_key(USER): NOW}
     assert claims["signing_keys"] == [system]
+    own = account_jwt(OPERATOR, account, name="a", issued_at=NOW, signing_key=account)
+    assert "signing_keys" not in decoded(own, OPERATOR)["nats"]
 
 
 def test_a_user_is_limited_to_its_rights_and_its_time() -> None:
@@ -123,11 +126,34 @@ def test_no_right_holds_a_wildcard_that_reaches_another_organization() -> None:
 
 def test_an_agent_s_jwt_fits_a_protocol_line() -> None:
     """The embedded server takes lines of 16 KiB; docs/operations.md asks the same of others."""
-    settings = NatsSettings(url="nats://x", account=public_key(ACCOUNT), signing_seed=ACCOUNT)  # type: ignore[arg-type]
-    longest_pool = "p" * 63
-    signed = Issuer(settings, lambda: NOW).agent(
-        public_key(USER), new_id(Prefix.ORGANIZATION), new_id(Prefix.AGENT), longest_pool
-    )
+    rights = agent_rights(new_id(Prefix.ORGANIZATION), new_id(Prefix.AGENT), "p" * 63)
+    account = NatsAccount(account=public_key(ACCOUNT), signing_seed=SecretStr(ACCOUNT))
+    signed = Issuer(account, 60, lambda: NOW).user(public_key(USER), new_id(Prefix.AGENT), rights)
     assert len(signed.jwt) < 8 * 1024
-    assert signed.expires_at.timestamp() == NOW + 86400
+    assert signed.expires_at.timestamp() == NOW + 60
     assert signed.jwt in credentials_text(signed.jwt, USER)
+
+
+def test_agents_and_subscribers_reach_nothing_but_what_their_rights_name() -> None:
+    """A right that the account has no way to is of no use; a way that no right names is one too many."""
+    organization, agent, user = new_id(Prefix.ORGANIZATION), new_id(Prefix.AGENT), public_key(USER)
+    for rights, services in (
+        (agent_rights(organization, agent, "gpus"), AGENT_SERVICES),
+        (subscriber_rights("mine", user), SUBSCRIBER_SERVICES),
+    ):
+        assert rights.publish is not None
+        ways = {service.subject for service in services}
+        used = {way for way in ways if any(fits(way, subject) for subject in rights.publish)}
+        assert used == ways
+        assert all(any(fits(way, subject) for way in ways) for subject in rights.publish)
+
+
+def fits(pattern: str, subject: str) -> bool:
+    """Whether everything that `subject` stands for is within `pattern`."""
+    wide, narrow = pattern.split("."), subject.split(".")
+    for number, token in enumerate(wide):
+        if token == ">":
+            return len(narrow) > number
+        if number >= len(narrow) or (token != "*" and token != narrow[number]):
+            return False
+    return len(wide) == len(narrow)
