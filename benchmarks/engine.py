@@ -1,7 +1,7 @@
 """The engine against a plain transformers + peft + bitsandbytes loop: time per step and peak memory.
 
-Each round trains with both, one after the other, in processes of their own, and every other round the other way
-round; the figures are ratios of medians over all rounds.
+Each round trains with both, one after the other, in processes of their own, and every other round in the
+other order; the figures are ratios of medians over all rounds.
 """
 
 import json

@@ -28,7 +28,9 @@ class Plan(BaseModel):
 
 async def main() -> None:
     plan = Plan.model_validate_json(await asyncio.to_thread(sys.stdin.readline))
-    filters = [{} for _ in range(plan.followers)] + [{"job_id": job_id} for job_id in plan.jobs]
+    filters: list[dict[str, str]] = [{} for _ in range(plan.followers)] + [
+        {"job_id": job_id} for job_id in plan.jobs
+    ]
     seen: list[list[tuple[int, float]]] = [[] for _ in filters]
     ready = [asyncio.Event() for _ in filters]
     gate = asyncio.Semaphore(20)
@@ -36,8 +38,8 @@ async def main() -> None:
         asyncio.create_task(_client(plan, wanted, frames, caught_up, gate))
         for wanted, frames, caught_up in zip(filters, seen, ready, strict=True)
     ]
-    waiting = asyncio.gather(*(event.wait() for event in ready))
-    done, _ = await asyncio.wait({*clients, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting = asyncio.create_task(_all(ready))
+    done, _ = await asyncio.wait([*clients, waiting], return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()  # a client that failed is an error, not a missing figure
     print("ready", flush=True)
@@ -46,6 +48,11 @@ async def main() -> None:
         client.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
     print(json.dumps(seen))
+
+
+async def _all(events: list[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
 
 
 async def _client(

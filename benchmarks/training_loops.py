@@ -1,8 +1,9 @@
 """One training in a process of its own: `python -m benchmarks.training_loops (kinora|plain) FOLDER STEPS`.
 
-Both train the same NF4 base with the same LoRA on the same clips in the same batches with the same optimizer;
-``plain`` is the loop that the documentation of transformers, peft and bitsandbytes leads to, written here with
-nothing of ours. Prints the seconds of each step, the losses and the process's peak memory as one JSON object.
+Both train the same NF4 base with the same LoRA on the same clips in batches of the same size with the same
+optimizer; ``plain`` is the loop that the documentation of transformers, peft and bitsandbytes leads to,
+written here with nothing of ours. Prints the seconds of each step, the losses and the process's peak memory
+as one JSON object.
 """
 
 import json
@@ -10,6 +11,7 @@ import random
 import resource
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,7 @@ def train_with_kinora(folder: Path, steps: int) -> tuple[list[float], list[float
             losses.append(update.point.loss)
 
     train(spec, emit, StopWish())
-    return [after - before for before, after in zip(times, times[1:], strict=False)], losses
+    return [after - before for before, after in pairwise(times)], losses
 
 
 def train_plainly(folder: Path, steps: int) -> tuple[list[float], list[float]]:
@@ -148,7 +150,7 @@ def train_plainly(folder: Path, steps: int) -> tuple[list[float], list[float]]:
         optimizer.zero_grad()
         losses.append(loss.item())
         times.append(time.perf_counter())
-    return [after - before for before, after in zip(times[1:], times[2:], strict=False)], losses
+    return [after - before for before, after in pairwise(times[1:])], losses
 
 
 def _plain_batch(rows: list[Any], clips: Path, tokenizer: Any, kept: dict[str, Any]) -> dict[str, Any]:
