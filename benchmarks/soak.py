@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.installation import console, make_samples, scratch
 from benchmarks.report import Result
-from kinora.client import ApiError, Client, Unreachable
+from kinora.client import ApiError, Client, Json, Unreachable
 from kinora.feed import FeedRefused, follow
 from kinora.watch import TERMINAL
 from schemas.ids import Prefix, new_id
@@ -57,7 +57,7 @@ def measure(minutes: float, seed: int | None) -> list[Result]:
         with running_service(folder) as service:
             dataset_id = service.cli("datasets", "add", str(clips), "--name", "shapes").stdout.strip()
             model_id = service.cli("models", "add", str(model), "--name", "tiny").stdout.strip()
-            body = {
+            body: Json = {
                 "name": "soak",
                 "dataset_id": dataset_id,
                 "model_id": model_id,
@@ -84,9 +84,7 @@ def measure(minutes: float, seed: int | None) -> list[Result]:
     return _results(run, statuses, broken)
 
 
-def _torment(
-    service: Service, body: dict[str, object], run: Run, chance: random.Random, seconds: float
-) -> None:
+def _torment(service: Service, body: Json, run: Run, chance: random.Random, seconds: float) -> None:
     ends = time.monotonic() + seconds
     next_fault = time.monotonic() + chance.uniform(*BETWEEN_FAULTS)
     with service.client() as client:
@@ -98,7 +96,7 @@ def _torment(
             time.sleep(0.2)
 
 
-def _top_up(client: Client, body: dict[str, object], run: Run) -> None:
+def _top_up(client: Client, body: Json, run: Run) -> None:
     """Submit until enough jobs are unfinished; a request whose answer was lost is the same one again."""
     with contextlib.suppress(Unreachable):
         unfinished = [job for job in client.pages("/jobs") if job["status"] not in TERMINAL]
