@@ -21,6 +21,7 @@ from kinora.local.private_file import revealed_json, write_private
 from schemas.base import Message
 
 _KEPT_LOGS = 5
+_COPY_BYTES = 2**20
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,6 +46,8 @@ class Program:
     account: Account | None = None
     descriptors: tuple[int, ...] = ()
     """Open files to hand down."""
+    log_bytes: int = 8 * 2**20
+    """How large its log may grow before a new one is begun."""
 
 
 class _Identity(Message):
@@ -167,6 +170,29 @@ class Child:
         except FileNotFoundError:
             return ""
 
+    async def bound_log(self) -> None:
+        """Begin a new log when this one is full, while the process goes on writing."""
+        try:
+            size = self.log.stat().st_size
+        except FileNotFoundError:
+            return
+        if size > self.program.log_bytes:
+            with contextlib.suppress(OSError):  # on a full disk the old log is as good as any
+                await asyncio.to_thread(self._turn_over)
+
+    def _turn_over(self) -> None:
+        """Copy and empty it, because the process keeps its descriptor.
+
+        It appends, so that its next line is the first of the emptied file. A line that it writes between our
+        last look and the cut is lost; that takes microseconds, once in eight megabytes.
+        """
+        self._shift_logs()
+        kept = os.open(self.log.with_suffix(".log.1"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with self.log.open("r+b") as written, os.fdopen(kept, "wb", buffering=0) as copy:
+            while block := written.read(_COPY_BYTES):
+                copy.write(block)
+            written.truncate(0)
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         program = self.program
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -206,11 +232,16 @@ class Child:
         self._identity_file.unlink(missing_ok=True)
 
     def _rotate_logs(self) -> None:
-        for number in range(_KEPT_LOGS - 1, 0, -1):
-            older = self.log.with_suffix(f".log.{number}")
-            newer = self.log.with_suffix(f".log.{number - 1}") if number > 1 else self.log
+        self._shift_logs()
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.1"))
+
+    def _shift_logs(self) -> None:
+        """Make room for another `.log.1`; the oldest goes."""
+        for number in range(_KEPT_LOGS - 1, 1, -1):
+            newer = self.log.with_suffix(f".log.{number - 1}")
             if newer.exists():
-                newer.replace(older)
+                newer.replace(self.log.with_suffix(f".log.{number}"))
 
 
 async def _gone(process: psutil.Process, *, seconds: float) -> bool:

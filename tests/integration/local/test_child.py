@@ -1,8 +1,10 @@
 """A child is private, logged, and ended."""
 
+import asyncio
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -39,6 +41,28 @@ async def test_it_has_a_session_of_its_own_so_that_ctrl_c_is_only_ours(folder: D
     finally:
         await child.stop()
     assert child.exit_code == -signal.SIGTERM
+
+
+async def test_a_log_that_is_full_is_turned_over_while_it_is_written(folder: DataFolder) -> None:
+    chatty = (
+        "import itertools, time\nfor n in itertools.count(): print(n, 'x' * 90, flush=True); time.sleep(1e-4)"
+    )
+    program = replace(python(chatty), log_bytes=20_000)
+    child = Child(program, folder)
+    await child.start()
+    try:
+        while not (folder.logs / "child.log.4").exists():
+            await child.bound_log()
+            await asyncio.sleep(0.01)
+    finally:
+        await child.stop()
+
+    files = [folder.logs / f"child.log{end}" for end in (".4", ".3", ".2", ".1", "")]
+    numbers = [int(line.split()[0]) for file in files for line in file.read_text().splitlines() if line]
+    assert numbers == sorted(set(numbers)), "a line stands twice or out of order"
+    assert len(numbers) >= 0.99 * (numbers[-1] - numbers[0] + 1), "more than a line at a cut is lost"
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
+    assert sorted(file.name for file in folder.logs.iterdir()) == sorted(file.name for file in files)
 
 
 async def test_one_that_does_not_stop_is_killed(folder: DataFolder) -> None:
