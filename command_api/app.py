@@ -118,6 +118,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
         version=version("kinora"),
         summary="Event-sourced QLoRA fine-tuning of video-text models",
         lifespan=lifespan,
+        # Requests are traced by `Observed`; FastAPI's own spans would hold queries, and thereby tokens.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,

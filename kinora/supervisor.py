@@ -202,7 +202,7 @@ class Supervisor:
         """
         restarts = Restarts()
         while True:
-            while current().running:  # noqa: ASYNC110 - another process does not set an event
+            while current().running:
                 await current().bound_log()
                 await asyncio.sleep(_LOOK_SECONDS)
             failure: LocalError = current().failure()

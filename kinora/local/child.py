@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import psutil
@@ -50,7 +51,7 @@ class Program:
     """How large its log may grow before a new one is begun."""
 
 
-class _Identity(Message):
+class Identity(Message):
     """A process, told apart from a later one with the same number."""
 
     pid: int
@@ -60,6 +61,14 @@ class _Identity(Message):
     @classmethod
     def of(cls, process: psutil.Process) -> Self:
         return cls(pid=process.pid, created=process.create_time(), program=process.exe())
+
+    @classmethod
+    def read(cls, file: Path) -> Self | None:
+        """The one that `file` names; None when there is no such file, or it is damaged."""
+        try:
+            return cls.model_validate_json(file.read_text())
+        except (FileNotFoundError, ValidationError):
+            return None
 
     def process(self) -> psutil.Process | None:
         """The process, if it is still there; never another one."""
@@ -118,7 +127,7 @@ class Child:
                 f"{self.name} cannot be started from {self.program.command[0]}: {error}"
             ) from error
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended at once: the caller's wait will tell
-            write_private(self._identity_file, revealed_json(_Identity.of(psutil.Process(self._process.pid))))
+            write_private(self._identity_file, revealed_json(Identity.of(psutil.Process(self._process.pid))))
 
     async def ready(self, probe: Callable[[], Awaitable[bool]], *, seconds: float) -> None:
         """Wait until `probe` answers true.
@@ -216,10 +225,8 @@ class Child:
 
     async def end_leftover(self) -> None:
         """End the process of this name that a crash of ours left behind."""
-        try:
-            leftover = _Identity.model_validate_json(self._identity_file.read_text()).process()
-        except (FileNotFoundError, ValidationError):
-            return
+        identity = Identity.read(self._identity_file)
+        leftover = identity.process() if identity is not None else None
         if leftover is None:
             return
         # It was told to stop when its parent died; a server may still be writing its last page.

@@ -60,6 +60,11 @@ def require_free(name: Literal["api", "nats", "s3"], port: int, folder: DataFold
     )
 
 
+def taken_by(port: int) -> str | None:
+    """Who listens on a port of ours, as far as the system tells; None when nobody does."""
+    return None if _is_free(port) else _holder(port)
+
+
 def _choose() -> Ports:
     # Not secret, only scattered: two data folders should not start looking at the same number.
     candidates = (port for port in random.sample(_RANGE, len(_RANGE)) if _is_free(port))

@@ -1,0 +1,1 @@
+"""What `kinora doctor` looks at: this machine, the processes of the data folder, the service, its servers."""

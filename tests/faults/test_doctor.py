@@ -1,0 +1,70 @@
+"""`kinora doctor` on a service in which several things are broken at once: each is found, with its remedy."""
+
+import asyncio
+import json
+import signal
+
+import psycopg
+import pytest
+
+from command_api.messaging.connection import connect
+from command_api.settings import OrchestratorSettings
+from kinora.client import Json
+from schemas.subjects import REPORTS_STREAM, dead_letter_subject
+from tests.service import Service, wait_until
+from tests.system_fixtures import Registered
+
+pytestmark = pytest.mark.timeout(180)
+
+PARKED = """
+INSERT INTO projections.parked_streams
+       (view, generation, stream_id, first_position, last_position, events, error)
+SELECT view, generation, %s, 1, 1, 1, 'ValidationError: broken on purpose'
+  FROM projections.views
+ WHERE view = 'jobs'
+"""
+
+
+def findings(service: Service) -> dict[str, Json]:
+    """What the doctor finds that is not well, by name."""
+    said = json.loads(service.cli("doctor", "--json", "--no-probe", check=False).stdout)
+    return {each["name"]: each for each in said if each["verdict"] != "ok"}
+
+
+async def put_aside(settings: OrchestratorSettings) -> None:
+    async with connect(settings.nats, "test") as client:
+        headers = {"Kinora-Reason": "1 validation errors: broken on purpose"}
+        await client.jetstream().publish(dead_letter_subject(REPORTS_STREAM), b"{", headers=headers)
+
+
+async def purge(settings: OrchestratorSettings) -> None:
+    async with connect(settings.nats, "test") as client:
+        await client.jetstream().purge_stream("DEAD_LETTERS")
+
+
+def test_each_of_several_faults_is_found_and_explained(service: Service, registered: Registered) -> None:
+    text = (service.home / "run" / "orchestrator.settings.json").read_text()
+    settings = OrchestratorSettings.model_validate_json(text)
+    asyncio.run(put_aside(settings))
+    with psycopg.connect(settings.postgres.conninfo(), autocommit=True) as connection:
+        connection.execute(PARKED, [registered.dataset_id])
+    store, agent = service.server("rclone"), service.role("agent")
+    store.send_signal(signal.SIGSTOP)
+    agent.send_signal(signal.SIGSTOP)
+    try:
+        found = findings(service)
+    finally:
+        store.send_signal(signal.SIGCONT)
+        agent.send_signal(signal.SIGCONT)
+        with psycopg.connect(settings.postgres.conninfo(), autocommit=True) as connection:
+            connection.execute("DELETE FROM projections.parked_streams WHERE error LIKE '%on purpose'")
+        asyncio.run(purge(settings))
+
+    assert {"dead letters", "parked", "object_store", "agent health"} <= set(found), found
+    assert "broken on purpose" in found["dead letters"]["detail"]
+    assert registered.dataset_id in found["parked"]["detail"]
+    assert "rebuild jobs" in found["parked"]["remedy"]
+    assert "s3.log" in found["object_store"]["remedy"]
+    assert "agent.log" in found["agent health"]["remedy"]
+    assert all(each["remedy"] for each in found.values())
+    wait_until(lambda: not findings(service), seconds=60, what="a doctor who finds nothing wrong")
