@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from qlora_engine.updates import UPDATE, Alive, EngineFailed, Start, Stop, Update
 from schemas.training import EngineSpec
+from trainer_agent.bounded_log import keep_bounded
 from trainer_agent.errors import EngineDied, EngineSilent
 from trainer_agent.silence import Silence
 from trainer_agent.waiting import end
@@ -82,6 +83,7 @@ class EngineProcess:
         self._tasks = [
             asyncio.create_task(self._read(reader, pipe)),
             asyncio.create_task(self._bury(self._process)),
+            asyncio.create_task(keep_bounded(self._log_file)),
         ]
         if self._spec is not None:
             await self._tell(Start(spec=self._spec))

@@ -14,6 +14,7 @@ import structlog
 
 from schemas.work import LogStored
 from trainer_agent.artifacts import Artifacts
+from trainer_agent.bounded_log import next_data
 from trainer_agent.errors import ArtifactNotStored
 from trainer_agent.reporter import Reporter
 from trainer_agent.story import Line, Printed
@@ -24,6 +25,8 @@ LiveLines = Callable[[tuple[str, ...]], Awaitable[None]]
 
 _SEGMENT_BYTES = 512 * 1024
 _POLL_SECONDS = 1.0
+ATTEMPT_BYTES = 32 * 2**20
+"""What is stored of one attempt's output; its story goes on behind that."""
 _LINES_LIVE = 50
 _LINE_BYTES = 8192
 
@@ -40,16 +43,30 @@ class Tail:
         self._path = path
         self._position = 0
         self._rest = b""
+        self._lost = 0
+        self._skipping = False
 
     def read(self, most_bytes: int) -> list[str]:
         """The next lines, about `most_bytes` of them; a line that is not finished waits."""
         try:
             with self._path.open("rb") as file:
-                file.seek(self._position)
+                begin = next_data(file.fileno(), self._position)
+                skipped, self._skipping = begin - self._position, self._skipping or begin > self._position
+                file.seek(begin)
                 chunk = file.read(most_bytes)
                 self._position = file.tell()
         except OSError:
             return []
+        if skipped:
+            self._rest = b""
+            self._lost += skipped
+        if self._skipping:
+            _, newline, chunk = chunk.partition(b"\n")  # what is left of a line whose beginning is gone
+            if not newline:
+                return []
+            self._skipping = False
+            notice = f"[{self._lost} bytes of output came too fast to be kept]\n"
+            chunk, self._lost = notice.encode() + chunk, 0
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > _LINE_BYTES:
             lines.append(self._rest)
@@ -82,6 +99,7 @@ class LogSegments:
         self._live = live
         self._lines: list[bytes] = []
         self._bytes = 0
+        self._printed_bytes = 0
         self._segment = 0
         self._storing = asyncio.Lock()
         self._began = asyncio.get_running_loop().time()
@@ -94,13 +112,22 @@ class LogSegments:
 
     async def run(self) -> None:
         """Look for printed lines and store segments as they become due, for ever."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._run(group)
+        except BaseExceptionGroup as broken:
+            raise broken.exceptions[0] from None
+
+    async def _run(self, group: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             await self._take_printed()
             waited = loop.time() - self._stored_at
-            if self._bytes >= _SEGMENT_BYTES or waited >= segment_due_seconds(loop.time() - self._began):
-                await self._store()
+            due = self._bytes >= _SEGMENT_BYTES or waited >= segment_due_seconds(loop.time() - self._began)
+            if due and not self._storing.locked():
+                # Beside the reading, which must go on while the store is away.
+                group.create_task(self._store())
 
     async def finish(self) -> None:
         """Store everything that is left."""
@@ -108,7 +135,7 @@ class LogSegments:
             if self._bytes >= _SEGMENT_BYTES:
                 await self._store()
         for text in self._tail.remainder():
-            self._keep(self._levels.line(text))
+            self._keep_printed(text)
         await self._store()
 
     async def store_series(self, file: Path) -> None:
@@ -124,10 +151,19 @@ class LogSegments:
     async def _take_printed(self) -> bool:
         async with self._tailing:  # a tail has one place in its file
             texts = await asyncio.to_thread(self._tail.read, _SEGMENT_BYTES)
-            shown = [self._keep(self._levels.line(text)) for text in texts]
+            shown = [shown for text in texts if (shown := self._keep_printed(text)) is not None]
         if shown:
             await self._live(tuple(shown[-_LINES_LIVE:]))
-        return bool(shown)
+        return bool(texts)
+
+    def _keep_printed(self, text: str) -> str | None:
+        """As `_keep`, until too much has been printed."""
+        if self._printed_bytes > ATTEMPT_BYTES:
+            return None
+        self._printed_bytes += len(text)
+        if self._printed_bytes > ATTEMPT_BYTES:
+            text = f"[more than {ATTEMPT_BYTES >> 20} MiB were printed; what follows is not kept]"
+        return self._keep(self._levels.line(text))
 
     def _keep(self, line: Line) -> str:
         """Returns the line as a terminal shows it."""

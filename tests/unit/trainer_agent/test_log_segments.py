@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer_agent.bounded_log import forget
 from trainer_agent.log_segments import Tail, segment_due_seconds
 
 
@@ -33,6 +34,24 @@ def test_an_endless_line_does_not_grow_in_memory(tmp_path: Path) -> None:
     tail = Tail(file)
     assert [len(line) for line in tail.read(50_000)] == [8192]
     assert [len(line) for line in tail.read(50_000)] == [8192]
+
+
+def test_what_was_forgotten_is_skipped_and_said(tmp_path: Path) -> None:
+    file = tmp_path / "engine.log"
+    file.write_bytes(b"".join(b"line %06d\n" % number for number in range(100_000)))
+    before = file.stat()
+
+    forget(file, 1_000_000)
+
+    after = file.stat()
+    assert after.st_size == before.st_size
+    assert (before.st_blocks - after.st_blocks) * 512 >= 900_000
+    tail = Tail(file)
+    lines = [line for _ in range(10) for line in tail.read(100_000)]
+    assert "came too fast to be kept" in lines[0]
+    numbers = [int(line.removeprefix("line ")) for line in lines[1:]]
+    assert numbers == list(range(numbers[0], 100_000))
+    assert 80_000 < numbers[0] < 85_000
 
 
 @pytest.mark.parametrize(("age", "due"), [(0, 10), (400, 10), (5000, 100), (10**6, 600)])
