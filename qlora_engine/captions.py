@@ -175,7 +175,8 @@ def _value(content: Mapping[str, Any], field: str) -> str:
         raise _BadRow("bad_caption_row", f"{field} is empty; fill it in or remove the row")
     if len(value) > LONGEST_TEXT:
         raise _BadRow(
-            "bad_caption_row", f"{field} has {len(value)} characters; at most {LONGEST_TEXT} are read"
+            "bad_caption_row",
+            f"{field} has {len(value)} characters; at most {LONGEST_TEXT}, shorten it",
         )
     try:
         value.encode()

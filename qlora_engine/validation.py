@@ -22,7 +22,7 @@ from qlora_engine.clip_judge import FINDING, Judge, Unusable, Usable
 from qlora_engine.errors import CaptionsError
 from qlora_engine.updates import DatasetVerdict, Preparing, Update
 from schemas.datasets import Clip, DatasetFacts, Manifest, Problem
-from schemas.training import DatasetValidationSpec
+from schemas.training import DatasetValidationSpec, Hyperparameters
 
 MOST_PROBLEMS = 100
 MOST_WARNINGS = 20
@@ -56,7 +56,11 @@ def validate_dataset(spec: DatasetValidationSpec, emit: Callable[[Update], None]
     output = Path(spec.output_folder)
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_FILE).write_bytes(canonical(manifest))
-    warnings = (*_first(repeated_rows(captions), captions.file), *_unused(folder, captions, paths))
+    warnings = (
+        *_first(repeated_rows(captions), captions.file),
+        *_short(clips),
+        *_unused(folder, captions, paths),
+    )
     return DatasetVerdict(facts=_facts(manifest, warnings), manifest_file=str(output / MANIFEST_FILE))
 
 
@@ -186,6 +190,25 @@ def _first(repeated: tuple[Problem, ...], file: str) -> tuple[Problem, ...]:
     return (*repeated[:MOST_WARNINGS], Problem(code="duplicate_row", where=file, message=rest))
 
 
+def _short(clips: Sequence[Clip]) -> tuple[Problem, ...]:
+    """Clips that a job with the usual number of frames would be refused for."""
+    usual = int(Hyperparameters.model_fields["frames"].default)
+    short = sorted((clip for clip in clips if clip.frames < usual), key=lambda clip: clip.frames)
+    listed = [
+        Problem(
+            code="short_clip",
+            where=clip.path,
+            message=f"the clip has {clip.frames} frame{'s' * (clip.frames > 1)}, and a job takes {usual} of"
+            f" each unless it asks for less: set frames to {clip.frames}, or leave the clip out",
+        )
+        for clip in short[:MOST_WARNINGS]
+    ]
+    if len(short) > MOST_WARNINGS:
+        rest = f"{len(short) - MOST_WARNINGS} further clips have fewer than {usual} frames"
+        listed.append(Problem(code="short_clip", where="dataset", message=rest))
+    return tuple(listed)
+
+
 def _unused(folder: Path, captions: Captions, used: Sequence[str]) -> tuple[Problem, ...]:
     known = {*used, captions.file}
     present = sorted(
@@ -206,10 +229,12 @@ def _unused(folder: Path, captions: Captions, used: Sequence[str]) -> tuple[Prob
 
 def _facts(manifest: Manifest, warnings: tuple[Problem, ...]) -> DatasetFacts:
     clips: tuple[Clip, ...] = manifest.clips
+    smallest = min(clips, key=lambda clip: clip.frames)
     totals: dict[str, Any] = {
         "frames": sum(clip.frames for clip in clips),
         "duration_seconds": round(sum(clip.duration_seconds for clip in clips), 6),
         "size_bytes": sum(clip.size_bytes for clip in clips),
-        "smallest_clip_frames": min(clip.frames for clip in clips),
+        "smallest_clip_frames": smallest.frames,
+        "smallest_clip": smallest.path,
     }
     return DatasetFacts(clips=len(clips), examples=len(manifest.examples), warnings=warnings, **totals)

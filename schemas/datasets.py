@@ -64,6 +64,8 @@ class DatasetFacts(Message):
     duration_seconds: float
     size_bytes: int
     smallest_clip_frames: int
+    smallest_clip: str = ""
+    """The path of a clip with so few frames."""
     warnings: tuple[Problem, ...] = ()
     """Things that do not stop a training, such as unused files."""
 

@@ -103,14 +103,15 @@ def _ready_model(state: model.State, model_id: str) -> model.Ready:
 
 
 def _check_frames(ready: dataset.Ready, command: RequestJob) -> None:
-    smallest = ready.validated.facts.smallest_clip_frames
+    facts = ready.validated.facts
+    smallest, named = facts.smallest_clip_frames, f" ({facts.smallest_clip})" if facts.smallest_clip else ""
     frames = command.hyperparameters.frames
     if frames > smallest:
         raise Invalid.field(
             "/hyperparameters/frames",
             "frames_exceed_clip",
-            f"frames is {frames}, but the shortest clip of dataset {command.dataset_id} has {smallest};"
-            f" ask for {smallest} or fewer, or leave that clip out",
+            f"frames is {frames}, but the shortest clip of dataset {command.dataset_id}{named} has"
+            f" {smallest}; ask for {smallest} or fewer, or leave that clip out",
         )
 
 

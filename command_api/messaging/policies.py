@@ -169,11 +169,13 @@ def _read_manifest(stored: StoredObject, body: bytes) -> DatasetFacts | str:
 
 
 def _facts(manifest: Manifest) -> DatasetFacts:
+    smallest = min(manifest.clips, key=lambda clip: clip.frames)
     return DatasetFacts(
         clips=len(manifest.clips),
         examples=len(manifest.examples),
         frames=sum(clip.frames for clip in manifest.clips),
         duration_seconds=sum(clip.duration_seconds for clip in manifest.clips),
         size_bytes=sum(clip.size_bytes for clip in manifest.clips),
-        smallest_clip_frames=min(clip.frames for clip in manifest.clips),
+        smallest_clip_frames=smallest.frames,
+        smallest_clip=smallest.path,
     )

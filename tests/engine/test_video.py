@@ -139,30 +139,11 @@ def test_more_frames_than_the_clip_has(tmp_path: Path) -> None:
     assert refused.value.code == "frames_exceed_clip"
 
 
-def _broken(kind: str, folder: Path) -> Path:
-    file = write_video(folder / f"{kind}.{'mkv' if kind == 'truncated_mkv' else 'mp4'}", frames=60)
-    content = file.read_bytes()
-    match kind:
-        case "empty":
-            content = b""
-        case "text":
-            content = b"this is not a video\n" * 50
-        case "truncated_mp4" | "truncated_mkv":
-            content = content[: len(content) // 2]
-        case "overwritten":
-            middle = content.index(b"mdat") + 400
-            content = content[:middle] + b"\xa5" * 3000 + content[middle + 3000 :]
-        case "playlist":
-            content = b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n"
-    file.write_bytes(content)
-    return file
-
-
 @pytest.mark.parametrize(
     "kind", ["empty", "text", "truncated_mp4", "truncated_mkv", "overwritten", "playlist"]
 )
 def test_broken_files_are_refused(kind: str, tmp_path: Path) -> None:
-    file = _broken(kind, tmp_path)
+    file = write_broken(kind, tmp_path)
     with pytest.raises(ClipUndecodable, match=kind) as refused:
         probe_clip(file)
     assert refused.value.code == "undecodable_clip"

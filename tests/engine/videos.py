@@ -87,3 +87,23 @@ def _silence(stream: av.AudioStream) -> list[av.Packet]:
         frame.sample_rate = 48000
         packets.extend(stream.encode(frame))
     return [*packets, *stream.encode(None)]
+
+
+def write_broken(kind: str, folder: Path) -> Path:
+    """A file that looks like a clip and is none."""
+    file = write_video(folder / f"{kind}.{'mkv' if kind == 'truncated_mkv' else 'mp4'}", frames=60)
+    content = file.read_bytes()
+    match kind:
+        case "empty":
+            content = b""
+        case "text":
+            content = b"this is not a video\n" * 50
+        case "truncated_mp4" | "truncated_mkv":
+            content = content[: len(content) // 2]
+        case "overwritten":
+            middle = content.index(b"mdat") + 400
+            content = content[:middle] + b"\xa5" * 3000 + content[middle + 3000 :]
+        case "playlist":
+            content = b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n"
+    file.write_bytes(content)
+    return file
