@@ -1,5 +1,6 @@
-"""Bad clips, captions and models through the whole chain: uploaded, judged by an agent, told in API and CLI."""
+"""Bad clips, captions and models through the whole chain: an agent judges them, API and CLI tell."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kinora.client import Client, Json
-from kinora.upload import Kind, declare, send_files
+from kinora.upload import Kind, send_files
 from schemas.api import RegisterBody
+from schemas.objects import FileEntry
 from tests.engine.videos import write_broken, write_sound, write_video
 from tests.service import Service, wait_until
 from tests.system_fixtures import Registered, Samples
@@ -34,9 +36,14 @@ def row(video: str) -> str:
     return json.dumps({"video": video, "prompt": "What happens?", "response": "bars grow"})
 
 
+def entry(file: Path) -> FileEntry:
+    content = file.read_bytes()
+    return FileEntry(path=file.name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 def judged(client: Client, kind: Kind, folder: Path) -> Json:
     """Send a folder as it is, as a client does that does not look at it first, and wait for the verdict."""
-    files = declare(folder, sorted(file.name for file in folder.iterdir()), lambda *_: None)
+    files = tuple(entry(file) for file in sorted(folder.iterdir()))
     item = client.post(f"/{kind}", RegisterBody(name="bad", files=files))
     send_files(client, kind, item["id"], folder, files, lambda *_: None)
 

@@ -60,8 +60,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     row("good.mp4", response="x" * (LONGEST_TEXT + 1)): (
         "bad_caption_row",
-        f"{LONGEST_TEXT + 1} char",
-        "shorten",
+        f"at most {LONGEST_TEXT}",
+        "shorten it",
     ),
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 from qlora_engine.errors import ClipUndecodable, ClipWithoutVideo, FramesExceedClip
 from qlora_engine.video import Timeline, probe_clip, sample_clip
-from tests.engine.videos import HEIGHT, WIDTH, shown_index, trim_end, write_sound, write_video
+from tests.engine.videos import HEIGHT, WIDTH, shown_index, trim_end, write_broken, write_sound, write_video
 
 CODECS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9", "libsvtav1": "av1", "mpeg4": "mpeg4"}
 CONTAINERS = {

@@ -166,7 +166,13 @@ async def judge_dataset(agent: Agent, dataset_id: str) -> int:
     prefix = validation_prefix(agent.person.organization_id, dataset_id, 1)
     (stored,) = await agent.stored(prefix, {"manifest.json": manifest})
     facts = DatasetFacts(
-        clips=10, examples=10, frames=80, duration_seconds=10.0, size_bytes=100, smallest_clip_frames=8
+        clips=10,
+        examples=10,
+        frames=80,
+        duration_seconds=10.0,
+        size_bytes=100,
+        smallest_clip_frames=8,
+        smallest_clip="a.mp4",
     )
     return await agent.report(dataset_id, work.DatasetJudged(facts=facts, manifest=stored))
 

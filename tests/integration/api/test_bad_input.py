@@ -213,7 +213,7 @@ PARAMETERS = {
         "/jobs",
         parameter(frames=9),
         code="frames_exceed_clip",
-        names=(JOB + "frames", "frames is 9", "has 8", "8 or fewer"),
+        names=(JOB + "frames", "frames is 9", "(a.mp4) has 8", "8 or fewer"),
     ),
     "more at once than in a batch": Case(
         "POST", "/jobs", parameter(batch_size=2, micro_batch_size=4), names=("micro_batch_size 4", "lower it")
