@@ -48,6 +48,8 @@ class Restored:
     head: int
     events: int
     objects: int
+    lost: int
+    """Objects that are needed and were missing already when the backup was made."""
 
 
 async def restore(
@@ -155,7 +157,7 @@ async def _put_rows(
             (manifest.log_id, manifest.head, manifest.created_at),
         )
     names = sum(entry.missing is None for entry in checked.objects)
-    return Restored(log_id, manifest.log_id, manifest.head, manifest.events, names)
+    return Restored(log_id, manifest.log_id, manifest.head, manifest.events, names, manifest.objects.lost)
 
 
 async def _put_events(

@@ -1,7 +1,7 @@
 """Checks a backup as a restore would read it: hashes, order, versions, and every object that is named."""
 
 import asyncio
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -134,7 +134,10 @@ def _check_log(folder: BackupFolder, manifest: Manifest, listed: set[str], repor
         path = object_path(references.named[key].sha256)
         if folder.size(path) is not None:
             with folder.read(path) as file:
-                references.apply_listing(key, Listing.model_validate(json.load(file)))
+                content = file.read()
+            if hashlib.sha256(content).hexdigest() != references.named[key].sha256:
+                raise BackupDamaged(f"{path} is damaged: its SHA-256 differs; use another backup")
+            references.apply_listing(key, Listing.model_validate_json(content))
     forgotten = sorted(references.named.keys() - listed)
     if forgotten:
         raise BackupDamaged(

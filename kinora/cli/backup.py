@@ -132,12 +132,15 @@ def restore(
         "events": done.events,
         "head": done.head,
         "objects": done.objects,
+        "lost": done.lost,
     }
     if as_json:
         print_json(facts)
     else:
         print_facts(facts)
     talk.print("restored", style="green")
+    if done.lost:
+        talk.print(f"{done.lost} objects were lost before the backup was made", style="yellow")
     start = f"KINORA_HOME={root} kinora up" if settings is None else "the API, then the other roles"
     talk.print(f"Start it: {start}", highlight=False)
     for line in (

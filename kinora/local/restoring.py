@@ -50,9 +50,17 @@ async def restore_home(
         write_private(folder.restoring, json.dumps(note) + "\n")
         settle(folder, carried)
     async with EmbeddedServers(folder.root, only=("postgres", "s3"), restoring=True) as servers:
+        _readdress(folder, servers.api_url)
         done = await restore(backup, checked, servers.postgres, servers.s3, report)
     folder.restoring.unlink()
     return done
+
+
+def _readdress(folder: DataFolder, url: str) -> None:
+    """The former address may still be answered, by the installation that was backed up."""
+    if folder.credentials.exists():
+        credentials = json.loads(folder.credentials.read_text()) | {"url": url}
+        write_private(folder.credentials, json.dumps(credentials, indent=2) + "\n")
 
 
 def _clear(folder: DataFolder) -> None:

@@ -33,7 +33,7 @@ def api_settings(servers: EmbeddedServers, import_roots: Sequence[str] = ()) -> 
     return ApiSettings(
         host=LOOPBACK,
         port=servers.ports.api,
-        public_url=f"http://{LOOPBACK}:{servers.ports.api}",
+        public_url=servers.api_url,
         postgres=servers.postgres,
         nats=servers.nats_control,
         s3=servers.s3,
@@ -78,7 +78,7 @@ def agent_settings(servers: EmbeddedServers, agent: EnrolledAgent) -> AgentSetti
         pool=agent.pool,
         name=agent.name,
         nats=NatsUser(url=servers.nats_control.url, jwt=agent.jwt, seed=agent.seed),
-        api_url=f"http://{LOOPBACK}:{servers.ports.api}",
+        api_url=servers.api_url,
         work_folder=servers.folder.agent_work,
         metrics=_metrics(servers, servers.ports.agent_metrics),
     )

@@ -12,7 +12,7 @@ from kinora.local.child import Child
 from kinora.local.folder import DataFolder
 from kinora.local.lock import FolderLock
 from kinora.local.nats import NatsServer
-from kinora.local.ports import Ports, kept_ports
+from kinora.local.ports import LOOPBACK, Ports, kept_ports
 from kinora.local.postgres import PostgresServer
 from kinora.local.s3 import S3Server
 from kinora.local.secrets import LocalSecrets, kept_secrets
@@ -71,6 +71,11 @@ class EmbeddedServers:
         if self._ports is None:
             raise RuntimeError("ports are chosen at the start")
         return self._ports
+
+    @property
+    def api_url(self) -> str:
+        """Where the API of this installation is to be found."""
+        return f"http://{LOOPBACK}:{self.ports.api}"
 
     @property
     def secrets(self) -> LocalSecrets:
