@@ -48,7 +48,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
     ),
     TableSet((import_progress.TABLE,), derived=("kinora_import_progress",)),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),
-    TableSet(storage.CREATE_TABLES, kept=("kinora_collections",)),
+    TableSet(storage.CREATE_TABLES, derived=("kinora_collections",)),
     TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epoch")),
 )
 

@@ -30,13 +30,18 @@ def client(visit: Visit, ada: Person) -> Iterator[Client]:
 
 
 class Watched:
-    """A report that remembers, and does something at the first part that was sent."""
+    """A report that remembers, and does something at the first part that was sent, or the first wait."""
 
-    def __init__(self, at_first_part: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, at_first_part: Callable[[], object] = lambda: None, at_wait: Callable[[], object] = lambda: None
+    ) -> None:
         self.said: list[tuple[str, int]] = []
         self._at_first_part = at_first_part
+        self._at_wait = at_wait
 
     def __call__(self, doing: str, done: int, total: int) -> None:
+        if doing.startswith("waiting for the object store") and doing not in dict(self.said):
+            self._at_wait()
         self.said.append((doing, done))
         if doing == "uploading" and self.parts == 1:
             self._at_first_part()
@@ -82,16 +87,14 @@ async def test_a_restart_of_the_store_is_waited_out_and_what_it_forgot_sent_anew
     content = bytes(reversed(LARGE))
     (tmp_path / "b.mp4").write_bytes(content)
     loop = asyncio.get_running_loop()
-    restarts: list[asyncio.Future[None]] = []
-
-    async def restart() -> None:
-        await servers.child("s3").stop()
-        restarts.append(asyncio.ensure_future(servers.revive("s3")))
 
     def away() -> None:
-        asyncio.run_coroutine_threadsafe(restart(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(servers.child("s3").stop(), loop).result(30)
 
-    watched = Watched(away)
+    def back() -> None:
+        asyncio.run_coroutine_threadsafe(servers.revive("s3"), loop).result(60)
+
+    watched = Watched(away, back)
 
     def run() -> str:
         files = declare(tmp_path, ["b.mp4"], Watched())
@@ -99,7 +102,6 @@ async def test_a_restart_of_the_store_is_waited_out_and_what_it_forgot_sent_anew
         return str(send_files(client, "models", item["id"], tmp_path, files, watched)["status"])
 
     assert await asyncio.to_thread(run) == "uploaded"
-    await restarts[0]
     assert watched.parts == 4
     said = [doing for doing, _ in watched.said]
     assert any(doing.startswith("waiting for the object store") for doing in said)

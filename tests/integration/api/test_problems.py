@@ -182,8 +182,10 @@ NEVER_SHOWN = {
     "command_repeated",  # the bus answers with the first outcome
     "event_log_error",
     "impossible_history",
+    "listing_lost",  # stands in a collection's outcome
     "log_mismatch",
     "object_missing",
+    "objects_busy",  # stands in a collection's outcome
     "personal_field_unreadable",
     "settings",
     "upload_lost",
