@@ -44,9 +44,23 @@ class Service:
         self.process: subprocess.Popen[str] | None = None
 
     @property
+    def import_root(self) -> Path:
+        """What lies here may be imported."""
+        return self.home.parent / "import-root"
+
+    @property
     def environment(self) -> dict[str, str]:
         traces = {} if self._receiver is None else {"OTEL_EXPORTER_OTLP_ENDPOINT": self._receiver.url}
-        return os.environ | {"KINORA_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200"} | traces
+        return (
+            os.environ
+            | {
+                "KINORA_HOME": str(self.home),
+                "KINORA_IMPORT_ROOTS": str(self.import_root),
+                "NO_COLOR": "1",
+                "COLUMNS": "200",
+            }
+            | traces
+        )
 
     @property
     def receiver(self) -> Receiver:
@@ -56,6 +70,7 @@ class Service:
 
     def start(self) -> None:
         """Start it and wait until its agent is online."""
+        self.import_root.mkdir(exist_ok=True)
         with self.log.open("a") as output:
             self.process = subprocess.Popen(
                 [KINORA, "up"],

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from kinora.cli.output import age, connect, door, print_facts, print_json, print_table, size, talk
-from kinora.cli.progress import add_folder, problems_text
+from kinora.cli.progress import add_folder, import_from, problems_text, retry_import
 from kinora.client import at
 from kinora.sources import dataset_paths
 
@@ -35,6 +36,42 @@ def add(
         return
     talk.print(f"dataset [bold]{item['name']}[/] is {item['status']}")
     print(item["id"])
+
+
+@app.command("import")
+@door
+def import_(
+    uri: Annotated[
+        str, typer.Argument(help="https://…, s3://bucket/prefix, file:///server/folder or hf://owner/name.")
+    ],
+    name: Annotated[str, typer.Option(help="Name to show; the source's by default.")] = "",
+    description: Annotated[str, typer.Option()] = "",
+    secret: Annotated[str, typer.Option(help="Name of the secret that opens it (kinora secrets).")] = "",
+    wait: Annotated[bool, typer.Option(help="Wait for the files and the validation's verdict.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Have the service fetch clips with captions from elsewhere and an agent validate it."""
+    with connect() as client:
+        item = import_from(
+            client, "datasets", uri, name=name, description=description, secret=secret, wait=wait
+        )
+    if as_json:
+        print_json(item)
+        return
+    talk.print(f"dataset [bold]{escape(item['name'])}[/] is {item['status']}")
+    print(item["id"])
+
+
+@app.command()
+@door
+def retry(
+    dataset_id: str,
+    wait: Annotated[bool, typer.Option(help="Wait for the files and the validation's verdict.")] = True,
+) -> None:
+    """Try a failed import again."""
+    with connect() as client:
+        item = retry_import(client, "datasets", dataset_id, wait=wait)
+    talk.print(f"dataset [bold]{escape(item['name'])}[/] is {item['status']}")
 
 
 @app.command()
@@ -76,6 +113,8 @@ def show(dataset_id: str, as_json: AsJson = False) -> None:
             "name": item["name"],
             "description": item.get("description") or None,
             "status": item["status"],
+            "source": (item.get("source") or {}).get("uri"),
+            "import failed": (item.get("import_problem") or {}).get("message"),
             "files": item.get("file_count"),
             "size": size(item.get("size_bytes")),
             "clips": facts.get("clips"),

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import age, connect, door, print_facts, print_json, print_table, size, talk
-from kinora.cli.progress import add_folder, problems_text
+from kinora.cli.progress import add_folder, import_from, problems_text, retry_import
 from kinora.client import at
 from kinora.sources import model_paths
 
@@ -37,6 +38,42 @@ def add(
         return
     talk.print(f"model [bold]{item['name']}[/] is {item['status']}")
     print(item["id"])
+
+
+@app.command("pull")
+@door
+def import_(
+    uri: Annotated[
+        str, typer.Argument(help="https://…, s3://bucket/prefix, file:///server/folder or hf://owner/name.")
+    ],
+    name: Annotated[str, typer.Option(help="Name to show; the source's by default.")] = "",
+    description: Annotated[str, typer.Option()] = "",
+    secret: Annotated[str, typer.Option(help="Name of the secret that opens it (kinora secrets).")] = "",
+    wait: Annotated[bool, typer.Option(help="Wait for the files and the validation's verdict.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Have the service fetch a base model from elsewhere and an agent validate it."""
+    with connect() as client:
+        item = import_from(
+            client, "models", uri, name=name, description=description, secret=secret, wait=wait
+        )
+    if as_json:
+        print_json(item)
+        return
+    talk.print(f"model [bold]{escape(item['name'])}[/] is {item['status']}")
+    print(item["id"])
+
+
+@app.command()
+@door
+def retry(
+    model_id: str,
+    wait: Annotated[bool, typer.Option(help="Wait for the files and the validation's verdict.")] = True,
+) -> None:
+    """Try a failed import again."""
+    with connect() as client:
+        item = retry_import(client, "models", model_id, wait=wait)
+    talk.print(f"model [bold]{escape(item['name'])}[/] is {item['status']}")
 
 
 @app.command()
@@ -75,6 +112,10 @@ def show(model_id: str, as_json: AsJson = False) -> None:
     facts = item.get("facts") or {}
     print_facts(
         {name: item.get(name) for name in ("id", "name", "kind", "status", "job_id", "base_model_id")}
+        | {
+            "source": (item.get("source") or {}).get("uri"),
+            "import failed": (item.get("import_problem") or {}).get("message"),
+        }
         | {"size": size(item.get("size_bytes")), "content sha256": item.get("content_sha256")}
         | {name.replace("_", " "): value for name, value in facts.items()}
     )

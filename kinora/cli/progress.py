@@ -1,5 +1,6 @@
 """Uploads a folder and waits for its verdict, with bars that say how far it is."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from kinora.cli.output import talk
-from kinora.client import Client, Json, at
+from kinora.client import ApiError, Client, Json, at
 from kinora.feed import follow
 from kinora.upload import Kind, declare, send_files
 from schemas.api import RegisterBody
@@ -33,7 +34,9 @@ def transfer_bar() -> Iterator[Callable[[str, int, int], None]]:
         transient=True,
     ) as progress:
         task = progress.add_task("", total=None)
-        yield lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total)
+        yield lambda doing, done, total: progress.update(
+            task, description=doing, completed=done, total=total or None
+        )
 
 
 def until_ready(client: Client, kind: Kind, item: Json) -> Json:
@@ -55,6 +58,51 @@ def until_ready(client: Client, kind: Kind, item: Json) -> Json:
             if current["status"] in ("rejected", "deleted"):
                 raise Rejected(problems_text(current))
     raise AssertionError("the feed never ends by itself")
+
+
+class ImportFailed(KinoraError):
+    """The service could not have the files."""
+
+    code = "import_failed"
+
+
+def until_imported(client: Client, kind: Kind, item: Json) -> Json:
+    """Follow a running import with a bar.
+
+    Raises:
+        ImportFailed: why it failed, and how to try again.
+    """
+    path = at(kind, item["id"])
+    with transfer_bar() as report:
+        while (current := client.get(path))["status"] == "importing":
+            try:
+                progress = client.get(f"{path}/import")
+            except ApiError as error:
+                if error.code != "no_import":
+                    raise
+                continue  # it ended in between
+            report(progress["stage"], progress["bytes_done"], progress["bytes_total"] or 0)
+            time.sleep(0.5)
+    problem = current.get("import_problem")
+    if current["status"] == "import_failed" and problem:
+        again = f"; try again: kinora {kind} retry {item['id']}" if problem["retryable"] else ""
+        raise ImportFailed(f"{item['name']}: {problem['message']}{again}", code=problem["code"])
+    return current
+
+
+def import_from(
+    client: Client, kind: Kind, uri: str, *, name: str, description: str, secret: str, wait: bool
+) -> Json:
+    """Have the service fetch files from elsewhere, and wait for the verdict if asked to."""
+    source = {"uri": uri} | ({"secret": secret} if secret else {})
+    item = client.post(f"/{kind}/import", {"name": name, "description": description, "source": source})
+    return until_ready(client, kind, until_imported(client, kind, item)) if wait else item
+
+
+def retry_import(client: Client, kind: Kind, identifier: str, *, wait: bool) -> Json:
+    """Try a failed import again."""
+    item = client.post(at(kind, identifier, "import", "retry"))
+    return until_ready(client, kind, until_imported(client, kind, item)) if wait else item
 
 
 def add_folder(
