@@ -250,7 +250,11 @@ def named_objects(value: Any) -> Iterator[Json]:
 
 
 def _objects(log: Sequence[Json], stored: Mapping[str, str]) -> Iterator[Violation]:
+    # What was deleted promises nothing any more; a job keeps what it names for good.
+    deleted = {event["stream_id"] for event in log if event["type"].endswith(".deleted")}
     for event in log:
+        if event["stream_id"] in deleted:
+            continue
         for named in named_objects(event["payload"]):
             found = stored.get(named["key"])
             if found is None:

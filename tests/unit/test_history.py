@@ -9,10 +9,22 @@ import pytest
 
 from projections.views.jobs import Jobs, JobView
 from schemas.envelope import Recorded
-from schemas.events import Event
+from schemas.events import Event, dataset
 from schemas.events import job as facts
 from tests.faults.history import History, Json, Rule, Seen, check, named_objects, recorded
-from tests.stories import AGENT, JOB, Teller, admitted, finished, progressed, stored, taken, whole_job
+from tests.stories import (
+    AGENT,
+    DATASET,
+    JOB,
+    Teller,
+    admitted,
+    finished,
+    progressed,
+    stored,
+    taken,
+    whole_dataset,
+    whole_job,
+)
 
 
 def as_api_gives_it(one: Recorded) -> Json:
@@ -63,6 +75,15 @@ def test_a_job_that_still_runs_passes_until_it_has_to_be_over() -> None:
     assert [broken.rule for broken in check(History(log=log, submitted=[JOB], all_ended=True))] == [
         "job_unfinished"
     ]
+
+
+def test_what_was_deleted_need_not_be_in_the_store() -> None:
+    def named_by(*events: Event) -> History:
+        told_of = [as_api_gives_it(one) for one in Teller().tell(DATASET, *events)]
+        return History(log=told_of, stored={})
+
+    assert [broken.rule for broken in check(named_by(*whole_dataset()))][:1] == ["object_missing"]
+    assert check(named_by(*whole_dataset(), dataset.DatasetDeleted())) == []
 
 
 def without(number: int) -> Callable[[History], History]:
