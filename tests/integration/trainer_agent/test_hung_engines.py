@@ -29,7 +29,7 @@ async def test_a_frozen_engine_is_killed_when_its_time_is_up(tmp_path: Path) -> 
     async with EngineProcess(("--probe",), folder=tmp_path, log_file=tmp_path / "log") as engine:
         os.kill(engine.pid, signal.SIGSTOP)
         with pytest.raises(EngineSilent) as silent:
-            async for _ in engine.updates(Silence(1.0)):
+            async for _ in engine.updates(Silence(1.0, start_seconds=1.0)):
                 pass
         process = psutil.Process(engine.pid)
         assert process.status() == psutil.STATUS_STOPPED

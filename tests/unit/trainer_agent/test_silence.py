@@ -4,7 +4,7 @@ import pytest
 
 from qlora_engine.updates import Alive, StepTaken
 from schemas.events.job import ProgressPoint
-from trainer_agent.silence import STEPS, STRETCHES, Silence
+from trainer_agent.silence import START_SECONDS, STEPS, STRETCHES, Silence
 
 
 def step(seconds: float) -> StepTaken:
@@ -14,8 +14,14 @@ def step(seconds: float) -> StepTaken:
     return StepTaken(total_steps=9, epoch=0.1, point=point)
 
 
-def test_before_the_first_step_the_floor_counts() -> None:
+def test_before_the_first_step_patience_is_never_short() -> None:
     assert Silence(600).allowed_seconds == 600
+    silence = Silence(20)
+    assert silence.allowed_seconds == START_SECONDS
+    silence.heard(Alive())
+    assert silence.allowed_seconds == START_SECONDS
+    silence.heard(step(0.1))
+    assert silence.allowed_seconds == 20
 
 
 def test_slow_steps_earn_patience_and_fast_ones_cost_none() -> None:
@@ -27,8 +33,8 @@ def test_slow_steps_earn_patience_and_fast_ones_cost_none() -> None:
 
 
 def test_only_listening_in_vain_counts() -> None:
-    silence = Silence(100)
-    assert silence.stretch_seconds == pytest.approx(10)
+    silence = Silence(200)
+    assert silence.stretch_seconds == pytest.approx(20)
     assert [silence.unheard() for _ in range(STRETCHES)] == [False] * (STRETCHES - 1) + [True]
 
 
