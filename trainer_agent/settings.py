@@ -28,8 +28,8 @@ class AgentSettings(Message):
     shutdown_seconds: float = Field(20.0, gt=0)
     """How long a stop waits for a last checkpoint before the engine is killed."""
     engine_silence_seconds: float = Field(900.0, gt=0)
-    """How long an engine may say nothing before it is killed as hung, unless its steps take longer; before its
-    first step at least two minutes."""
+    """How long an engine may say nothing before it is killed as hung, unless its steps take longer;
+    before its first step at least two minutes."""
     engine_stop_seconds: float = Field(300.0, gt=0)
     """How long a graceful stop may take until the engine has saved its last checkpoint; then it is killed."""
     cache_bytes: int = Field(20 * 10**9, ge=0)
