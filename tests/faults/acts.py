@@ -117,9 +117,10 @@ class Watcher:
         return Seen("feed", tuple(self.positions), after=self._after, until=position)
 
     def _watch(self) -> None:
-        while not self._stop.is_set():
-            with suppress(KinoraError), self._service.client() as client:
-                self._connect(client)
+        with self._service.client() as client:  # one log-in: there is a quota of them
+            while not self._stop.is_set():
+                with suppress(KinoraError):
+                    self._connect(client)
 
     def _connect(self, client: Client) -> None:
         start = max(self.positions, default=self._after)
