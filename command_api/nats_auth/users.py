@@ -1,5 +1,6 @@
 """The users that the control plane signs: its own processes', the agents' and the subscribers'."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,15 +36,16 @@ class Issuer:
 
     def user(self, user: str, name: str, rights: Rights) -> Signed:
         """The right to be `user` (a public key) from now on."""
-        now = int(self.clock())
-        expires_at = now + self.seconds
+        now = self.clock()
+        # JWTs count whole seconds: never fewer than promised.
+        expires_at = math.ceil(now) + self.seconds
         token = user_jwt(
             self.account.signing_seed.get_secret_value(),
             self.account.account,
             user,
             name=name,
             rights=rights,
-            issued_at=now,
+            issued_at=int(now),
             expires_at=expires_at,
         )
         return Signed(token, datetime.fromtimestamp(expires_at, UTC))

@@ -5,6 +5,7 @@ import typer
 from kinora.cli import agents, backup, datasets, events, jobs, models, projections, roles, secrets, storage
 from kinora.cli.demo import demo
 from kinora.cli.doctor import doctor
+from kinora.cli.nats import nats_setup
 from kinora.cli.up import up
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app.add_typer(events.app, name="events")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(storage.app, name="storage")
 app.command()(doctor)
+app.command()(nats_setup)
 app.add_typer(backup.app, name="backup")
 app.command()(backup.restore)
 for role in (roles.api, roles.orchestrator, roles.agent):

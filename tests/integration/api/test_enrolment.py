@@ -1,16 +1,29 @@
 """How a node becomes an agent over HTTP: one token, one node, and proofs ever after."""
 
+import asyncio
 import base64
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from command_api.nats_auth.keys import new_seed, public_key, sign
+from command_api.nats_auth.rights import agent_rights
+from command_api.nats_auth.users import Issuer
 from schemas.api import renewal_proof
 from schemas.ids import Prefix, new_id
+from schemas.settings import NatsUser
+from schemas.subjects import agent_inbox
 from tests.integration.api.running import Person, Visit
+from trainer_agent import renewal
+from trainer_agent.connection import Connection
+from trainer_agent.credentials import NodeCredentials
+from trainer_agent.settings import AgentSettings
+from trainer_agent.waiting import running
 
 Json = dict[str, Any]
 
@@ -160,3 +173,34 @@ async def test_a_revoked_agent_gets_nothing_more(visit: Visit, ada: Person) -> N
         "/agents", params={"min_position": answer.json()["last_position"], "status": "revoked"}
     )
     assert agent_id in {row["id"] for row in shown.json()["data"]}
+
+
+async def test_an_agent_that_was_off_too_long_comes_back(visit: Visit, ada: Person, tmp_path: Path) -> None:
+    agent_id, seed = await admitted(ada), new_seed("user")
+    await join(visit, await token_for(ada, agent_id), seed)
+    nats = visit.service.parts.settings.nats
+    two_days_ago = Issuer(nats.agents, nats.user_seconds, lambda: time.time() - 2 * 86400)
+    rights = agent_rights(ada.organization_id, agent_id, "lab")
+    settings = AgentSettings(
+        agent_id=agent_id,
+        organization_id=ada.organization_id,
+        pool="lab",
+        name="node",
+        nats=NatsUser(
+            url=nats.url,
+            jwt=two_days_ago.user(public_key(seed), agent_id, rights).jwt,
+            seed=SecretStr(seed),
+        ),
+        api_url=visit.service.url,
+        work_folder=tmp_path,
+    )
+    credentials = NodeCredentials(settings.nats, tmp_path / "nats.jwt")
+    assert credentials.seconds_until(1.0) < 0
+    connection = Connection(credentials, name="late", inbox_prefix=agent_inbox(agent_id))
+    async with (
+        connection,
+        httpx.AsyncClient(trust_env=False) as http,
+        running(renewal.renew(connection, credentials, settings, http)),
+    ):
+        await asyncio.wait_for(connection.session_after(0), 30)
+        assert credentials.seconds_until(1.0) > 23 * 3600
