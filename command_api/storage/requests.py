@@ -12,6 +12,8 @@ from command_api.storage.outcome import Outcome
 
 KEPT = 100
 """Collections remembered."""
+AGAIN_SECONDS = 600.0
+"""After a scheduled one that ended early."""
 SCHEDULE = "system:orchestrator"
 """Who asks when nobody does."""
 
@@ -76,12 +78,17 @@ async def recent_collections(connection: AsyncConnection[Any], limit: int) -> tu
 
 
 async def request_if_due(connection: AsyncConnection[Any], every_seconds: float) -> None:
-    """Ask for a collection unless one was lately; a new installation's first is due after as long."""
+    """Ask for a collection unless one was lately; a new installation's first is due after as long.
+
+    One that ended early, because a backup was running for instance, is made good soon.
+    """
     cursor = await connection.execute(
         "SELECT greatest((SELECT created_at FROM kinora_log),"
-        " (SELECT max(requested_at) FROM kinora_collections WHERE NOT dry_run))"
-        " < now() - make_interval(secs => %s)",
-        (every_seconds,),
+        "                max(requested_at) FILTER (WHERE state <> 'failed'))"
+        "       < now() - make_interval(secs => %s)"
+        "   AND coalesce(max(requested_at) < now() - make_interval(secs => %s), true)"
+        "  FROM kinora_collections WHERE NOT dry_run",
+        (every_seconds, min(every_seconds, AGAIN_SECONDS)),
     )
     row = await cursor.fetchone()
     if row is not None and row[0]:
