@@ -14,6 +14,8 @@ import pytest
 from tests.fuzz.conftest import Target
 
 LONG = os.environ.get("KINORA_FUZZ") == "long"
+EXAMPLES = int(os.environ.get("KINORA_FUZZ_EXAMPLES", "300"))
+"""Per operation, when it may take long."""
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -69,7 +71,7 @@ def test_somebody_who_has_things(target: Target, tmp_path: Path) -> None:
         # password costs a quarter of a second each, and a job has places for hundreds of wrong values.
         *(() if LONG else SHORT_COVERAGE),
         phases=ALL_PHASES if LONG else "coverage",
-        examples=300 if LONG else 2,
+        examples=EXAMPLES if LONG else 2,
         ids=True,
     )
 
@@ -81,11 +83,11 @@ def test_somebody_who_asks_for_anything(target: Target, tmp_path: Path) -> None:
         tmp_path,
         *("--header", f"Authorization: Bearer {target.token}"),
         phases=ALL_PHASES if LONG else "fuzzing",
-        examples=300 if LONG else 3,
+        examples=EXAMPLES if LONG else 3,
         ids=False,
     )
 
 
 @LIMIT
 def test_a_stranger(target: Target, tmp_path: Path) -> None:
-    fuzz(target, tmp_path, phases=ALL_PHASES if LONG else "fuzzing", examples=100 if LONG else 2, ids=False)
+    fuzz(target, tmp_path, phases=ALL_PHASES if LONG else "fuzzing", examples=EXAMPLES // 3 if LONG else 2, ids=False)
