@@ -169,6 +169,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for this class only)
     found = error.errors()
     in_address = next((item for item in found if item["loc"][0] == "path"), None)
+    if in_address is not None and request.url.path in request.app.openapi()["paths"]:
+        # An operation's name (/agents/join) in the place of an id, by a method that it does not have.
+        return await _http_exception(request, HTTPException(405))
     if in_address is not None:
         # A malformed id names nothing, as an unknown one: both are 404.
         return problem_response(request, status=404, code="not_found", detail=malformed_id(in_address))

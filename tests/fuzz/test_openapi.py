@@ -90,4 +90,10 @@ def test_somebody_who_asks_for_anything(target: Target, tmp_path: Path) -> None:
 
 @LIMIT
 def test_a_stranger(target: Target, tmp_path: Path) -> None:
-    fuzz(target, tmp_path, phases=ALL_PHASES if LONG else "fuzzing", examples=EXAMPLES // 3 if LONG else 2, ids=False)
+    fuzz(
+        target,
+        tmp_path,
+        phases=ALL_PHASES if LONG else "fuzzing",
+        examples=EXAMPLES // 3 if LONG else 2,
+        ids=False,
+    )

@@ -251,3 +251,11 @@ async def test_a_full_log_is_said_and_the_same_request_works_once_there_is_room(
         finally:
             await database.execute("DROP FUNCTION disk_is_full CASCADE")
         assert (await ada.post("/jobs", body, key="full-1")).status_code == 202
+
+
+async def test_an_operation_s_name_is_no_id(ada: Person) -> None:
+    answer = await ada.get("/agents/enroll")
+    check(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+    both = await ada.http.patch(f"/api/v1/models/{new_id(Prefix.MODEL)}")
+    assert both.headers["allow"] == "DELETE, GET"
