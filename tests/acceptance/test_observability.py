@@ -15,7 +15,7 @@ from tests.otlp import ReceivedSpan
 from tests.service import Service, wait_until
 from tests.system_fixtures import Registered
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 

@@ -14,7 +14,7 @@ from schemas.subjects import REPORTS_STREAM, dead_letter_subject
 from tests.service import Service, wait_until
 from tests.system_fixtures import Registered
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 PARKED = """
 INSERT INTO projections.parked_streams
