@@ -63,7 +63,7 @@ def settle(folder: DataFolder, carried: Carried) -> None:
 
 
 def _small_files(folder: DataFolder) -> tuple[Path, ...]:
-    return folder.credentials, folder.agent, folder.settings
+    return folder.credentials, folder.agent, folder.agent_seed, folder.settings
 
 
 def _written(carried: Carried) -> SecretStr:
