@@ -37,12 +37,14 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     404: {
         "no_import": "Read the dataset or model itself: its status says how it stands.",
         "not_found": "Check the id, and the organization that you are in.",
+        "secret_unknown": "GET /secrets lists the names; store the secret first.",
         "unknown_view": "GET /projections lists the read models.",
         "upload_unknown": "Open a session with POST …/upload.",
     },
     405: {"method_not_allowed": "Use a method that the Allow header names."},
     408: {"body_too_slow": "Send the whole body at once, over a faster line if need be."},
     409: {
+        "too_many_secrets": "Delete secrets that nobody uses any more.",
         "agent_exists": "Use a new id.",
         "agent_revoked": "A revoked agent stays out for good: enrol the node as a new agent.",
         "already_assigned": "Stop the job instead.",
@@ -143,6 +145,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "import_disk_full": "Free space on the disk of work_folder, then retry the import.",
         "import_too_slow": "Import less at once, or have the operator raise imports.max_seconds.",
         "source_unreachable": "Retry the import later: the source does not answer.",
+        "log_too_new": "Upgrade this process: a newer release has written to the log.",
         "log_unavailable": "Repeat with the same Idempotency-Key: nothing happens twice.",
         "objects_in_deletion": "Repeat the request: unneeded objects are being deleted, which takes seconds.",
         "object_store_unavailable": "Try again later; GET /health says what is missing.",

@@ -184,10 +184,12 @@ NEVER_SHOWN = {
     "impossible_history",
     "listing_lost",  # stands in a collection's outcome
     "log_mismatch",
+    "no_agent_accepts",  # a job's warning
     "object_missing",
     "objects_busy",  # stands in a collection's outcome
     "personal_field_unreadable",
     "settings",
+    "source_failed",  # what it stands above is shown
     "upload_lost",
 }
 """Damage, not answers: whoever asked learns of an internal error only."""
@@ -197,7 +199,8 @@ def raised_codes() -> set[str]:
     """Every `code="…"` in the sources, and every class attribute `code`."""
     found = set()
     for file in Path(command_api.__file__).parent.rglob("*.py"):
-        if "messaging" in file.parts or file.name == "orchestrator.py":
+        # What agents are told, and what `kinora backup` and `kinora restore` print, is no answer of the API.
+        if {"messaging", "backup"} & set(file.parts) or file.name == "orchestrator.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             match node:

@@ -188,6 +188,8 @@ async def test_activity_is_newest_first(connection: AsyncConnection[Any], story:
     assert [each.type for each in of_agent] == [
         "kinora.agent.online",
         "kinora.agent.probed",
+        "kinora.agent.joined",
+        "kinora.agent.enrolment_token_issued",
         "kinora.agent.enrolled",
     ]
     warnings = await activity.recent(connection, ORGANIZATION, limit=50, min_level="warning")
