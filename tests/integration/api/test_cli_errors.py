@@ -9,7 +9,6 @@ from typer.testing import CliRunner, Result
 from kinora.cli import output
 from kinora.cli.app import app
 from schemas import work
-from schemas.ids import Prefix, new_id
 from tests.integration.api.running import PASSWORD, Account, Service, Visit
 from tests.integration.api.stories import Agent, request_job, start_training
 from tests.integration.api.things import Things
@@ -76,7 +75,7 @@ def parameters(*pairs: str) -> tuple[str, ...]:
         (("jobs", "stop", "{others}"), 4, ("does not exist",)),
         (("jobs", "stop", "{finished}"), 5, ("job_ended", "has succeeded already")),
         (("jobs", "stop", "{waiting}", "--mode", "gently"), 2, ("/mode", "gently", "'graceful'")),
-        (("datasets", "rm", new_id(Prefix.DATASET)), 4, ("does not exist",)),
+        (("datasets", "rm", f"ds_{1:032x}"), 4, ("does not exist",)),
         (("datasets", "add", "/nowhere"), 2, ("/nowhere is not a folder", "captions.jsonl")),
         (("models", "add", "/nowhere"), 2, ("/nowhere has no config.json",)),
     ],

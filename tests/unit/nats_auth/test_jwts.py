@@ -46,7 +46,9 @@ def test_a_key_says_what_it_is_for(kind: Kind, letter: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "U", "U" + "A" * 55, public_key(ACCOUNT), public_key(USER)[:-1], "ü" * 56]
+    "text",
+    ["", "U", "U" + "A" * 55, public_key(ACCOUNT), public_key(USER)[:-1], "ü" * 56],
+    ids=["empty", "letter", "no_checksum", "of_an_account", "cut_off", "not_ascii"],
 )
 def test_what_is_no_user_s_key_is_refused(text: str) -> None:
     with pytest.raises(NotAKey):
