@@ -124,6 +124,8 @@ def _frames(client: Client, position: Start, log_id: str | None, event_filter: J
         subprotocols=["kinora.events.v1"],  # type: ignore[list-item]
         additional_headers={"Authorization": f"Bearer {client.token()}"},
         proxy=None,
+        # Whoever leaves in the middle of a backlog would wait so long for the server's goodbye behind it.
+        close_timeout=0.5,
         max_size=16 * 2**20,
         open_timeout=10,
     ) as socket:

@@ -93,7 +93,7 @@ def is_engine(process: psutil.Process) -> bool:
 class Watcher:
     """A client of the feed that drops its connection every few events and resumes by position."""
 
-    def __init__(self, service: Service, after: int, *, every: int = 7) -> None:
+    def __init__(self, service: Service, after: int, *, every: int = 15) -> None:
         self._service = service
         self._after = after
         self._every = every
