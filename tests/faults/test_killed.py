@@ -127,8 +127,11 @@ def test_every_process_is_killed_in_turn_and_no_job_notices_more_than_it_must(
     assert [view["status"] for view in views] == ["succeeded"] * len(views)
     # Only engine and agent take an attempt with them; everything else may die unnoticed.
     assert [view["attempt"] for view in views] == [1] * len(untouched) + [3]
-    ends = [event["type"] for event in job_events_of(service, job_id) if "attempt_" in event["type"]]
-    assert ends == ["kinora.job.attempt_failed", "kinora.job.attempt_released"]
+    ends = {"attempt_failed", "attempt_released", "lease_expired"}
+    engine_died, agent_died = [name for name in types(job_events_of(service, job_id)) if name in ends]
+    assert engine_died == "attempt_failed"
+    # Given back by the next agent, unless that one took longer than a lease to start.
+    assert agent_died in ("attempt_released", "lease_expired")
     asyncio.run(check_published(service))
 
 
