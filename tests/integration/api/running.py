@@ -1,7 +1,6 @@
 """The application as it is deployed: a real uvicorn on loopback in a thread, the projections beside it."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -21,7 +20,7 @@ from command_api.app import create_app
 from command_api.objects import ObjectStore
 from command_api.routes.parts import Parts
 from command_api.settings import ApiSettings, ControlSecrets
-from kinora.http import configuration
+from kinora.http import configuration, listen
 from projections.settings import ProjectionsSettings
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
 
@@ -157,7 +156,7 @@ class Backing:
 
 @asynccontextmanager
 async def _serving(backing: Backing) -> AsyncIterator[Service]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("the API", "127.0.0.1", 0) as listening:
         settings = backing.settings(listening.getsockname()[1])
         app = create_app(settings)
         server = uvicorn.Server(configuration(settings, app))

@@ -17,6 +17,7 @@ from command_api.feed.frames import SUBPROTOCOL
 from command_api.problems import PROBLEM_JSON
 from command_api.settings import RateSettings
 from kinora.client import ApiError, Client, Credentials
+from kinora.http import listen
 from kinora.local.servers import EmbeddedServers
 from tests.integration.api.following import following, raw_socket
 from tests.integration.api.running import PASSWORD, Account, Backing, Service, Visit, running_service
@@ -459,3 +460,10 @@ def test_sockets_that_send_nothing_do_not_stop_others(service: Service) -> None:
     finally:
         for each in idle:
             each.close()
+
+
+def test_the_body_of_an_answer_does_not_wait_for_its_head_to_be_acknowledged() -> None:
+    with listen("the API", "127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
