@@ -113,7 +113,8 @@ class Nodes:
             traceparent=asked.traceparent,
         )
         command = JoinAgent(agent_id=enrolment.agent_id, public_key=body.public_key)
-        await self._bus.execute(command, context, [EnrolmentSpentRow(body.token, body.public_key)])
+        spent = EnrolmentSpentRow(enrolment.agent_id, body.token, body.public_key)
+        await self._bus.execute(command, context, [spent])
         node = agent.admitted((await self._bus.load(enrolment.agent_id)).state, enrolment.agent_id)
         signed = signed_agent(
             self._nats, body.public_key, enrolment.organization_id, enrolment.agent_id, node.pool

@@ -66,8 +66,12 @@ class EnrolmentRow:
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentSpentRow:
-    """Spends a token for a node, or refuses the command: another node was faster."""
+    """Spends a token for a node, or refuses the command: another node was faster.
 
+    The tokens of nodes before it are void from then on: repeating one would take the agent back.
+    """
+
+    agent_id: str
     token: str
     public_key: str
 
@@ -79,6 +83,11 @@ class EnrolmentSpentRow:
         )
         if cursor.rowcount == 0:
             raise used()
+        cursor.execute(
+            "DELETE FROM kinora_enrolment_tokens"
+            " WHERE agent_id = %s AND token_hash <> %s AND public_key IS NOT NULL",
+            (self.agent_id, token_hash(self.token)),
+        )
 
 
 def used() -> Conflict:

@@ -153,9 +153,14 @@ async def test_a_node_renews_with_its_key(visit: Visit, ada: Person) -> None:
 
 async def test_a_node_takes_the_place_of_another_one(visit: Visit, ada: Person) -> None:
     agent_id, lost, found = await admitted(ada), new_seed("user"), new_seed("user")
-    await join(visit, await token_for(ada, agent_id), lost)
-    assert (await join(visit, await token_for(ada, agent_id), found)).status_code == 200
+    first = await token_for(ada, agent_id)
+    await join(visit, first, lost)
+    second = await token_for(ada, agent_id)
+    assert (await join(visit, first, lost)).status_code == 200  # a late repeat, which voids nothing
+    assert (await join(visit, second, found)).status_code == 200
     refused(await renew(visit, agent_id, lost), 401, "proof_invalid")
+    # Whoever has the lost node cannot take the place back by what it joined with.
+    refused(await join(visit, first, lost), 401, "enrolment_token_unknown")
     assert (await renew(visit, agent_id, found)).status_code == 200
 
 
