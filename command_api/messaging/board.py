@@ -165,7 +165,7 @@ class Board:
     """Ids by phase, longest there first: thousands may be queued, and one event moves one of them."""
     _stirred: set[str] = field(default_factory=set)
     void_keys: dict[str, datetime] = field(default_factory=dict)
-    """Public keys that speak for no agent any more, and since when."""
+    """Public keys that stopped speaking for an agent, and when they last did."""
 
     def apply(self, recorded: Recorded) -> None:
         """Fold one event."""
@@ -260,8 +260,8 @@ class Board:
                     agent_id, metadata.organization_id or "", metadata.workspace_id, pool
                 )
             case agents.AgentJoined(public_key=public_key):
+                # A key that comes back stays void for what was signed before: only newer JWTs hold.
                 self._void(self.agents[agent_id], recorded)
-                self.void_keys.pop(public_key, None)
                 self.agents[agent_id] = replace(self.agents[agent_id], public_key=public_key)
             case agents.AgentRevoked():
                 self._void(self.agents[agent_id], recorded)

@@ -18,6 +18,8 @@ class Renewals:
 
     async def renew(self, organization_id: str, agent_id: str, _request: RenewRequest) -> RenewReply:
         """A JWT for the key that joined as this agent: of no use to anybody else who asks."""
+        # A right outlives this process: never from memory that may be behind a revocation.
+        await self.follower.catch_up()
         agent = await identify(self.follower, organization_id, agent_id)
         if agent is None or agent.public_key is None:
             return RenewReply(detail=f"agent {agent_id} is not enrolled in {organization_id}, or was revoked")

@@ -7,6 +7,7 @@ that is older than the life of any JWT changes nothing any more and is left out.
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from nats.errors import Error as NatsError
@@ -34,6 +35,11 @@ class _Answer(BaseModel):
     error: _Failure | None = None
 
 
+def covers(told: Mapping[str, int], revoked: Mapping[str, int]) -> bool:
+    """Whether a server that was told of `told` shuts out everybody of `revoked`, until the same second."""
+    return all(told.get(key, 0) >= until for key, until in revoked.items())
+
+
 class Revocations:
     """Keeps the server's idea of the account level with the log."""
 
@@ -50,7 +56,7 @@ class Revocations:
             await self._changed.wait()
             self._changed.clear()
             revoked = self._revoked()
-            if revoked.keys() <= self._told.keys():
+            if covers(self._told, revoked):
                 continue
             if self._operator is None:
                 logger.warning(

@@ -34,6 +34,7 @@ from schemas.ids import Prefix, new_id
 from schemas.training import Hyperparameters
 from tests.unit.domain.samples import AGENT, DATASET, JOB, LISTING, MANIFEST, MODEL, NOON, PROBLEM, USER, sha
 
+JOINED_AGAIN = "agt_" + "8" * 32
 ORGANIZATION, WORKSPACE = "org_" + "1" * 32, "ws_" + "1" * 32
 PINNED = PinnedInput(listing=LISTING, content_sha256=sha(1))
 REQUESTED = JobRequested(
@@ -220,6 +221,11 @@ def test_a_revoked_agent_is_nowhere_and_its_key_is_void() -> None:
     told(AgentRevoked(), stream_id=AGENT, board=board)
     assert board.void_keys == {key: NOON, other: NOON}
     assert (board.pools(), board.online(), board.agents[AGENT].revoked) == (set(), [], True)
+    # What was signed for it before stays void, wherever it joins again.
+    told(
+        AgentEnrolled(name="m", pool="gpu"), AgentJoined(public_key=key), stream_id=JOINED_AGAIN, board=board
+    )
+    assert board.void_keys == {key: NOON, other: NOON}
 
 
 def test_a_validation_that_was_declined_or_failed_waits_before_it_is_offered_again() -> None:
