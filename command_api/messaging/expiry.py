@@ -1,4 +1,7 @@
-"""Takes back what silent agents hold, but only when silence can be told from an outage of our own."""
+"""Takes back what silent agents hold, but only when silence can be told from an outage of our own.
+
+What a revoked agent holds goes back at once: nothing that it still says counts.
+"""
 
 import asyncio
 import logging
@@ -63,11 +66,11 @@ class Expiry:
         if paused or not self._connected():
             self.restart()
         self._sync(now)
-        if not (self._leases.expired(now) or self._leases.silent(now)):
+        if not (self._shut_out() or self._leases.expired(now) or self._leases.silent(now)):
             return
         await self._follower.catch_up()
         self._sync(now)
-        for held in self._leases.expired(self._clock()):
+        for held in {*self._shut_out(), *self._leases.expired(self._clock())}:
             try:
                 await self._expire(held)
             except LogUnavailable:
@@ -79,6 +82,11 @@ class Expiry:
             await note_presence(
                 self._follower, self._bus, self._follower.board.agents[agent_id], "lease_expired"
             )
+
+    def _shut_out(self) -> list[Held]:
+        """Attempts of revoked agents."""
+        board = self._follower.board
+        return [held for held in board.held() if board.agents[held.agent_id].revoked]
 
     def _sync(self, now: float) -> None:
         board = self._follower.board

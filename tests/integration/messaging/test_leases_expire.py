@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from schemas.commands.agent import RevokeAgent
 from schemas.events.agent import AgentLost, AgentOnline
 from schemas.events.dataset import DatasetValidationInterrupted
 from schemas.events.job import AgentAccepted, CheckpointSaved, JobQueued, LeaseExpired
@@ -60,6 +61,21 @@ async def test_the_job_goes_on_as_the_next_attempt_from_its_checkpoint(
         await other.report(second, Accepted())
         await world.event(job_id, AgentAccepted, count=2)
     assert world.events(agent.agent_id)[-1] is AgentOnline
+
+
+async def test_what_a_revoked_agent_holds_goes_back_before_its_lease_ends(
+    world: World, database: PostgresSettings, nats: NatsSettings, s3: S3Settings
+) -> None:
+    settings = settings_of(database, nats, s3, lease_seconds=3600)
+    async with active_orchestrator(settings), agent_of(world, nats) as agent:
+        job_id = await world.request_job()
+        offer = await agent.take()
+        await agent.report(offer, Accepted())
+        await world.event(job_id, AgentAccepted)
+        await world.ask(RevokeAgent(agent_id=agent.agent_id))
+        queued = await world.event(job_id, JobQueued, count=2)
+        assert isinstance(queued, JobQueued)
+        assert (queued.attempt, queued.reason) == (2, "lease_expired")
 
 
 async def test_heartbeats_keep_the_attempt(world: World, agent: Agent) -> None:
