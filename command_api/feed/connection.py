@@ -283,6 +283,8 @@ class FeedConnection:
             raise Closing(frames.UNAUTHENTICATED, "the new access token is not valid") from None
         if replace(fresh, expires_at=0, scopes=()) != replace(self._caller, expires_at=0, scopes=()):
             raise Closing(frames.FORBIDDEN, "the new access token is somebody else's")
+        if frames.SCOPE not in fresh.scopes:
+            raise Closing(frames.FORBIDDEN, f"the new access token lacks the scope {frames.SCOPE}")
         self._caller = fresh
         self._reauthenticated.set()
 

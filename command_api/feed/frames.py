@@ -8,6 +8,8 @@ from schemas.base import Message
 from schemas.ids import JobId, StreamId, WorkspaceId
 
 SUBPROTOCOL = "kinora.events.v1"
+SCOPE = "events:subscribe"
+"""What whoever follows needs."""
 
 BAD_FRAME = 4400
 UNAUTHENTICATED = 4401

@@ -314,3 +314,8 @@ async def test_the_connection_ends_with_the_token_unless_it_is_renewed(
         assert (await kept.receive())["type"] == "heartbeat"
         await kept.send({"type": "reauth", "token": bob.token})
         assert await kept.closed() == frames.FORBIDDEN
+    less = Principal(ada.user_id, ada.organization_id, ada.workspace_id, ("events:read",))
+    async with raw_socket(visit, {"Authorization": f"Bearer {ada.token}"}) as socket:
+        demoted = Follower(socket, await Follower(socket, {}).receive())
+        await demoted.send({"type": "reauth", "token": visit.service.parts.tokens.issue(less)})
+        assert await demoted.closed() == frames.FORBIDDEN
