@@ -35,7 +35,6 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "missing_scope": "Ask an owner for the scope in `detail`; installation:admin is the operator's only.",
     },
     404: {
-        "no_import": "Read the dataset or model itself: its status says how it stands.",
         "not_found": "Check the id, and the organization that you are in.",
         "secret_unknown": "GET /secrets lists the names; store the secret first.",
         "unknown_view": "GET /projections lists the read models.",
@@ -69,6 +68,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "model_exists": "Use a new id.",
         "model_not_ready": "Wait until the model is ready.",
         "model_rejected": "See the model's problems, and register corrected files.",
+        "no_import": "Read the dataset or model itself: its status says how it stands.",
         "no_adapter": "Wait until the job has succeeded; a job that failed leaves no adapter.",
         "not_a_base_model": "Choose a base model: adapters cannot be trained further or uploaded.",
         "not_uploaded": "Complete the upload, or wait for the end of the import.",

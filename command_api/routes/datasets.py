@@ -111,7 +111,7 @@ async def import_retry(dataset_id: DatasetId, asking: AskingOfRequest) -> dict[s
     "/{dataset_id}/import",
     operation_id="datasets_import_progress",
     response_model=ImportProgress,
-    responses=problems(*QUERY),
+    responses=problems(*QUERY, 409),
     summary="How far a running import is",
 )
 async def import_progress(dataset_id: DatasetId, reading: ReadingOfRequest) -> ImportProgress:

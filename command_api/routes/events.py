@@ -12,7 +12,7 @@ from command_api.feed.connection import FeedConnection
 from command_api.feed.slots import FeedsFull
 from command_api.problems import BadPosition
 from command_api.rates import TooManyRequests
-from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
+from command_api.routes.calling import RATE_LIMIT, CallerOfRequest, ClosedRoute, needs
 from command_api.routes.origins import is_welcome
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import QUERY, problems
@@ -39,11 +39,12 @@ class EventPage(BaseModel):
     operation_id="events_list",
     response_model=EventPage,
     responses=problems(*QUERY, 409),
-    summary="The organization's events behind a position",
+    summary="The organization's events behind a position; those of your own log-ins by your id as stream_id",
     openapi_extra={RATE_LIMIT: "event_replay"},
 )
 async def list_events(
     reading: ReadingOfRequest,
+    caller: CallerOfRequest,
     after: Annotated[int, Query(ge=0, le=2**62, description="Begin behind this position.")] = 0,
     types: Annotated[
         str | None, Query(max_length=4000, description="Only these, such as kinora.job.succeeded.")
@@ -63,12 +64,14 @@ async def list_events(
     begin = reading.log_place(cursor, filters) or after
     if begin > head:
         raise BadPosition(f"position {begin} is beyond the log's end {head}")
+    stream = job_id or stream_id
     rows = await reading.parts.reader.page(
         begin,
         limit + 1,
         types=wanted,
-        organization_id=reading.organization_id,
-        stream_id=job_id or stream_id,
+        # A person's own stream is of no organization, and nobody else's to read.
+        organization_id=None if stream == caller.user_id else reading.organization_id,
+        stream_id=stream,
     )
     page = reading.log_answer(rows, limit, filters)
     return {**page, "head": head, "log_id": reading.parts.log.log_id}
@@ -82,12 +85,13 @@ async def list_events(
     responses=problems(*QUERY),
     summary="One event by its id",
 )
-async def get(event_id: EventId, reading: ReadingOfRequest) -> dict[str, Any]:
+async def get(event_id: EventId, reading: ReadingOfRequest, caller: CallerOfRequest) -> dict[str, Any]:
     await reading.from_log()
     async with reading.parts.pool.connection() as connection:
         cursor = await connection.execute(
-            "SELECT notification_id FROM kinora_events WHERE event_id = %s AND organization_id = %s",
-            (event_id, reading.organization_id),
+            "SELECT notification_id FROM kinora_events"
+            " WHERE event_id = %s AND (organization_id = %s OR stream_id = %s)",
+            (event_id, reading.organization_id, caller.user_id),
         )
         found = await cursor.fetchone()
     if found is None:
@@ -117,8 +121,8 @@ async def feed(socket: WebSocket) -> None:
     except AuthError:
         await socket.close(frames.UNAUTHENTICATED, "send a valid access token as Authorization: Bearer …")
         return
-    if "events:subscribe" not in caller.scopes:
-        await socket.close(frames.FORBIDDEN, "the token lacks the scope events:subscribe")
+    if frames.SCOPE not in caller.scopes:
+        await socket.close(frames.FORBIDDEN, f"the token lacks the scope {frames.SCOPE}")
         return
     try:
         await parts.rates.take("event_replay", caller.user_id)

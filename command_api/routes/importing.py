@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 from command_api.auth.tokens import OPERATE, Principal
 from command_api.credentials.secrets import SecretPlace
-from command_api.domain.errors import Forbidden, Invalid, NotFound
+from command_api.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from command_api.domain.import_sources import check_secret, default_name, folder_of, host_of, parsed_source
 from command_api.domain.imports import ImportFailed, Importing
 from command_api.handlers.base import Loaded
@@ -60,7 +60,7 @@ async def follow(item_id: str, reading: Reading) -> ImportProgress:
     await reading.from_log()
     loaded = _own(await parts.bus.load(item_id), item_id, reading.organization_id)
     if not isinstance(loaded.state, Importing):
-        raise NotFound(f"{item_id} is not being imported; its status says how it stands", code="no_import")
+        raise Conflict(f"{item_id} is not being imported; its status says how it stands", code="no_import")
     return await progress.read(parts.pool, reading.organization_id, item_id, loaded.state.attempt)
 
 

@@ -115,7 +115,7 @@ async def import_retry(model_id: ModelId, asking: AskingOfRequest) -> dict[str, 
     "/{model_id}/import",
     operation_id="models_import_progress",
     response_model=ImportProgress,
-    responses=problems(*QUERY),
+    responses=problems(*QUERY, 409),
     summary="How far a running import is",
 )
 async def import_progress(model_id: ModelId, reading: ReadingOfRequest) -> ImportProgress:

@@ -1,8 +1,8 @@
 """What the whole installation stores, and collecting what nobody needs: for the operator."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
 from command_api.auth.tokens import OPERATE
@@ -18,6 +18,9 @@ router = APIRouter(
 )
 
 _SHOWN = 20
+
+CollectionId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+"""As PostgreSQL counts them."""
 
 
 class CollectionAccepted(Collection):
@@ -71,6 +74,6 @@ async def list_collections(reading: ReadingOfRequest) -> CollectionList:
     responses=problems(*QUERY),
     summary="How far a collection is, and what it found",
 )
-async def get_collection(collection_id: int, reading: ReadingOfRequest) -> Collection:
+async def get_collection(collection_id: CollectionId, reading: ReadingOfRequest) -> Collection:
     async with reading.parts.pool.connection() as connection:
         return await find_collection(connection, collection_id)

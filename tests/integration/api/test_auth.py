@@ -40,6 +40,32 @@ async def test_login_by_name_and_by_address(ada: Person, visit: Visit) -> None:
         assert int(answer.headers["x-event-position"]) > 0
 
 
+async def test_a_person_reads_what_became_of_their_sessions_and_nobody_else_does(
+    visit: Visit, bob: Person
+) -> None:
+    ada = await visit.sign_up()
+    stranger = await visit.client()
+    credentials = {"username": ada.username, "password": PASSWORD}
+    opened = (await stranger.post("/api/v1/auth/login", json=credentials)).json()
+    spent = {"refresh_token": opened["refresh_token"]}
+    for status in (200, 401):
+        assert (await stranger.post("/api/v1/auth/refresh", json=spent)).status_code == status
+    asked = {"stream_id": ada.user_id}
+    mine = (await ada.get("/events", params=asked)).json()["data"]
+    assert [event["type"].rsplit(".", 1)[-1] for event in mine] == [
+        "registered",
+        "logged_in",
+        "token_family_revoked",
+    ]
+    last = f"/events/{mine[-1]['metadata']['event_id']}"
+    assert (await ada.get(last)).json() == mine[-1]
+    assert (await bob.get("/events", params=asked)).json()["data"] == []
+    assert (await bob.get(last)).status_code == 404
+    # Nor in what the organization's members read, of which there may be more.
+    everybodys = (await ada.get("/events", params={"limit": 200})).json()["data"]
+    assert ada.user_id not in {event["stream_id"] for event in everybodys}
+
+
 async def test_wrong_credentials_do_not_say_which_is_wrong(ada: Person, visit: Visit) -> None:
     stranger = await visit.client()
     answers = [

@@ -245,8 +245,9 @@ async def test_collecting_is_the_operators(ada: Person, operator: Person) -> Non
     shown = await operator.get(f"/storage/collections/{asked['id']}")
     assert shown.json() == {key: value for key, value in asked.items() if key != "command_id"}
     assert asked["id"] in {each["id"] for each in (await operator.get("/storage/collections")).json()["data"]}
-    missing = await operator.get("/storage/collections/99999")
-    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    for number in ("99999", str(2**63), "9" * 40, "-1", "x"):
+        missing = await operator.get(f"/storage/collections/{number}")
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
 
 
 async def test_while_the_store_is_away_nobody_relies_on_what_was_being_deleted(

@@ -41,7 +41,8 @@ async def test_it_is_taken_shown_listed_and_deleted(
     uploading = await ada.post(f"{path}/upload")
     assert (uploading.status_code, uploading.json()["code"]) == (409, "being_imported")
     assert (await ada.delete(path)).status_code == 204
-    assert (await ada.get(f"{path}/import")).json()["code"] == "no_import"
+    over = await ada.get(f"{path}/import")
+    assert (over.status_code, over.json()["code"]) == (409, "no_import")
 
 
 async def test_what_is_refused_leaves_no_trace(visit: Visit) -> None:
