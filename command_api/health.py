@@ -27,6 +27,8 @@ LEAST_DISK_BYTES = 512 * 2**20
 MOST_LAG = 10_000
 """Events that a read model may be behind before what it shows misleads; a rebuild catches up in seconds."""
 
+_DEVICE_LETTERS = 60
+"""What a node calls its device is its own choice, and this is read by everybody."""
 _GIB = 2**30
 
 
@@ -175,7 +177,8 @@ async def _agents(connection: AsyncConnection) -> dict[str, PartHealth]:
 
 def _devices(nodes: Sequence[Node]) -> str:
     described = Counter(
-        f"{node.device} with {(node.gpu_memory_bytes or node.memory_bytes) / _GIB:.0f} GiB" for node in nodes
+        f"{node.device[:_DEVICE_LETTERS]} with {(node.gpu_memory_bytes or node.memory_bytes) / _GIB:.0f} GiB"
+        for node in nodes
     )
     named = [f"{device} × {number}" if number > 1 else device for device, number in described.most_common(5)]
     return f" ({', '.join(named)}{', …' if len(described) > 5 else ''})" if named else ""
