@@ -11,7 +11,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,3 @@ class Receiver:
                 return
 
         return Handler
-
-
-def _text(value: AnyValue) -> str:
-    return str(getattr(value, value.WhichOneof("value") or "string_value"))

@@ -86,7 +86,10 @@ async def _database(settings: OrchestratorSettings) -> tuple[int, str, list[Find
 
 def _parked(parked: ParkedStream) -> Finding:
     stopped = f"{parked.view} could not follow {parked.stream_id} from position {parked.first_position}"
-    remedy = f"kinora projections rebuild {parked.view}, after an update that can read the event"
+    remedy = (
+        f"everything else goes on; update to a version that can fold this event, start it, then"
+        f" kinora projections rebuild {parked.view}"
+    )
     return bad("parked", f"{stopped}: {parked.error[:200]}", remedy)
 
 

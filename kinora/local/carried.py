@@ -8,12 +8,9 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from command_api.backup.errors import BackupDamaged, KeysLocked
 from kinora.local.folder import DataFolder
-from kinora.local.private_file import revealed_json, write_private
-from kinora.local.secrets import kept_secrets, moved_secrets
+from kinora.local.private_file import revealed, revealed_json, write_private
+from kinora.local.secrets import DATA_KEYS, kept_secrets, moved_secrets
 from schemas.base import Message
-
-DATA_KEYS = ("token_private_key_pem", "personal_key_hex", "index_key_hex")
-"""Without these nobody can log in to what is restored."""
 
 
 class Carried(Message):
@@ -27,12 +24,12 @@ class Carried(Message):
 def carried_by(folder: DataFolder) -> SecretStr:
     """What a backup of this data folder seals."""
     files = {path.name: path.read_text() for path in _small_files(folder) if path.exists()}
-    return _written(Carried(secrets=json.loads(revealed_json(kept_secrets(folder))), files=files))
+    return _written(Carried(secrets=revealed(kept_secrets(folder)), files=files))
 
 
 def carried_secrets(secrets: BaseModel) -> SecretStr:
     """What a backup of an installation seals that has no data folder of ours."""
-    return _written(Carried(secrets=json.loads(revealed_json(secrets))))
+    return _written(Carried(secrets=revealed(secrets)))
 
 
 def read_carried(content: bytes, source: str) -> Carried:
@@ -76,7 +73,7 @@ def refuse_other_keys(carried: Carried, secrets: BaseModel, source: object) -> N
     Raises:
         KeysLocked: naming the settings that differ.
     """
-    given = json.loads(revealed_json(secrets))
+    given = revealed(secrets)
     other = [name for name in DATA_KEYS if given.get(name) != carried.secrets[name]]
     if other:
         raise KeysLocked(

@@ -1,7 +1,9 @@
 """Ports on loopback, chosen once and kept, so that addresses survive a restart."""
 
+import json
 import random
 import socket
+from collections.abc import Iterable
 from typing import Literal
 
 import psutil
@@ -29,21 +31,33 @@ class Ports(Message):
 
 
 def kept_ports(folder: DataFolder) -> Ports:
-    """The data folder's ports; free ones are chosen the first time.
+    """The data folder's ports; free ones are chosen the first time, and for servers that came later.
 
     Raises:
         DataFolderRefused: when the file of ports is damaged.
     """
     try:
-        return Ports.model_validate_json(folder.ports.read_text())
+        kept = json.loads(folder.ports.read_text())
     except FileNotFoundError:
-        ports = _choose()
+        kept = {}
+    except ValueError as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(kept, dict):
+        raise _damaged(folder, "no object")
+    known = {name: port for name, port in kept.items() if name in Ports.model_fields}
+    missing = Ports.model_fields.keys() - known.keys()
+    try:
+        ports = Ports.model_validate(known | _choose(missing, taken=known.values()))
     except ValidationError as error:
-        raise DataFolderRefused(
-            f"{folder.ports} is damaged ({error.errors()[0]['msg']}); delete it to have new ports chosen"
-        ) from error
-    write_private(folder.ports, revealed_json(ports))
+        wrong = error.errors()[0]
+        raise _damaged(folder, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+    if missing:
+        write_private(folder.ports, revealed_json(ports))
     return ports
+
+
+def _damaged(folder: DataFolder, why: str) -> DataFolderRefused:
+    return DataFolderRefused(f"{folder.ports} is damaged ({why}); delete it to have new ports chosen")
 
 
 def require_free(name: Literal["api", "nats", "s3"], port: int, folder: DataFolder) -> None:
@@ -65,11 +79,14 @@ def taken_by(port: int) -> str | None:
     return None if _is_free(port) else _holder(port)
 
 
-def _choose() -> Ports:
+def _choose(names: Iterable[str], *, taken: Iterable[object]) -> dict[str, int]:
+    """A free port for each of `names`, none of them `taken` by a server of ours that is not running yet."""
+    ours = list(taken)
     # Not secret, only scattered: two data folders should not start looking at the same number.
-    candidates = (port for port in random.sample(_RANGE, len(_RANGE)) if _is_free(port))
+    shuffled = random.sample(_RANGE, len(_RANGE))
+    candidates = (port for port in shuffled if port not in ours and _is_free(port))
     try:
-        return Ports(**{name: next(candidates) for name in Ports.model_fields})
+        return {name: next(candidates) for name in sorted(names)}
     except StopIteration:
         raise PortTaken(
             f"not enough ports are free on {LOOPBACK} from {_RANGE.start} to {_RANGE.stop - 1}"

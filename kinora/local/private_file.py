@@ -32,7 +32,13 @@ def write_private(path: Path, text: str) -> None:
 
 def revealed_json(model: BaseModel) -> str:
     """The model as JSON with its secrets in the clear: for private files only."""
-    return json.dumps(to_jsonable_python(_revealed(model.model_dump())), indent=2) + "\n"
+    return json.dumps(revealed(model), indent=2) + "\n"
+
+
+def revealed(model: BaseModel) -> dict[str, Any]:
+    """What `revealed_json` writes."""
+    found: dict[str, Any] = to_jsonable_python(_revealed(model.model_dump()))
+    return found
 
 
 def _revealed(value: Any) -> Any:

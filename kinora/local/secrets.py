@@ -1,5 +1,6 @@
 """Everything secret of one installation, made once and kept in one private file."""
 
+import json
 import secrets
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 from command_api.nats_auth.keys import new_seed
 from kinora.local.errors import DataFolderRefused
 from kinora.local.folder import DataFolder
-from kinora.local.private_file import revealed_json, write_private
+from kinora.local.private_file import revealed, revealed_json, write_private
 from schemas.base import Message
 
 
@@ -38,39 +39,49 @@ class LocalSecrets(Message):
     index_key_hex: SecretStr
 
 
+OF_THE_SERVERS = frozenset(
+    {"instance_id", "postgres_superuser_password", "postgres_password", "s3_access_key", "s3_secret_key"}
+)
+"""What belongs to the servers of one data folder; everything else belongs to the data, wherever they are."""
+DATA_KEYS = ("token_private_key_pem", "personal_key_hex", "index_key_hex")
+"""Without these nobody can log in to what the log holds."""
+_IRREPLACEABLE = frozenset({*DATA_KEYS, "postgres_superuser_password", "postgres_password"})
+"""What opens data that are already there; anything else can be made anew."""
+
+
 def kept_secrets(folder: DataFolder) -> LocalSecrets:
-    """The data folder's secrets; generated the first time.
+    """The data folder's secrets; generated the first time, and completed by those that came later.
 
     Raises:
         DataFolderRefused: when the file is damaged, or missing although there are data that it opens.
     """
     try:
-        return LocalSecrets.model_validate_json(folder.secrets.read_text())
+        former = json.loads(folder.secrets.read_text())
     except FileNotFoundError:
         if (folder.postgres / "data").exists():
             raise DataFolderRefused(
                 f"{folder.secrets} is missing, and new secrets would not open the data in {folder.postgres};"
                 " restore it from a backup, or set KINORA_HOME to a new folder"
             ) from None
+        made = new_secrets()
+        write_private(folder.secrets, revealed_json(made))
+        return made
+    except ValueError:
+        former = None
+    if not isinstance(former, dict):
+        raise DataFolderRefused(f"{folder.secrets} is damaged: no JSON object; restore it from a backup")
+    if lost := sorted(_IRREPLACEABLE - former.keys()):
+        raise DataFolderRefused(f"{folder.secrets} lacks {', '.join(lost)}; restore it from a backup")
+    try:
+        completed = _completed(former)
     except ValidationError as error:
-        # The error's own text would quote secrets.
-        fields = ", ".join(str(part["loc"]) for part in error.errors(include_input=False))
         raise DataFolderRefused(
-            f"{folder.secrets} is damaged at {fields}; restore it from a backup"
+            f"{folder.secrets} is damaged at {_fields(error)}; restore it from a backup"
         ) from None
-    made = new_secrets()
-    write_private(folder.secrets, revealed_json(made))
-    return made
-
-
-def _password() -> SecretStr:
-    return SecretStr(secrets.token_urlsafe(32))
-
-
-OF_THE_SERVERS = frozenset(
-    {"instance_id", "postgres_superuser_password", "postgres_password", "s3_access_key", "s3_secret_key"}
-)
-"""What belongs to the servers of one data folder; everything else belongs to the data, wherever they are."""
+    if LocalSecrets.model_fields.keys() - former.keys():
+        # What we do not know stays: whoever wrote it may need it again.
+        write_private(folder.secrets, json.dumps(former | revealed(completed), indent=2) + "\n")
+    return completed
 
 
 def moved_secrets(former: Mapping[str, object]) -> LocalSecrets:
@@ -79,13 +90,25 @@ def moved_secrets(former: Mapping[str, object]) -> LocalSecrets:
     Raises:
         DataFolderRefused: when a field is wrong.
     """
-    of_data = {name: value for name, value in former.items() if name not in OF_THE_SERVERS}
-    known = {name: value for name, value in of_data.items() if name in LocalSecrets.model_fields}
     try:
-        return LocalSecrets.model_validate(new_secrets().model_dump() | known)
+        return _completed({name: value for name, value in former.items() if name not in OF_THE_SERVERS})
     except ValidationError as error:
-        fields = ", ".join(str(part["loc"]) for part in error.errors(include_input=False))
-        raise DataFolderRefused(f"the keys of the backup are damaged at {fields}") from None
+        raise DataFolderRefused(f"the keys of the backup are damaged at {_fields(error)}") from None
+
+
+def _completed(former: Mapping[str, object]) -> LocalSecrets:
+    """What is known of `former`, and new ones for the rest."""
+    known = {name: value for name, value in former.items() if name in LocalSecrets.model_fields}
+    return LocalSecrets.model_validate(new_secrets().model_dump() | known)
+
+
+def _fields(error: ValidationError) -> str:
+    # The error's own text would quote secrets.
+    return ", ".join(".".join(map(str, part["loc"])) for part in error.errors(include_input=False))
+
+
+def _password() -> SecretStr:
+    return SecretStr(secrets.token_urlsafe(32))
 
 
 def new_secrets() -> LocalSecrets:
