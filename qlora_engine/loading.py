@@ -77,14 +77,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelRefused: with a code that names the reason.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise ModelRefused(
             f"{folder.name}/config.json is missing; upload the whole checkpoint folder", code="missing_config"
         )
     described = [("config.json", config)]
     for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
-        found = _read_json(folder / name)
+        found = read_json(folder / name)
         if found is not None:
             described.append((name, found))
     for name, content in described:
@@ -134,7 +134,12 @@ def _expected(family: Family, folder: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A checkpoint's file of JSON; None when there is none.
+
+    Raises:
+        ModelRefused: code ``bad_config``.
+    """
     if not file.is_file():
         return None
     try:
@@ -160,7 +165,7 @@ def load_model(source: str, device: torch.device | None = None) -> Loaded:
     family = family_for(config["model_type"])
     disable_progress_bar()
     model = _load_quantized(family, folder, device)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     _check_vocabulary(tokenizer, model)
     parameters = _freeze(model, device)
     return Loaded(
@@ -211,7 +216,12 @@ def _load_quantized(family: Family, folder: Path, device: torch.device) -> Any:
     return model
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        ModelRefused: code ``unusable_tokenizer``.
+    """
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as above

@@ -1,5 +1,8 @@
 """Judges a base model by using it: load in 4 bits, count layers per part, take one training step."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -8,20 +11,20 @@ from safetensors import safe_open
 
 from qlora_engine.collate import Collator
 from qlora_engine.errors import EngineError, ModelRefused, SequenceTooLong
-from qlora_engine.families.base import Moments
 from qlora_engine.forward import Runner
 from qlora_engine.frames import ClipFrames, Frames
 from qlora_engine.injection import inject
 from qlora_engine.loading import Loaded, load_model
 from qlora_engine.loop import Emit
 from qlora_engine.memory import is_out_of_memory
+from qlora_engine.template_judge import CPU_SECONDS, MEMORY_BYTES, MOMENTS, OUT_OF_MEMORY, PROMPT
 from qlora_engine.uneven_widths import USUAL_ERROR, relative_error
 from qlora_engine.updates import ModelVerdict, Preparing
 from qlora_engine.weights import read_headers
 from schemas.datasets import Example, ModelFacts, Problem
 from schemas.training import Hyperparameters, Modality, ModelValidationSpec
 
-PROBE = Example(clip="probe", prompt="What is shown?", response="A noise.", row=1)
+PROBE = Example(clip="probe", prompt=PROMPT, response="A noise.", row=1)
 
 
 def validate_model(spec: ModelValidationSpec, emit: Emit) -> ModelVerdict:
@@ -30,12 +33,43 @@ def validate_model(spec: ModelValidationSpec, emit: Emit) -> ModelVerdict:
     try:
         loaded = load_model(spec.model_folder)
         facts = _facts(loaded)
+        check_chat_template(loaded)
         check_quantization(loaded)
         take_training_step(loaded)
     except EngineError as error:
         problem = Problem(code=error.code, where=Path(spec.model_folder).name, message=error.message)
         return ModelVerdict(facts=None, problems=(problem,))
     return ModelVerdict(facts=facts)
+
+
+def check_chat_template(loaded: Loaded) -> None:
+    """Render a prompt, first in a process of its own when the template is the checkpoint's.
+
+    See `template_judge` for why.
+
+    Raises:
+        ModelRefused: code ``unusable_chat_template``.
+    """
+    if loaded.prompts.brings_a_template:
+        _judge_template(loaded)
+    loaded.prompts.prompt_ids(PROMPT, MOMENTS)
+
+
+def _judge_template(loaded: Loaded) -> None:
+    judge = [sys.executable, "-m", "qlora_engine.template_judge", str(os.getpid()), str(loaded.folder)]
+    done = subprocess.run(
+        judge, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+    )
+    if done.returncode < 0 or done.returncode == OUT_OF_MEMORY:
+        raise ModelRefused(
+            f"the checkpoint's chat template needs more than {CPU_SECONDS} s or"
+            f" {MEMORY_BYTES >> 30} GiB of memory for one short prompt; correct it, or remove chat_template"
+            " to use the family's own",
+            code="unusable_chat_template",
+        )
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise RuntimeError(f"the chat template could not be tried: {last[:500]}")
 
 
 def check_quantization(loaded: Loaded) -> None:
@@ -106,7 +140,7 @@ class _Noise(Frames):
         self._noise = torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(0))
 
     def of(self, clip: str) -> ClipFrames:
-        return ClipFrames(self._noise.to(torch.uint8), Moments((0.0, 1.0), 2.0))
+        return ClipFrames(self._noise.to(torch.uint8), MOMENTS)
 
 
 def _facts(loaded: Loaded) -> ModelFacts:

@@ -38,11 +38,17 @@ class Prompts(Protocol):
         """The token that ends an answer; it is supervised and stops generation."""
         ...
 
+    @property
+    def brings_a_template(self) -> bool:
+        """Whether prompts are rendered by a program that came with the checkpoint."""
+        ...
+
     def prompt_ids(self, prompt: str, moments: Moments) -> list[int]:
         """Everything before the answer, with one placeholder per image feature.
 
         Raises:
             ControlTokenInCaption: `prompt` holds a special token.
+            ModelRefused: the checkpoint's own chat template cannot be used.
         """
         ...
 

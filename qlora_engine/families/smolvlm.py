@@ -37,6 +37,8 @@ CHAT_TEMPLATE = (
 )
 """The family's published template; many of its checkpoints ship without one."""
 
+_WITHOUT_TEMPLATE = "correct it, or remove chat_template to use the family's own"
+
 _PARTS: dict[str, Modality] = {"vision_model": "vision", "connector": "connector", "text_model": "text"}
 
 
@@ -65,6 +67,11 @@ class SmolVLMPrompts:
     @property
     def _frame(self) -> str:
         return FAKE + GLOBAL + IMAGE * self.image_tokens + FAKE
+
+    @property
+    def brings_a_template(self) -> bool:
+        own = self.tokenizer.chat_template
+        return own is not None and own != CHAT_TEMPLATE
 
     @cached_property
     def _template(self) -> str:
@@ -99,16 +106,25 @@ class SmolVLMPrompts:
         if rendered.count(IMAGE) == frames:
             return rendered.replace(IMAGE, self._frame)
         raise ModelRefused(
-            f"the checkpoint's chat template renders {frames} pictures as {rendered[:120]!r}; "
-            "remove chat_template to use the family's own",
+            f"the checkpoint's chat template renders {frames} pictures as {rendered[:120]!r};"
+            f" {_WITHOUT_TEMPLATE}",
             code="unusable_chat_template",
         )
 
     def _rendered(self, shown: list[dict[str, str]], prompt: str) -> str:
         turn = {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}
-        rendered = self.tokenizer.apply_chat_template(
-            [turn], chat_template=self._template, add_generation_prompt=True, tokenize=False
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [turn], chat_template=self._template, add_generation_prompt=True, tokenize=False
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program: it may fail in any way
+            raise ModelRefused(
+                f"the checkpoint's chat template fails ({type(error).__name__}: {str(error)[:200]});"
+                f" {_WITHOUT_TEMPLATE}",
+                code="unusable_chat_template",
+            ) from error
         return str(rendered)
 
     def prompt_ids(self, prompt: str, moments: Moments) -> list[int]:

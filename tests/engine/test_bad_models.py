@@ -24,6 +24,7 @@ from schemas.training import ModelValidationSpec
 from tests.engine.conftest import Recorded
 
 WEIGHTS = "model.safetensors"
+TEMPLATE = "chat_template.jinja"
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00001-of-00002.safetensors"
 
@@ -286,6 +287,17 @@ CASES: dict[str, Case] = {
         ],
         "unusable_tokenizer",
         ("the token id 485, but the model knows 450 tokens", "of the checkpoint"),
+    ),
+    "a chat template without end": Case(
+        # One number too large to be reckoned: no signal and no other thread of the same process gets a turn.
+        containing(TEMPLATE, "{{ 9**(9**9) }}"),
+        "unusable_chat_template",
+        ("more than 3 s", "remove chat_template"),
+    ),
+    "a chat template that fills the memory": Case(
+        containing(TEMPLATE, "{{ 'a' * 10**11 }}"),
+        "unusable_chat_template",
+        ("1 GiB of memory", "remove chat_template"),
     ),
     "colours that are no numbers": Case(
         containing("preprocessor_config.json", '{"image_mean": "x"}'),

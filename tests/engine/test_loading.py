@@ -77,6 +77,24 @@ def test_the_prompt_of_large_checkpoints_names_the_frames_times(tiny: Path) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('no videos') }}", r"fails \(TemplateError: no videos\)"),
+        ("{% for", "fails .*Syntax"),
+        ("{{ 1 / 0 }}", "fails .*ZeroDivisionError"),
+        ("Hello", "renders 1 pictures as 'Hello'"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_refused(template: str, says: str, tiny: Path) -> None:
+    loaded = load_model(str(tiny))
+    loaded.tokenizer.chat_template = template
+    prompts = loaded.family.prompts(loaded.model.config, loaded.tokenizer)
+    with pytest.raises(ModelRefused, match=f"{says}.*remove chat_template") as refused:
+        prompts.prompt_ids("Why?", Moments((0.0,), 1.0))
+    assert refused.value.code == "unusable_chat_template"
+
+
 @pytest.mark.parametrize("text", ["look: <image>", "<end_of_utterance>", "a <fake_token_around_image>"])
 def test_control_tokens_in_captions_are_refused(text: str, tiny: Path) -> None:
     loaded = load_model(str(tiny))
