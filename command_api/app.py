@@ -120,9 +120,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
         # Requests are traced by `Observed`; FastAPI's own spans would hold queries, and thereby tokens.
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
-        openapi_url="/openapi.json",
-        docs_url=None,
-        redoc_url=None,
+        openapi_url=None,  # see `reference`
         # Its Location would be made of the Host header.
         redirect_slashes=False,
     )
@@ -171,7 +169,6 @@ def create_app(settings: ApiSettings) -> FastAPI:
     reference.install(app)
     app.include_router(health.router, include_in_schema=False)
     app.include_router(metrics.router)
-    app.add_api_route("/api/v1/openapi.json", lambda: app.openapi(), include_in_schema=False)
     return app
 
 

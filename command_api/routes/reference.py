@@ -1,34 +1,60 @@
-"""The page `/docs`: Swagger UI over the OpenAPI document, allowed to run nothing but itself."""
+"""The OpenAPI document, and the page `/docs`: Swagger UI over it, allowed to run nothing but itself."""
 
 import base64
 import hashlib
-import re
+import json
+from functools import cache
 
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 
-_ASSETS = "https://cdn.jsdelivr.net"
-_ICON = "data:,"
-_INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_DOCUMENT = "/openapi.json"
+_SWAGGER_UI = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0"
+_SCRIPT, _STYLE = f"{_SWAGGER_UI}/swagger-ui-bundle.js", f"{_SWAGGER_UI}/swagger-ui.css"
+_SCRIPT_HASH = "sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"
+_STYLE_HASH = "sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I"
+"""Of these files in the package on npm, which the CDN serves: a browser loads nothing else from there."""
+
+_START = (
+    f"SwaggerUIBundle({{url: '{_DOCUMENT}', dom_id: '#swagger-ui', deepLinking: true, showExtensions: true}})"
+)
+_PAGE = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1.0">
+<title>Kinora</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="{_STYLE}" integrity="{_STYLE_HASH}" crossorigin="anonymous">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="{_SCRIPT}" integrity="{_SCRIPT_HASH}" crossorigin="anonymous"></script>
+<script>{_START}</script>
+</body>
+</html>
+"""
+_START_HASH = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
+_POLICY = (
+    f"default-src 'none'; script-src 'sha256-{_START_HASH}' {_SCRIPT}; style-src 'unsafe-inline' {_STYLE};"
+    " img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def install(app: FastAPI) -> None:
-    """Serve the page."""
-    page = get_swagger_ui_html(openapi_url="/openapi.json", title="Kinora", swagger_favicon_url=_ICON)
-    html = bytes(page.body).decode()
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _INLINE.findall(html))
-    policy = (
-        f"default-src 'none'; script-src {hashes} {_ASSETS}; style-src 'unsafe-inline' {_ASSETS};"
-        f" img-src data: {_ASSETS}; connect-src 'self'; base-uri 'none'; form-action 'none';"
-        " frame-ancestors 'none'"
-    )
+    """Serve both."""
+
+    @cache
+    def document() -> bytes:
+        # Anybody may ask for it, and making it takes longer than most requests.
+        return json.dumps(app.openapi(), separators=(",", ":"), ensure_ascii=False).encode()
+
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
 
     async def docs() -> HTMLResponse:
-        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+        return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY})
 
     app.add_api_route("/docs", docs, include_in_schema=False)
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    for path in (_DOCUMENT, f"/api/v1{_DOCUMENT}"):
+        app.add_api_route(path, openapi, include_in_schema=False)

@@ -1,6 +1,8 @@
 """What every answer says to browsers, which hosts and origins are taken, and how much one client may hold."""
 
 import asyncio
+import base64
+import hashlib
 import json
 import re
 import socket
@@ -95,11 +97,23 @@ async def test_an_unexpected_error_has_them_too(visit: Visit, monkeypatch: pytes
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_the_reference_page_may_run_its_own_script_only(visit: Visit) -> None:
+async def test_the_reference_page_loads_known_files_only(visit: Visit) -> None:
     page = await (await visit.client()).get("/docs")
+    (script,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    loaded = re.findall(r'<(?:script src|link rel="stylesheet" href)="([^"]+)"([^>]*)>', page.text)
+    assert len(loaded) == page.text.count("https://") == 2
+    for _, attributes in loaded:
+        assert re.fullmatch(r' integrity="sha384-[A-Za-z0-9+/]{64}" crossorigin="anonymous"', attributes)
     policy = page.headers["content-security-policy"]
-    assert "unsafe-inline" not in re.search(r"script-src ([^;]*)", policy).group(1)  # type: ignore[union-attr]
-    assert len(re.findall(r"'sha256-", policy)) == page.text.count("<script>") == 1
+    (scripts,) = re.findall(r"script-src ([^;]*)", policy)
+    assert scripts.split() == [f"'sha256-{digest}'", loaded[1][0]]
+
+
+async def test_the_openapi_document_is_the_same_at_both_addresses(visit: Visit) -> None:
+    client = await visit.client()
+    answers = [await client.get(path) for path in ("/openapi.json", "/api/v1/openapi.json")]
+    assert [answer.json() for answer in answers] == [visit.service.app.openapi()] * 2
 
 
 async def test_what_is_asked_for_again_may_be_kept_but_not_shared(visit: Visit) -> None:
