@@ -1,6 +1,7 @@
 """Clips of every common kind are read by their time stamps; broken ones are refused by name."""
 
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,9 @@ def test_torch_stays_out() -> None:
     imports = ", ".join(f"qlora_engine.{module}" for module in modules)
     code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="only Linux tells a thread's policy")
+def test_encoding_leaves_no_real_time_thread_behind(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", "libsvtav1")
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -1,6 +1,8 @@
 """Writes the odd clips that tests need."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,6 +29,22 @@ def shown_index(picture: np.ndarray, count: int) -> int:
     return round(bar * count / WIDTH) - 1
 
 
+@contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """As root, SVT-AV1 makes the thread that encodes a real-time one, and whatever it starts inherits that.
+
+    A server that waits by spinning then starves the whole machine.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write_video(
     file: Path,
     codec: str = "libx264",
@@ -39,7 +57,7 @@ def write_video(
     first: int = 0,
 ) -> Path:
     """`frames` pictures at 10 frames per second from picture time `first` on, or at the given times."""
-    with av.open(str(file), "w") as container:
+    with ordinary_priority(), av.open(str(file), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         if rotation is not None:
