@@ -16,31 +16,58 @@ _SHORTEST = 8
 """Shorter values would tear holes into innocent words."""
 
 _NAMES = (
-    r"(?:[a-z]+[_-])*(?:password|passwd|secret|secret[_-]key|token|ticket|api[_-]?key|private[_-]key"
+    r"(?:password|passwd|secret(?:[_-]?key)?|token|ticket|api[_-]?key|private[_-]key"
     r"|authorization|cookie|credentials?)"
 )
+"""What a secret's name ends with; its beginning (`refresh_…`) does not matter."""
+_WORDS = ("passw", "secret", "token", "ticket", "key", "authorization", "cookie", "credential")
+
+
+class _Pattern:
+    """Tried only on texts that hold one of `words`: most lines hold none, and every request makes a line.
+
+    Anybody can have a path logged, so every expression must be done in time that grows with the text's
+    length and no faster: no start inside of what another start has looked through, and nothing repeated
+    that can be read in two ways.
+    """
+
+    def __init__(self, words: tuple[str, ...], expression: str, replacement: str, flags: int = 0) -> None:
+        self.words = words
+        self.expression = re.compile(expression, flags)
+        self.replacement = replacement
+
+
 # The text is JSON already, so a quote inside of a value is written \" .
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|$)", re.S), REDACTED),
-    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.I), rf"\1 {REDACTED}"),
+_PATTERNS = (
+    _Pattern(
+        ("-----begin",),
+        r"-----BEGIN [A-Z ]*+(?<=PRIVATE KEY)-----.*?(?:-----END [A-Z ]*-----|$)",
+        REDACTED,
+        re.S,
+    ),
+    _Pattern(("bearer", "basic"), r"\b(Bearer|Basic)\s++[A-Za-z0-9._~+/=-]{6,}+", rf"\1 {REDACTED}", re.I),
     # A JSON Web Token, and the seed of a NATS user, account or operator.
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), REDACTED),
-    (re.compile(r"\bS[UAOC][A-Z2-7]{56}\b"), REDACTED),
-    (re.compile(r"\bknr_[A-Za-z0-9]+_[A-Za-z0-9_-]+"), REDACTED),
+    _Pattern(
+        ("eyj",), r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{6,}+\.[A-Za-z0-9_-]++\.[A-Za-z0-9_-]*+", REDACTED
+    ),
+    _Pattern(("su", "sa", "so", "sc"), r"S(?<!\wS)[UAOC][A-Z2-7]{56}\b", REDACTED),
+    _Pattern(("knr_",), r"\bknr_[A-Za-z0-9]++_[A-Za-z0-9_-]++", REDACTED),
     # What makes a presigned URL one.
-    (
-        re.compile(r"\b(X-Amz-(?:Signature|Credential|Security-Token)|Signature)=[^&\s\"'\\]+", re.I),
+    _Pattern(
+        ("signature", "x-amz-"),
+        r"\b(X-Amz-(?:Signature|Credential|Security-Token)|Signature)=[^&\s\"'\\]++",
         rf"\1={REDACTED}",
+        re.I,
     ),
-    (re.compile(r"://([^/\s:@\"']+):[^/\s@\"']+@"), rf"://\1:{REDACTED}@"),
+    _Pattern(("://",), r"://([^/\s:@\"']++):[^/\s@\"']++@", rf"://\1:{REDACTED}@"),
     # `"password": "…"`, `token='…'`, and the same inside of a JSON string.
-    (
-        re.compile(
-            rf"(\\?[\"']?\b{_NAMES}\\?[\"']?\s*[:=]\s*)(\\?[\"'])(?:(?!\2)(?:\\{{3}}.|\\.|.))+\2", re.I
-        ),
+    _Pattern(
+        _WORDS,
+        rf"({_NAMES}\\?[\"']?\s*+[:=]\s*+)(\\?[\"'])(?>(?!\2)(?>\\{{3}}.|\\.|.))++\2",
         rf"\1\2{REDACTED}\2",
+        re.I,
     ),
-    (re.compile(rf"\b({_NAMES})=(?![\"'\\\[])[^\s&\"'\\,;)]+", re.I), rf"\1={REDACTED}"),
+    _Pattern(_WORDS, rf"({_NAMES})=(?![\"'\\\[])[^\s&\"'\\,;)]++", rf"\1={REDACTED}", re.I),
 )
 
 
@@ -60,8 +87,10 @@ def redactor(known: Iterable[str] = ()) -> Callable[[str], str]:
     ours = re.compile("|".join(map(re.escape, literals))) if literals else None
 
     def redact(text: str) -> str:
-        for pattern, replacement in _PATTERNS:
-            text = pattern.sub(replacement, text)
+        lowered = text.lower()
+        for pattern in _PATTERNS:
+            if any(word in lowered for word in pattern.words):
+                text = pattern.expression.sub(pattern.replacement, text)
         return text if ours is None else ours.sub(REDACTED, text)
 
     return redact

@@ -18,6 +18,8 @@ _UNKNOWN_ROUTE = "unmatched"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _WATCHED = ("/metrics", "/health")
 """Asked every few seconds by machines: worth a number, not a line."""
+_LONGEST_PATH = 500
+"""Of ours none is longer; whoever sends another may not fill the log with it."""
 
 
 class Observed:
@@ -53,7 +55,7 @@ class Observed:
             SpanKind.SERVER,
             {
                 "http.request.method": method,
-                "url.path": scope["path"],
+                "url.path": scope["path"][:_LONGEST_PATH],
                 "url.scheme": scope["scheme"],
                 "kinora.request_id": state["request_id"],
             },
@@ -70,10 +72,11 @@ class Observed:
                 seconds = time.perf_counter() - began
                 route = route_of(scope)
                 HTTP_SECONDS.labels(method, route, str(status)).observe(seconds)
-                span.update_name(f"{method} {route}")
-                span.set_attributes({"http.route": route, "http.response.status_code": status})
-                if status >= 500:
-                    span.set_status(Status(StatusCode.ERROR))
+                if span.is_recording():
+                    span.update_name(f"{method} {route}")
+                    span.set_attributes({"http.route": route, "http.response.status_code": status})
+                    if status >= 500:
+                        span.set_status(Status(StatusCode.ERROR))
                 self._tell(scope, method, route, status, seconds)
 
     def _tell(self, scope: Scope, method: str, route: str, status: int, seconds: float) -> None:
@@ -83,7 +86,7 @@ class Observed:
         _log.info(
             "request",
             method=method,
-            path=scope["path"],
+            path=scope["path"][:_LONGEST_PATH],
             route=route,
             status=status,
             milliseconds=round(seconds * 1000, 1),
@@ -106,7 +109,9 @@ class Observed:
                     await self._app(scope, receive, noting)
             finally:
                 seconds = round(time.perf_counter() - began, 3)
-                _log.info("connection_ended", path=scope["path"], seconds=seconds, close_code=code)
+                _log.info(
+                    "connection_ended", path=scope["path"][:_LONGEST_PATH], seconds=seconds, close_code=code
+                )
 
 
 def route_of(scope: Scope) -> str:
