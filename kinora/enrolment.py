@@ -1,5 +1,6 @@
 """How this machine becomes an agent: it makes its own key, spends a token, and keeps what it is told."""
 
+import base64
 import time
 from itertools import count
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import httpx
 from pydantic import SecretStr, ValidationError
 
-from command_api.nats_auth.keys import new_seed, public_key
+from command_api.nats_auth.keys import new_seed, public_key, sign
 from kinora.client import ApiError, Unreachable
 from kinora.local.private_file import write_private
-from schemas.api import JoinAgentBody, JoinedAgent
+from schemas.api import JoinAgentBody, JoinedAgent, joining_proof
 from schemas.errors import KinoraError
 
 _PATIENCE_SECONDS = 30.0
@@ -38,7 +39,9 @@ def join(url: str, token: str, seed: SecretStr) -> JoinedAgent:
     Raises:
         KinoraError: nothing answers there, or the token is refused.
     """
-    body = JoinAgentBody(token=token, public_key=public_key(seed.get_secret_value()))
+    key = seed.get_secret_value()
+    signature = base64.b64encode(sign(key, joining_proof(token))).decode()
+    body = JoinAgentBody(token=token, public_key=public_key(key), signature=signature)
     address = f"{url.rstrip('/')}/api/v1/agents/join"
     deadline = time.monotonic() + _PATIENCE_SECONDS
     for attempt in count():

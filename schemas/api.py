@@ -194,12 +194,28 @@ class IssuedEnrolmentToken(Message):
     command_id: str
 
 
-class JoinAgentBody(Message):
-    """POST /agents/join"""
+class Signed(Message):
+    """A body that a node signs with its own NATS key."""
+
+    signature: str = Field(min_length=88, max_length=88, pattern=r"^[A-Za-z0-9+/]{86}==$")
+    """Of the proof that belongs to the body: 64 bytes in base 64."""
+
+    @property
+    def signature_bytes(self) -> bytes:
+        return base64.b64decode(self.signature)
+
+
+class JoinAgentBody(Signed):
+    """POST /agents/join; the signature is of `joining_proof`."""
 
     token: str = Field(min_length=1, max_length=512, repr=False)
     public_key: NatsPublicKey
     """Of the node's own NATS key; its seed stays where it is."""
+
+
+def joining_proof(token: str) -> bytes:
+    """What a node signs to prove that the key it brings is its own."""
+    return f"kinora agent joining\n{token}".encode()
 
 
 class NatsRight(Message):
@@ -219,16 +235,10 @@ class JoinedAgent(NatsRight):
     nats_url: str
 
 
-class RenewAgentBody(Message):
-    """POST /agents/{id}/renew"""
+class RenewAgentBody(Signed):
+    """POST /agents/{id}/renew; the signature is of `renewal_proof`."""
 
     asked_at: AwareDatetime
-    signature: str = Field(min_length=88, max_length=88, pattern=r"^[A-Za-z0-9+/]{86}==$")
-    """Of `renewal_proof`, with the node's key: 64 bytes in base 64."""
-
-    @property
-    def signature_bytes(self) -> bytes:
-        return base64.b64decode(self.signature)
 
 
 def renewal_proof(agent_id: str, asked_at: datetime) -> bytes:

@@ -6,7 +6,7 @@ AuthError             answered with 401
 ├── TokenInvalid      also a refresh token that was revoked
 ├── WrongCredentials  unknown user or wrong password; never says which
 ├── EnrolmentTokenUnknown, EnrolmentTokenExpired   a node that wants to join
-└── ProofInvalid, ProofExpired                     a node that wants its next JWT
+└── ProofInvalid, ProofExpired                     a node that wants to join, or its next JWT
 """
 
 from schemas.errors import KinoraError

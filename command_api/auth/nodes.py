@@ -22,7 +22,7 @@ from command_api.handlers.base import Context, Loaded
 from command_api.handlers.bus import CommandBus
 from command_api.nats_auth.keys import NotAKey, is_signed_by, raw_public_key
 from command_api.nats_auth.users import Signed, signed_agent
-from schemas.api import JoinAgentBody, RenewAgentBody, renewal_proof
+from schemas.api import JoinAgentBody, RenewAgentBody, joining_proof, renewal_proof
 from schemas.commands.agent import IssueEnrolmentToken, JoinAgent
 from schemas.settings import NatsSettings
 
@@ -89,11 +89,14 @@ class Nodes:
         """Make the node with this key the agent that the token was issued for. A repeat is answered alike.
 
         Raises:
-            AuthError: the token is unknown here, or has expired.
+            AuthError: the token is unknown here or has expired, or the key is not the node's own.
             Conflict: ``enrolment_token_used``, ``agent_revoked``.
             Invalid: the key is none.
         """
         _check_key(body.public_key)
+        if not is_signed_by(body.public_key, joining_proof(body.token), body.signature_bytes):
+            # Else whoever knows the public key of another's node could have it shut out as their own.
+            raise ProofInvalid("the signature is not that of public_key; sign with the node's own key")
         standing, enrolment = await self._credentials.enrolment(body.token, body.public_key, self._clock())
         if enrolment is None:
             raise EnrolmentTokenUnknown(

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from command_api.nats_auth.keys import new_seed, public_key, sign
 from command_api.nats_auth.rights import agent_rights
 from command_api.nats_auth.users import Issuer
-from schemas.api import renewal_proof
+from schemas.api import joining_proof, renewal_proof
 from schemas.ids import Prefix, new_id
 from schemas.settings import NatsUser
 from schemas.subjects import agent_inbox
@@ -40,18 +40,26 @@ async def token_for(person: Person, agent_id: str) -> str:
     return str(answer.json()["token"])
 
 
-async def join(visit: Visit, token: str, seed: str) -> httpx.Response:
+def signed(seed: str, message: bytes) -> str:
+    return base64.b64encode(sign(seed, message)).decode()
+
+
+async def join(visit: Visit, token: str, seed: str, *, signing: str | None = None) -> httpx.Response:
     stranger = await visit.client()
-    return await stranger.post("/api/v1/agents/join", json={"token": token, "public_key": public_key(seed)})
+    body = {
+        "token": token,
+        "public_key": public_key(seed),
+        "signature": signed(signing or seed, joining_proof(token)),
+    }
+    return await stranger.post("/api/v1/agents/join", json=body)
 
 
 async def renew(
-    visit: Visit, agent_id: str, seed: str, asked_at: datetime | None = None, signed: str | None = None
+    visit: Visit, agent_id: str, seed: str, asked_at: datetime | None = None, named: str | None = None
 ) -> httpx.Response:
     at = asked_at or datetime.now(UTC)
-    signature = base64.b64encode(sign(seed, renewal_proof(signed or agent_id, at))).decode()
     stranger = await visit.client()
-    body = {"asked_at": at.isoformat(), "signature": signature}
+    body = {"asked_at": at.isoformat(), "signature": signed(seed, renewal_proof(named or agent_id, at))}
     return await stranger.post(f"/api/v1/agents/{agent_id}/renew", json=body)
 
 
@@ -116,10 +124,20 @@ async def test_a_key_of_another_kind_is_refused(visit: Visit, ada: Person) -> No
     token = await token_for(ada, await admitted(ada))
     stranger = await visit.client()
     for key in (public_key(new_seed("account")), "U" * 56, "", new_seed("user")):
-        answer = await stranger.post("/api/v1/agents/join", json={"token": token, "public_key": key})
+        body = {"token": token, "public_key": key, "signature": signed(new_seed("user"), b"")}
+        answer = await stranger.post("/api/v1/agents/join", json=body)
         refused(answer, 422, "invalid_request")
+        assert [each["pointer"] for each in answer.json()["errors"]] == ["/public_key"]
         assert token not in answer.text
         assert not key or key[:2] != "SU" or key not in answer.text
+
+
+async def test_nobody_joins_with_the_key_of_another_s_node(visit: Visit, ada: Person, bob: Person) -> None:
+    """Revoking that agent would shut the other's node out of NATS."""
+    seed, token = new_seed("user"), await token_for(bob, await admitted(bob))
+    await join(visit, await token_for(ada, await admitted(ada)), seed)
+    refused(await join(visit, token, seed, signing=new_seed("user")), 401, "proof_invalid")
+    assert (await join(visit, token, new_seed("user"))).status_code == 200
 
 
 async def test_a_token_is_shown_once(ada: Person) -> None:
@@ -144,7 +162,7 @@ async def test_a_node_renews_with_its_key(visit: Visit, ada: Person) -> None:
     assert answer.status_code == 200, answer.text
     assert datetime.fromisoformat(answer.json()["expires_at"]) > datetime.now(UTC) + timedelta(hours=23)
     refused(await renew(visit, agent_id, new_seed("user")), 401, "proof_invalid")
-    refused(await renew(visit, agent_id, seed, signed=new_id(Prefix.AGENT)), 401, "proof_invalid")
+    refused(await renew(visit, agent_id, seed, named=new_id(Prefix.AGENT)), 401, "proof_invalid")
     refused(await renew(visit, new_id(Prefix.AGENT), seed), 401, "proof_invalid")
     for off in (timedelta(minutes=11), timedelta(minutes=-11)):
         said = refused(await renew(visit, agent_id, seed, datetime.now(UTC) + off), 401, "proof_expired")
