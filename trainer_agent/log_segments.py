@@ -193,6 +193,8 @@ class LogSegments:
                 (stored,) = await self._artifacts.store([file], self._folder, "log")
             except (ArtifactNotStored, OSError) as error:
                 log.warning("log_segment_not_stored", segment=self._segment, error=str(error))
+                lost = f"[{len(lines)} lines of this log could not be stored: {str(error)[:300]}]"
+                self._keep(Line("warning", "log_lines_lost", lost))
                 return
             finally:
                 file.unlink(missing_ok=True)

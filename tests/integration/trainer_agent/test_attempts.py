@@ -156,6 +156,8 @@ async def test_an_immediate_stop_is_heard_with_the_heartbeat_too(
     peer.desired = "stop_immediately"
     assert (await peer.reported(Stopped)).step == 0
     assert "adapter_uploaded" not in peer.kinds()
+    codes = [line["code"] for line in await logged(peer)]
+    assert (codes[0], codes[-1]) == ("staging", "stopped")
     await gone(os.getpid())
 
 
@@ -248,6 +250,9 @@ async def test_a_damaged_input_fails_for_good(
     assert failed.code == "data_unreadable"
     assert not failed.retryable
     assert clip["path"] in failed.message
+    lines = await logged(peer)
+    assert [line["code"] for line in lines] == ["staging", "data_unreadable"]
+    assert clip["path"] in lines[-1]["message"]
 
 
 async def test_dataset_and_model_are_judged_although_claims_go_unanswered_or_gone(

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,28 @@ async def test_printed_lines_are_stored_once_when_the_end_meets_the_poll(
         await segments.finish()
         stored = await peer.reported(LogStored)
     assert stored.lines == 1000
+
+
+async def test_a_log_says_where_lines_of_it_are_missing(
+    peer: Peer, parts: Parts, settings: AgentSettings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "segments"  # not there yet, so that nothing can be written
+
+    async def live(_: tuple[str, ...]) -> None:
+        await asyncio.sleep(0)
+
+    async with reporting(parts.connection, settings, parts.held, Spool(tmp_path / "spool")) as reporter:
+        artifacts = Artifacts(parts.http, parts.presigner)
+        segments = LogSegments(artifacts, reporter, folder, tmp_path / "engine.log", live)
+        for number in range(3):
+            await segments.add(Line("info", "step", f"step {number}"))
+        await segments.finish()
+        folder.mkdir()
+        await segments.add(Line("info", "step", "step 3"))
+        await segments.finish()
+        stored = await peer.reported(LogStored)
+    text = (await peer.store.get_bytes(stored.object.key)).decode()
+    lost, last = map(json.loads, text.splitlines())
+    assert (lost["level"], lost["code"]) == ("warning", "log_lines_lost")
+    assert "3 lines" in lost["message"]
+    assert last["message"] == "step 3"
