@@ -6,6 +6,7 @@ comes back later when it is refused.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import psycopg
 
@@ -23,13 +24,40 @@ class ObjectsInDeletion(KinoraError):
     retryable = True
 
 
+class ObjectsUnguarded(KinoraError):
+    """The lock was lost with its connection, so objects may have been deleted meanwhile."""
+
+    code = "objects_unguarded"
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """The lock of one copier."""
+
+    _connection: psycopg.AsyncConnection
+
+    async def confirm(self) -> None:
+        """Ask whether nothing was deleted so far; before anybody relies on what was copied.
+
+        Raises:
+            ObjectsUnguarded: when the lock is gone: begin again.
+        """
+        try:
+            await self._connection.execute("SELECT 1")
+        except psycopg.OperationalError as error:
+            raise ObjectsUnguarded(
+                "the connection to the database was lost while objects were copied; begin again"
+            ) from error
+
+
 @asynccontextmanager
-async def keeping(conninfo: str) -> AsyncIterator[None]:
+async def keeping(conninfo: str) -> AsyncIterator[Keeping]:
     """No object is deleted inside; waits until a deletion that is under way has ended."""
     async with await _connect(conninfo) as connection:
         await connection.execute("SET lock_timeout = 0")
         await connection.execute("SELECT pg_advisory_lock_shared(%s)", (LOCK,))
-        yield
+        yield Keeping(connection)
 
 
 async def pass_deletions(connection: psycopg.AsyncConnection) -> None:

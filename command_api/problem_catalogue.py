@@ -113,6 +113,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "own_store_refused": "Import from a bucket of your own.",
         "parts_refused": "Send the named file's parts anew, and name each of them once, in order.",
         "secret_needed": "Store a secret of kind s3 and name it in source.secret.",
+        "secret_in_clear": "Use an https address; secrets are not sent where others can read them.",
         "secret_unsuitable": "Name a secret of a kind that `detail` lists.",
         "size_limit": "Declare at least one byte, and no more than `detail` allows.",
         "source_holds_secret": "Move the credential from the URI into a secret, and name that.",

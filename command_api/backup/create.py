@@ -51,6 +51,7 @@ async def back_up(
     Raises:
         BackupError: naming what is in the way.
         ObjectStoreUnavailable: when the object store does not answer.
+        ObjectsUnguarded: when objects may have been deleted before they were copied.
     """
     backup_id = f"backup_{uuid7().hex}"
     with folder.writing(), folder.parts_of(backup_id):
@@ -60,10 +61,11 @@ async def back_up(
             parts.append(await asyncio.to_thread(_write_keys, folder, backup_id, keys_and_passphrase))
         conninfo = source.postgres.conninfo()
         # From before the snapshot on, so that everything that it names can still be copied.
-        async with keeping(conninfo), ObjectStore(source.s3) as store:
+        async with keeping(conninfo) as kept, ObjectStore(source.s3) as store:
             snapshot = await write_snapshot(conninfo, folder, backup_id, report)
             copying = _Copying(store, folder, snapshot.references, report)
             await copying.run()
+            await kept.confirm()
         parts += snapshot.parts
         with part_writer(folder, backup_id, "objects.ndjson.gz", parts, kind="objects") as part:
             for entry in copying.index():

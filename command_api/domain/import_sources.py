@@ -1,6 +1,7 @@
 """What an import's URI means, judged before it is recorded: the log keeps it, so it may hold no secret."""
 
 import re
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from command_api.domain.errors import Invalid
@@ -66,6 +67,12 @@ def parsed_source(uri: str, secret: str | None) -> ImportSource:
     match kind:
         case "url":
             _check_url(parts.hostname, parts.query)
+            if secret is not None and parts.scheme == "http" and not _is_this_machine(parts.hostname):
+                raise _refused(
+                    "secret_in_clear",
+                    "uri begins with http://, where everybody on the way could read the secret; use https://,"
+                    " or leave the secret out",
+                )
         case "s3":
             _check_bucket(parts.netloc, parts.path)
         case "folder":
@@ -128,6 +135,13 @@ def _check_url(host: str | None, query: str) -> None:
                 "the query of uri looks like a signature or a key; store it with `kinora secrets set NAME"
                 " --kind query`, leave it out of uri, and name that secret",
             )
+
+
+def _is_this_machine(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _check_bucket(bucket: str, path: str) -> None:

@@ -155,7 +155,7 @@ class Importer:
         """Store what the store lacks and commit, while nobody may delete objects."""
         organization_id = item.organization_id
         work.begin("storing", sum(entry.size_bytes for entry in entries.values()))
-        async with keeping(self._conninfo):
+        async with keeping(self._conninfo) as kept:
             listing = await self._uploads.declare(organization_id, list(entries.values()))
             stored: set[str] = set()
             for file, entry in entries.items():
@@ -164,6 +164,7 @@ class Importer:
                     await self._store.put_stream(key, _chunks(file), entry.size_bytes)
                 stored.add(entry.sha256)
                 work.took(entry.size_bytes)
+            await kept.confirm()
             return await self._commit(item, "done", _completion(item, listing, list(entries.values())))
 
     async def _failed(self, item: Item, failure: SourceFailed) -> int | None:

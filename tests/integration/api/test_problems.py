@@ -187,6 +187,7 @@ NEVER_SHOWN = {
     "no_agent_accepts",  # a job's warning
     "object_missing",
     "objects_busy",  # stands in a collection's outcome
+    "objects_unguarded",  # the import begins to store again
     "personal_field_unreadable",
     "settings",
     "source_failed",  # what it stands above is shown

@@ -104,3 +104,18 @@ def test_parts() -> None:
     assert folder_of(parsed_source("file:///srv/my%20clips", None)) == "/srv/my clips"
     assert host_of(parsed_source("https://[::1]:80/x", None)) == "::1"
     assert host_of(parsed_source("hf://a/b", None)) is None
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://example.org/x.zip", "HTTP://10.1.0.7/x.zip", "http://localhost.example.org/x.zip"]
+)
+def test_a_secret_is_not_sent_in_the_clear(uri: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parsed_source(uri, "lab")
+    assert (caught.value.code, caught.value.errors[0].pointer) == ("secret_in_clear", "/source/uri")
+    assert parsed_source(uri, None).secret is None
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:8080/x.zip", "http://[::1]/x.zip", "http://localhost/x"])
+def test_a_secret_may_stay_on_this_machine(uri: str) -> None:
+    assert parsed_source(uri, "lab").secret == "lab"
