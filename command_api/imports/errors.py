@@ -1,6 +1,11 @@
 """Why files from elsewhere could not be had."""
 
+import errno
+
 from schemas.errors import KinoraError
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Full, or as good as: a quota or a limit on the size of files."""
 
 
 class SourceFailed(KinoraError):
@@ -14,3 +19,18 @@ class SourceFailed(KinoraError):
     def __init__(self, message: str, *, code: str, retryable: bool = False) -> None:
         super().__init__(message, code=code)
         self.retryable = retryable
+
+
+def disk_failure(error: OSError) -> SourceFailed:
+    """What an error of this machine's own disk means for an import."""
+    if error.errno in DISK_FULL:
+        return SourceFailed(
+            "the disk of imports is full; free some of it, or import less",
+            code="import_disk_full",
+            retryable=True,
+        )
+    return SourceFailed(
+        "the work folder of imports cannot be used; the service's log says why",
+        code="import_broken",
+        retryable=True,
+    )

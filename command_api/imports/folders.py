@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from command_api.imports.errors import SourceFailed
+from command_api.imports.errors import DISK_FULL, SourceFailed
 from command_api.imports.work import BLOCK_BYTES, Fetched, Work
 
 _MOST_DEPTH = 64
@@ -95,7 +95,7 @@ def _opened(root: str, path: str) -> Iterator[int]:
             held = following
         yield held
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in DISK_FULL:
             raise  # of the copy's disk, not of the folder
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
             raise _unsafe(Path(path).name, "is no plain file or folder, or became another") from None

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import errno
 import hashlib
 import logging
 import shutil
@@ -20,9 +19,10 @@ from command_api.domain.errors import Refused
 from command_api.domain.import_sources import check_secret, folder_of
 from command_api.handlers.bus import CommandBus
 from command_api.imports import archives, buckets, folders, hub
-from command_api.imports.errors import SourceFailed
+from command_api.imports.errors import SourceFailed, disk_failure
 from command_api.imports.layout import placed
 from command_api.imports.progress import ProgressBoard
+from command_api.imports.unpacker import unpacked
 from command_api.imports.web import Credential, Web
 from command_api.imports.work import BLOCK_BYTES, Fetched, Work
 from command_api.keeping import keeping
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
 FOLDER_PREFIX = "import-"
+_LONGEST_MESSAGE = 4000
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,7 +97,7 @@ class Importer:
             failure = SourceFailed(error.message, code=code, retryable=error.retryable)
         except OSError as error:
             logger.warning("import of %s: %s", item.item_id, error)
-            failure = _disk_failure(error)
+            failure = disk_failure(error)
         except Exception:  # the policy's door: one import must not end the whole orchestrator
             logger.exception("import of %s failed", item.item_id)
             failure = SourceFailed(
@@ -114,7 +115,7 @@ class Importer:
         if request.source.kind == "url" or await in_thread(work, _is_one_archive, fetched):
             (packed,) = fetched
             work.begin("unpacking")
-            fetched = await in_thread(work, archives.unpack, packed.file, work)
+            fetched = await unpacked(packed.file, work)
             packed.file.unlink()
         names = placed((each.path for each in fetched), collection)
         work.begin("hashing", sum(each.file.stat().st_size for each in fetched if each.path in names))
@@ -282,23 +283,10 @@ def _failure(item: Item, failure: SourceFailed) -> Command:
     fields = {
         "attempt": item.attempt,
         "code": failure.code,
-        "message": failure.message,
+        # Names of files stand in it, which need not be text.
+        "message": failure.message.encode(errors="replace").decode()[:_LONGEST_MESSAGE],
         "retryable": failure.retryable,
     }
     if collection_of(item) == "datasets":
         return FailDatasetImport.model_validate({"dataset_id": item.item_id, **fields})
     return FailModelImport.model_validate({"model_id": item.item_id, **fields})
-
-
-def _disk_failure(error: OSError) -> SourceFailed:
-    if error.errno == errno.ENOSPC:
-        return SourceFailed(
-            "the disk of imports is full; free some of it, or import less",
-            code="import_disk_full",
-            retryable=True,
-        )
-    return SourceFailed(
-        "the work folder of imports cannot be used; the service's log says why",
-        code="import_broken",
-        retryable=True,
-    )
