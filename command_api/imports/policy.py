@@ -15,8 +15,12 @@ from pathlib import Path
 from command_api.imports.importer import FOLDER_PREFIX, Importer
 from command_api.messaging.board import Item
 from command_api.messaging.follower import Follower
+from command_api.messaging.together import end
 
 logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 60.0
+"""After an import whose end could not be recorded."""
 
 Attempt = tuple[str, int]
 
@@ -39,9 +43,7 @@ class Imports:
                 self._level()
                 await self._changed.wait()
         finally:
-            for task in self._running.values():
-                task.cancel()
-            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await end(list(self._running.values()))
 
     def _level(self) -> None:
         """Make what runs fit what the board wants."""
@@ -72,6 +74,8 @@ class Imports:
                 await self._follower.reach(position)
         except Exception:  # the task's door: it has no caller
             logger.exception("import of %s broke off", item.item_id)
+            # The board still wants it: what fails at once, for ever, must not take all there is.
+            await asyncio.sleep(AGAIN_SECONDS)
         finally:
             del self._running[attempt]
             self._changed.set()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -13,6 +13,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from command_api.imports.work import Work
 from command_api.messaging.board import Item
+from command_api.messaging.together import end
 from schemas.imports import ImportProgress
 
 logger = logging.getLogger(__name__)
@@ -58,9 +59,7 @@ class ProgressBoard:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end([task])
             await self._execute("DELETE FROM kinora_import_progress WHERE item_id = %s", (item.item_id,))
 
     async def forget_all(self) -> None:

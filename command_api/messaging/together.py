@@ -21,12 +21,13 @@ async def run_together(*coroutines: Coroutine[Any, Any, object]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await _end(tasks)
+        await end(tasks)
     for task in done:
         task.result()
 
 
-async def _end(tasks: Collection[asyncio.Future[object]]) -> None:
+async def end(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """Cancel all until they are over, whatever they end with."""
     cancelled: asyncio.CancelledError | None = None
     while waiting := [task for task in tasks if not task.done()]:
         for task in waiting:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -204,6 +205,10 @@ async def test_what_cannot_be_had(
     monkeypatch.setattr(web, "_RETRY_SECONDS", 0.01)
     (tmp_path / "root" / "clips").mkdir()
     (tmp_path / "root" / "clips" / "captions.jsonl").write_bytes(b"")
+    for name in (b"one\xff", b"two"):  # the first one is no text
+        folder = tmp_path / "root" / "twice" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        (folder / "captions.jsonl").write_bytes(b"{}")
     expected = {
         forbidden.serve("/a.zip", zipped(FILES)): "address_refused",
         origin.redirect("/away.zip", f"{forbidden.url}/a.zip"): "address_refused",
@@ -215,6 +220,7 @@ async def test_what_cannot_be_had(
         f"file://{tmp_path}/imports": "folder_outside_roots",
         f"file://{tmp_path}/root/none": "source_missing",
         f"file://{tmp_path}/root/clips": "size_limit",
+        f"file://{tmp_path}/root/twice": "no_captions",
         "hf://acme/tiny": "hub_off",
     }
     async with orchestrated(site):
