@@ -109,11 +109,13 @@ class _Copying:
     report: Report
     contents: dict[str, int] = field(default_factory=dict)
     """Hash and size of what the backup holds."""
+    _required: frozenset[str] = frozenset()
     _done: int = 0
     _total: int = 0
 
     async def run(self) -> None:
         await self._read_listings()
+        self._required = await asyncio.to_thread(self.references.required)
         wanted: defaultdict[tuple[str, int], list[Named]] = defaultdict(list)
         for named in self.references.named.values():
             wanted[named.sha256, named.size_bytes].append(named)
@@ -135,7 +137,7 @@ class _Copying:
         for key, named in sorted(self.references.named.items()):
             entry: dict[str, object] = {"key": key, "sha256": named.sha256, "size_bytes": named.size_bytes}
             if named.sha256 not in self.contents:
-                entry["missing"] = "lost" if self.references.needed(key) else "absent"
+                entry["missing"] = "lost" if key in self._required else "absent"
             yield entry
 
     def totals(self) -> ObjectTotals:
@@ -161,7 +163,7 @@ class _Copying:
 
     async def _copy(self, sha256: str, size: int, same: list[Named]) -> bool:
         path = object_path(sha256)
-        needed = any(self.references.needed(named.key) for named in same)
+        needed = any(named.key in self._required for named in same)
         if self.folder.size(path) == size and (needed or await self._still_there(same)):
             return True
         for named in same:

@@ -57,6 +57,10 @@ class EventLine:
     envelope: dict[str, Any]
 
     @property
+    def type(self) -> str:
+        return str(self.envelope["type"])
+
+    @property
     def stream_id(self) -> str:
         return str(self.envelope["stream_id"])
 
@@ -73,7 +77,7 @@ class EventLine:
             self.position,
             id_uuid(self.stream_id),
             self.version,
-            self.envelope["type"],
+            self.type,
             self.state,
             metadata["event_id"],
             self.stream_id,
@@ -104,7 +108,7 @@ def decode(line: bytes) -> EventLine:
     try:
         event = EventLine(position, found[2], json.loads(found[2]))
         id_uuid(event.stream_id)
-        event.envelope["metadata"], event.envelope["payload"], event.version
+        event.envelope["metadata"], event.envelope["payload"], event.version, event.type
     except (KeyError, TypeError, ValueError) as error:
         raise BackupDamaged(f"event {position} is not an envelope: {error!r}; use another backup") from None
     return event

@@ -1,12 +1,21 @@
 """Which objects the log names: what a restored installation needs besides its rows."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
 
-from schemas.objects import Listing, StoredObject, content_key
+from pydantic import ValidationError
 
-_NAMES = frozenset(StoredObject.model_fields)
+from command_api.backup.errors import BackupDamaged, BackupTooNew
+from command_api.backup.event_lines import EventLine
+from command_api.storage import references as storage
+from schemas.envelope import Recorded
+from schemas.events import REGISTRY
+from schemas.events.registry import UnknownEventType
+from schemas.objects import Listing, content_key
+
+_KNOWN = frozenset(event.TYPE for event in REGISTRY.types)
+_FOLDED = frozenset(storage.TYPES)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,57 +29,49 @@ class Named:
 
 @dataclass
 class References:
-    """A fold over the whole log: the objects that it names, by key, and which of them may be gone.
+    """A fold over the whole log: the objects that it names, by key, and which of them must be there.
 
     Nothing is taken away when something is deleted: what is still in the store then is backed up too.
     """
 
     named: dict[str, Named] = field(default_factory=dict)
-    listings: dict[str, set[str]] = field(default_factory=dict)
-    """The streams whose file lists these keys hold."""
-    _owners: dict[str, set[str]] = field(default_factory=dict)
-    _uploaded: set[str] = field(default_factory=set)
-    _deleted: set[str] = field(default_factory=set)
+    listings: set[str] = field(default_factory=set)
+    """Keys of the file lists among them."""
+    _needs: storage.References = field(default_factory=storage.References)
+    _files: dict[str, frozenset[str]] = field(default_factory=dict)
 
-    def apply(self, envelope: dict[str, Any]) -> None:
-        """Fold one event's envelope."""
-        stream_id, event_type = envelope["stream_id"], str(envelope["type"])
-        if event_type.endswith(".uploaded"):
-            self._uploaded.add(stream_id)
-        elif event_type.endswith(".deleted"):
-            self._deleted.add(stream_id)
-        for name, found in _objects(envelope["payload"], ""):
-            self._add(Named(found["key"], found["sha256"], found["size_bytes"]), stream_id)
-            if name == "listing" and event_type.endswith(".registered"):
-                self.listings.setdefault(found["key"], set()).add(stream_id)
+    def apply(self, line: EventLine) -> None:
+        """Fold one event.
+
+        Raises:
+            BackupTooNew: when this Kinora does not know its type, and so not what it names.
+            BackupDamaged: when it is none of its type.
+        """
+        if line.type not in _FOLDED and line.type in _KNOWN:
+            return
+        try:
+            recorded = Recorded.from_state(line.position, line.state)
+        except UnknownEventType as error:
+            raise BackupTooNew(f"event {line.position} cannot be read: {error.message} first") from None
+        except ValidationError as error:
+            raise BackupDamaged(f"event {line.position} is none of its type: {error}") from None
+        self._needs.apply(recorded)
+        for name, stored in storage.named_objects(recorded.event):
+            self.named[stored.key] = Named(stored.key, stored.sha256, stored.size_bytes)
+            if name == storage.LISTING:
+                self.listings.add(stored.key)
 
     def apply_listing(self, key: str, listing: Listing) -> None:
         """Fold the files that the list under `key` names."""
         organization_id = key.partition("/")[0]
-        for stream_id in self.listings[key]:
-            for file in listing.files:
-                named = Named(content_key(organization_id, file.sha256), file.sha256, file.size_bytes)
-                self._add(named, stream_id, of_upload=True)
+        files = [
+            Named(content_key(organization_id, file.sha256), file.sha256, file.size_bytes)
+            for file in listing.files
+        ]
+        self.named |= {file.key: file for file in files}
+        self._files[key] = frozenset(file.key for file in files)
 
-    def needed(self, key: str) -> bool:
-        """Whether something that is not deleted needs the object; what is not uploaded needs no files yet."""
-        return not self._owners.get(key, set()) <= self._deleted
-
-    def _add(self, named: Named, stream_id: str, *, of_upload: bool = False) -> None:
-        self.named[named.key] = named
-        owners = self._owners.setdefault(named.key, set())
-        if not of_upload or stream_id in self._uploaded:
-            owners.add(stream_id)
-
-
-def _objects(value: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every stored object inside a payload, with the name of the field that holds it."""
-    if isinstance(value, dict):
-        if value.keys() == _NAMES:
-            yield name, value
-        else:
-            for key, part in value.items():
-                yield from _objects(part, key)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _objects(part, name)
+    def required(self) -> frozenset[str]:
+        """Keys that something needs which is not deleted; what is not uploaded needs no files yet."""
+        needed = self._needs.needed(_NEVER)
+        return needed.keys.union(*(self._files.get(key, frozenset()) for key in needed.uploaded))

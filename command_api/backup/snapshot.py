@@ -114,7 +114,7 @@ async def _write_events(
                 more = False
                 async for position, state in rows:
                     line = encode(position, bytes(state))
-                    snapshot.references.apply(decode(line).envelope)
+                    snapshot.references.apply(decode(line))
                     part.line(line)
                     snapshot.head, snapshot.events = position, snapshot.events + 1
                     if snapshot.events % _REPORT_EVERY == 0:

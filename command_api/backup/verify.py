@@ -126,11 +126,11 @@ def _check_log(folder: BackupFolder, manifest: Manifest, listed: set[str], repor
     references = References()
     report("checking events", 0, manifest.events)
     for done, event in enumerate(events_of(folder, manifest), start=1):
-        references.apply(event.envelope)
+        references.apply(event)
         if done % _REPORT_EVERY == 0:
             report("checking events", done, manifest.events)
     report("checking events", manifest.events, manifest.events)
-    for key in references.listings:
+    for key in sorted(references.listings):
         path = object_path(references.named[key].sha256)
         if folder.size(path) is not None:
             with folder.read(path) as file:

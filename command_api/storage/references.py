@@ -1,4 +1,4 @@
-"""Which objects the log still needs: a fold of one organization's events, without I/O.
+"""Which objects the log still needs: a fold of its events, without I/O, for collections and for backups.
 
 A dataset or model needs its files until it is deleted. A job needs its inputs' files until it has ended, and
 for good what its own events name: what it made, and the lists of what it was made from. What is let go of is
@@ -29,6 +29,7 @@ LISTING = "listing"
 """A `StoredObject` field of this name holds a `schemas.objects.Listing`: its files are needed with it."""
 
 _RELEASES = (datasets.DatasetDeleted, models.ModelDeleted)
+_UPLOADS = (datasets.DatasetUploaded, models.ModelUploaded)
 _JOB_ENDS = (jobs.JobSucceeded, jobs.JobFailed, jobs.JobStopped)
 _JUDGED = (
     datasets.DatasetValidated,
@@ -72,7 +73,7 @@ def names_objects(annotation: Any) -> bool:
 
 def _matters(event: type[Event]) -> bool:
     return (
-        issubclass(event, (*_RELEASES, *_JOB_ENDS, *_JUDGED))
+        issubclass(event, (*_RELEASES, *_UPLOADS, *_JOB_ENDS, *_JUDGED))
         or event in (jobs.JobQueued, datasets.DatasetValidationStarted, models.ModelValidationStarted)
         or names_objects(event)
     )
@@ -89,6 +90,8 @@ class Needed:
     keys: frozenset[str]
     listings: frozenset[str]
     """Keys of listings whose files are needed."""
+    uploaded: frozenset[str]
+    """Those of the listings whose files were all there once: where one is missing, it is lost."""
     attempts: frozenset[tuple[str, int]]
     """Items and attempts that may be writing now: what they have not reported yet is needed as well."""
 
@@ -103,6 +106,7 @@ class _Holder:
     """Needed for good."""
     listings: set[str] = field(default_factory=set)
     """Whose files are needed until `released_at`."""
+    uploaded: bool = False
     base_model_id: str | None = None
     attempt: int = 0
     attempt_over_at: datetime | None = None
@@ -111,7 +115,7 @@ class _Holder:
 
 @dataclass(slots=True)
 class References:
-    """Apply every event of one organization whose type is in `TYPES`, in log order."""
+    """Apply every event, of one organization or of all, whose type is in `TYPES`, in log order."""
 
     position: int = 0
     _holders: dict[str, _Holder] = field(default_factory=dict)
@@ -131,6 +135,8 @@ class References:
                 | models.ModelValidationStarted(attempt=attempt)
             ):
                 holder.attempt, holder.attempt_over_at, holder.released_at = attempt, None, None
+            case _ if isinstance(event, _UPLOADS):
+                holder.uploaded = True
             case _ if isinstance(event, _JUDGED):
                 holder.attempt_over_at = at
             case _ if isinstance(event, (*_JOB_ENDS, *_RELEASES)):
@@ -145,10 +151,12 @@ class References:
         held = {name for name, holder in self._holders.items() if since(holder.released_at)}
         # An adapter is of no use without the model that it was trained on.
         held |= {base for name in held if (base := self._holders[name].base_model_id) is not None}
+        holders = [self._holders[name] for name in held if name in self._holders]
         return Needed(
             keys=frozenset(_all(holder.kept for holder in self._holders.values()))
-            | frozenset(_all(self._holders[name].pinned for name in held if name in self._holders)),
-            listings=frozenset(_all(self._holders[name].listings for name in held if name in self._holders)),
+            | frozenset(_all(holder.pinned for holder in holders)),
+            listings=frozenset(_all(holder.listings for holder in holders)),
+            uploaded=frozenset(_all(holder.listings for holder in holders if holder.uploaded)),
             attempts=frozenset(
                 (name, holder.attempt)
                 for name, holder in self._holders.items()
@@ -158,6 +166,8 @@ class References:
 
     def _name(self, stream_id: str, holder: _Holder, event: Event) -> None:
         pinned = id_prefix(stream_id) in _MORTAL
+        # What a job names is there: it made it, or was asked for with inputs that were ready.
+        holder.uploaded = holder.uploaded or not pinned
         for name, stored in named_objects(event):
             (holder.pinned if pinned else holder.kept).add(stored.key)
             if name == LISTING:

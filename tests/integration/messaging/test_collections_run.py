@@ -5,7 +5,14 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from command_api.storage.outcome import Outcome
-from command_api.storage.requests import SCHEDULE, Collection, find_collection, request_collection
+from command_api.storage.requests import (
+    AGAIN_SECONDS,
+    SCHEDULE,
+    Collection,
+    find_collection,
+    request_collection,
+    request_if_due,
+)
 from command_api.tables import ensure_tables
 from schemas.commands.dataset import DeleteDataset
 from schemas.events.job import AgentAccepted, AttemptReleased, JobQueued
@@ -19,6 +26,8 @@ from tests.integration.messaging.world import (
     eventually,
     settings_of,
 )
+
+DAY = 86400.0
 
 
 async def collected(database: PostgresSettings, *, dry_run: bool) -> Outcome:
@@ -117,3 +126,33 @@ async def test_it_happens_by_itself(database: PostgresSettings, nats: NatsSettin
             done = await eventually(twice, "two collections that nobody asked for")
     assert done[0] == (broken, "usr_1")
     assert {by for _, by in done[1:]} == {SCHEDULE}
+
+
+async def test_one_that_failed_is_made_good_after_ten_minutes_and_one_that_was_done_after_its_time(
+    database: PostgresSettings,
+) -> None:
+    await ensure_tables(database.conninfo())
+    async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as connection:
+
+        async def asks_after(state: str, seconds: float) -> bool:
+            """Whether a daily collection is due, that long after another one was asked for."""
+            await connection.execute("DELETE FROM kinora_collections")
+            await connection.execute(
+                "INSERT INTO kinora_collections (dry_run, requested_by, state, requested_at)"
+                " VALUES (false, 'usr_1', %s, now() - make_interval(secs => %s)),"
+                " (false, 'usr_1', 'done', now() - make_interval(secs => %s))",
+                (state, seconds, DAY + 3600),
+            )
+            await request_if_due(connection, DAY)
+            cursor = await connection.execute(
+                "SELECT count(*) FROM kinora_collections WHERE state = 'requested' AND requested_by = %s",
+                (SCHEDULE,),
+            )
+            return await cursor.fetchone() == (1,)
+
+        await connection.execute("INSERT INTO kinora_log (log_id, created_at) VALUES ('log_1', '2026-01-01')")
+        assert not await asks_after("failed", AGAIN_SECONDS - 60)
+        assert await asks_after("failed", AGAIN_SECONDS + 60)
+        assert not await asks_after("done", AGAIN_SECONDS + 60)
+        assert not await asks_after("done", DAY - 60)
+        assert await asks_after("done", DAY + 60)

@@ -1,6 +1,7 @@
 """The pure parts of a backup: lines of events, the manifest, sealed keys, and what the log names."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +14,19 @@ from command_api.backup import event_lines, keys
 from command_api.backup.errors import BackupDamaged, BackupTooNew, KeysLocked
 from command_api.backup.manifest import FORMAT, Manifest, ObjectTotals
 from command_api.backup.references import References
+from schemas.events import Event
+from schemas.events.dataset import DatasetDeleted
+from schemas.events.job import JobStopped
 from schemas.ids import Prefix, new_id
 from schemas.objects import FileEntry, Listing, content_key
+from tests.unit.domain.samples import (
+    DATASET,
+    DATASET_READY,
+    DATASET_UPLOADED,
+    JOB,
+    JOB_REQUESTED,
+    LISTING,
+)
 
 ORGANIZATION = "org_" + "a" * 32
 STREAM = new_id(Prefix.DATASET)
@@ -30,7 +42,9 @@ VALUES = st.recursive(
 )
 
 
-def state_of(payload: Any, version: int = 1, event_type: str = "kinora.dataset.registered") -> bytes:
+def state_of(
+    payload: Any, version: int = 1, event_type: str = "kinora.dataset.registered", *, stream_id: str = STREAM
+) -> bytes:
     metadata = {
         "event_id": new_id(Prefix.EVENT),
         "recorded_at": "2026-01-02T03:04:05.678901Z",
@@ -45,7 +59,7 @@ def state_of(payload: Any, version: int = 1, event_type: str = "kinora.dataset.r
         {
             "type": event_type,
             "schema_version": 1,
-            "stream_id": STREAM,
+            "stream_id": stream_id,
             "version": version,
             "metadata": metadata,
             "payload": payload,
@@ -124,22 +138,47 @@ def test_keys_are_opened_by_their_passphrase_and_in_their_backup_only() -> None:
         keys.seal("short", b"", "backup_1")
 
 
-def test_what_the_log_names_is_needed_until_it_is_deleted() -> None:
-    listing = {"path": "listing.json", "key": f"{ORGANIZATION}/l", "size_bytes": 5, "sha256": "1" * 64}
-    files = Listing(files=(FileEntry(path="a.mp4", size_bytes=7, sha256="2" * 64),))
-    content = content_key(ORGANIZATION, "2" * 64)
-    references = References()
+FILES = Listing(files=(FileEntry(path="a.mp4", size_bytes=7, sha256="2" * 64),))
+CONTENT = content_key(LISTING.key.partition("/")[0], "2" * 64)
 
-    def happened(event: str, payload: dict[str, Any]) -> None:
-        references.apply(json.loads(state_of(payload, event_type=f"kinora.dataset.{event}")))
 
-    happened("registered", {"name": "x", "listing": listing})
-    references.apply_listing(listing["key"], files)  # type: ignore[arg-type]
-    assert references.named.keys() == {listing["key"], content}
-    assert references.needed(str(listing["key"]))
-    assert not references.needed(content), "nobody uploaded it yet"
-    happened("uploaded", {"upload_id": "upl_1"})
-    references.apply_listing(listing["key"], files)  # type: ignore[arg-type]
-    assert references.needed(content)
-    happened("deleted", {})
-    assert not references.needed(content)
+def folded(*stories: tuple[str, Sequence[Event]]) -> References:
+    """The references of streams that follow one another, the dataset's listing read."""
+    references, position = References(), 0
+    for stream_id, events in stories:
+        for version, event in enumerate(events, start=1):
+            position += 1
+            payload = event.model_dump(mode="json")
+            state = state_of(payload, version, type(event).TYPE, stream_id=stream_id)
+            references.apply(event_lines.decode(event_lines.encode(position, state)))
+    for key in references.listings:
+        references.apply_listing(key, FILES)
+    return references
+
+
+def test_what_the_log_names_is_required_until_it_is_deleted() -> None:
+    declared = folded((DATASET, DATASET_UPLOADED[:2]))
+    assert declared.named.keys() == {LISTING.key, CONTENT}
+    assert declared.required() == {LISTING.key}, "nobody uploaded the file yet"
+    there = folded((DATASET, DATASET_UPLOADED))
+    assert there.required() == {LISTING.key, CONTENT}
+    gone = folded((DATASET, (*DATASET_UPLOADED, DatasetDeleted())))
+    assert gone.named.keys() == there.named.keys()
+    assert gone.required() == frozenset()
+
+
+def test_a_job_at_work_requires_the_files_of_a_deleted_dataset() -> None:
+    deleted = DATASET, (*DATASET_READY, DatasetDeleted())
+    assert CONTENT in folded(deleted, (JOB, [JOB_REQUESTED])).required()
+    ended = folded(deleted, (JOB, [JOB_REQUESTED, JobStopped(attempt=0, step=0, reason="")])).required()
+    assert LISTING.key in ended
+    assert CONTENT not in ended
+
+
+def test_an_event_that_only_a_newer_release_knows() -> None:
+    line = event_lines.encode(1, state_of({}, event_type="kinora.dataset.framed"))
+    with pytest.raises(BackupTooNew, match="upgrade Kinora first"):
+        References().apply(event_lines.decode(line))
+    line = event_lines.encode(1, state_of({"name": 5}))
+    with pytest.raises(BackupDamaged, match="none of its type"):
+        References().apply(event_lines.decode(line))

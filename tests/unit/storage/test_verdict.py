@@ -28,7 +28,7 @@ def knowing(
     uploads: frozenset[str] = frozenset(),
     attempts: frozenset[tuple[str, int]] = frozenset(),
 ) -> Knowledge:
-    return Knowledge(Needed(frozenset(keys), frozenset(), attempts), content, uploads, NOON)
+    return Knowledge(Needed(frozenset(keys), frozenset(), frozenset(), attempts), content, uploads, NOON)
 
 
 def test_a_key_says_what_it_is_for() -> None:
