@@ -28,10 +28,14 @@ from kinora.restarts import Restarts
 from kinora.roles import READY_VARIABLE, ROLES, STOP_SECONDS, Role, agent_stop_seconds
 from kinora.settings import HOME_VARIABLE, SETTINGS_VARIABLE, overridden, write_settings
 from schemas.base import Message
+from trainer_agent.errors import ShutOut
 from trainer_agent.settings import AgentSettings
 
 OnEvent = Callable[[str, str], None]
-"""Told (phase, message); phases: servers, roles, agent, ready, died, restarted, stopping, stopped."""
+"""Told (phase, message).
+
+Phases: servers, roles, agent, ready, died, restarted, shut_out, stopping, stopped.
+"""
 
 _READY_SECONDS = 90.0
 _LOOK_SECONDS = 0.1
@@ -101,9 +105,11 @@ class Supervisor:
         """
         stopping = asyncio.create_task(stop.wait())
         try:
-            done, _ = await asyncio.wait({stopping, *self._watching}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            pending = {stopping, *self._watching}
+            while not stopping.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
         finally:
             stopping.cancel()
 
@@ -130,7 +136,11 @@ class Supervisor:
         agent = agent_settings(
             servers, await asyncio.to_thread(enrolled_agent, self.folder, self.credentials)
         )
-        await self._start_role("agent", agent)
+        try:
+            await self._start_role("agent", agent)
+        except ChildFailed:
+            if not _is_shut_out(self._roles["agent"]):
+                raise  # else the others go on without it, and `_keep` says so
         write_scrape_configuration(servers)
         self._watching += [asyncio.create_task(self._keep_role(role)) for role in self._roles]
         self._tell("ready", f"ready at {self.url}")
@@ -195,7 +205,7 @@ class Supervisor:
     async def _keep(
         self, name: str, current: Callable[[], Child], start: Callable[[], Awaitable[None]]
     ) -> None:
-        """Start it again whenever it has ended.
+        """Start it again whenever it has ended; returns when that would be in vain.
 
         Raises:
             ChildFailed: it dies too often.
@@ -207,6 +217,13 @@ class Supervisor:
                 await asyncio.sleep(_LOOK_SECONDS)
             failure: LocalError = current().failure()
             while True:
+                if _is_shut_out(current()):
+                    self._tell(
+                        "shut_out",
+                        f"the {name} was revoked, or another node took its place: it stays stopped, and"
+                        f" everything else goes on; {current().log} says how to train on this machine again",
+                    )
+                    return
                 delay = restarts.died(time.monotonic())
                 if delay is None:
                     raise ChildFailed(f"{name} keeps dying and is given up: {failure.message}")
@@ -232,3 +249,7 @@ class Supervisor:
         await self._stack.aclose()
         if self._began:
             self._tell("stopped", "everything is stopped")
+
+
+def _is_shut_out(child: Child) -> bool:
+    return child.name == "agent" and child.exit_code == ShutOut.exit_code

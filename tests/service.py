@@ -70,6 +70,11 @@ class Service:
 
     def start(self) -> None:
         """Start it and wait until its agent is online."""
+        self.launch()
+        wait_until(self._ready, seconds=90, what="`kinora up` to be ready")
+
+    def launch(self) -> "subprocess.Popen[str]":
+        """Start it and wait for nothing."""
         self.import_root.mkdir(exist_ok=True)
         with self.log.open("a") as output:
             self.process = subprocess.Popen(
@@ -80,7 +85,7 @@ class Service:
                 text=True,
                 start_new_session=True,
             )
-        wait_until(self._ready, seconds=90, what="`kinora up` to be ready")
+        return self.process
 
     def _ready(self) -> bool:
         assert self.process is not None

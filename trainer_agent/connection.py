@@ -8,6 +8,7 @@ arrives a minute late would be wrong. What must not be lost is kept and sent aga
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from schemas.base import Message
 from trainer_agent.credentials import CurrentCredentials, NodeCredentials
 from trainer_agent.errors import NoAnswer
+from trainer_agent.outage import Outage
 from trainer_agent.waiting import end
 
 log = structlog.get_logger()
@@ -31,7 +33,7 @@ Reply = TypeVar("Reply", bound=Message)
 Handler = Callable[[Msg], Awaitable[None]]
 
 UNREACHABLE = (NatsError, OSError, asyncio.TimeoutError)
-_LOG_EVERY_SECONDS = 30.0
+_REFUSAL = re.compile("authorization (violation|failed)|user authentication (revoked|expired)", re.IGNORECASE)
 _ANSWER_SECONDS = 5.0
 _RETIRE_SECONDS = 2 * _ANSWER_SECONDS
 """How long a client that was replaced still receives the answers that it waits for."""
@@ -51,7 +53,8 @@ class Connection:
         self._keeper: asyncio.Task[None] | None = None
         self._renewed = asyncio.Event()
         self._retiring: set[asyncio.Task[None]] = set()
-        self._quiet_until = 0.0
+        self._outage = Outage()
+        self._refused = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._keeper = asyncio.create_task(self._keep())
@@ -69,6 +72,11 @@ class Connection:
         """The connected client, or None during an outage."""
         return self._client if self._client is not None and self._client.is_connected else None
 
+    @property
+    def session(self) -> int:
+        """How often it was connected so far."""
+        return self._session
+
     async def session_after(self, session: int) -> int:
         """Wait for a connection newer than `session`; each connect and reconnect counts one up from 0."""
         async with self._changed:
@@ -82,6 +90,11 @@ class Connection:
     def renew(self) -> None:
         """Go over to a client with the newest credentials, before the server ends the present one."""
         self._renewed.set()
+
+    async def refused(self) -> None:
+        """Wait until the server refuses these credentials once more: revoked, or only expired."""
+        await self._refused.wait()
+        self._refused.clear()
 
     async def request(
         self,
@@ -170,7 +183,7 @@ class Connection:
                     for subject, handler in self._handlers.items():
                         await client.subscribe(subject, cb=handler)
                 except UNREACHABLE as error:
-                    log.warning("nats_unusable", error=str(error))
+                    self._failed(error)
                     await client.close()
                 except BaseException:
                     await client.close()
@@ -183,6 +196,7 @@ class Connection:
                     if await self._was_renewed(closed):
                         continue  # at once, and beside the present one: nothing is missed in between
                     log.warning("nats_closed", error=str(client.last_error))
+                    self._note_refusal(client.last_error)
                     self._client = present = None
                     await client.close()
                 await asyncio.sleep(1.0)  # a server that closes every connection must not be hammered
@@ -216,7 +230,7 @@ class Connection:
         """Return when connected, however long that takes."""
 
         async def on_error(error: Exception) -> None:
-            self._log_outage(error)
+            self._failed(error)
 
         async def on_reconnect() -> None:
             log.info("nats_reconnected", url=self._credentials.url)
@@ -242,16 +256,21 @@ class Connection:
         )
 
     async def _count_session(self) -> None:
+        self._outage.over()
         async with self._changed:
             self._session += 1
             self._changed.notify_all()
 
-    def _log_outage(self, error: Exception) -> None:
-        if time.monotonic() >= self._quiet_until:
-            self._quiet_until = time.monotonic() + _LOG_EVERY_SECONDS
+    def _failed(self, error: BaseException) -> None:
+        self._note_refusal(error)
+        if self._outage.worth_saying(time.monotonic()):
             log.warning(
                 "nats_unreachable", url=self._credentials.url, error=str(error) or type(error).__name__
             )
+
+    def _note_refusal(self, error: BaseException | None) -> None:
+        if _REFUSAL.search(str(error)):
+            self._refused.set()
 
 
 def _headers(traceparent: str | None) -> dict[str, str] | None:

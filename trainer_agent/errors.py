@@ -4,6 +4,7 @@ KinoraError
 └── AgentError
     ├── WorkFolderInUse      another agent runs in this folder
     ├── ProbeFailed          the engine cannot say what this node is able to do
+    ├── ShutOut              this node is no agent any more: revoked, or another node took its place
     ├── NoAnswer             NATS or the control plane is silent; ask again
     ├── TransferFailed       one download or upload went wrong
     │   └── ContentMismatch  bytes that are not what their hash says
@@ -46,6 +47,15 @@ class WorkFolderInUse(AgentError):
 
 class ProbeFailed(AgentError):
     code = "probe_failed"
+
+
+class ShutOut(AgentError):
+    """Final, and decided by the API alone: that NATS refuses a node may pass."""
+
+    code = "agent_shut_out"
+    retryable = False
+    exit_code = 77
+    """Of the agent's process: EX_NOPERM of sysexits.h. Starting it again does not help."""
 
 
 class NoAnswer(AgentError):

@@ -1,6 +1,7 @@
 """How an attempt's story reaches the control plane: numbered, in order, each part until it is stored."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from schemas.work import HeldItem, Report, ReportBody
 from trainer_agent.connection import Connection
 from trainer_agent.errors import NoAnswer, ReportTooLarge
 from trainer_agent.metrics import SPOOL_REPORTS
+from trainer_agent.outage import Outage
 from trainer_agent.settings import AgentSettings
 from trainer_agent.spool import Spool
 from trainer_agent.tracing import traceparent_of
@@ -72,7 +74,7 @@ class Reporter:
 
     async def send(self) -> None:
         """Send what the spool holds, one after the other, for ever."""
-        backoff = Backoff(longest=2.0)
+        backoff, outage = Backoff(longest=2.0), Outage()
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._spool.first_unacknowledged() is not None)
@@ -81,10 +83,13 @@ class Reporter:
             try:
                 await self._publish(report)
             except NoAnswer as error:
-                log.warning("report_not_stored_yet", sequence=report.sequence, error=error.message)
+                if outage.worth_saying(time.monotonic()):
+                    log.warning("report_not_stored_yet", sequence=report.sequence, error=error.message)
                 await backoff.wait()
                 continue
             backoff.reset()
+            if outage.over():
+                log.info("reports_stored_again", sequence=report.sequence)
             self._spool.acknowledge(report.sequence)
             SPOOL_REPORTS.set(self._spool.waiting)
             async with self._changed:

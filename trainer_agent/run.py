@@ -47,6 +47,7 @@ async def run(settings: AgentSettings, stop: asyncio.Event, *, ready: Callable[[
     Raises:
         WorkFolderInUse: another agent runs in the same folder.
         ProbeFailed: the engine does not work on this node.
+        ShutOut: this node was revoked; its engine is gone and nothing more is reported.
     """
     with locked(settings.work_folder) as folder:
         await asyncio.to_thread(folder.clean_leftovers)

@@ -1,9 +1,13 @@
 """`kinora api|orchestrator|projections|agent`: one process of the service each."""
 
+import structlog
 import typer
 
 from kinora.cli.output import door
 from kinora.roles import run_role
+from trainer_agent.errors import ShutOut
+
+log = structlog.get_logger(__name__)
 
 
 @door
@@ -28,4 +32,8 @@ def projections(context: typer.Context) -> None:
 @door
 def agent() -> None:
     """Run the agent of one node."""
-    run_role("agent")
+    try:
+        run_role("agent")
+    except ShutOut as error:
+        log.error(error.code, error=error.message)  # noqa: TRY400 - a decision of people, no fault to trace
+        raise typer.Exit(error.exit_code) from None

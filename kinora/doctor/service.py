@@ -90,6 +90,8 @@ def _agents(credentials: Credentials) -> list[Finding]:
     findings = []
     ours = version("kinora")
     for agent in agents:
+        if agent["status"] == "revoked":
+            continue  # somebody's decision, and no fault to mend
         name, can = f"agent {agent['name']}", agent.get("capabilities") or {}
         others = (can.get("versions") or {}).get("kinora", ours)
         if agent["status"] != "online":

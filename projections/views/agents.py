@@ -209,10 +209,14 @@ class Node(BaseModel):
 
 
 async def fleet(connection: AsyncConnection[Any]) -> tuple[Node, ...]:
-    """Every agent of the installation."""
+    """Every agent of the installation, without the revoked ones."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            "SELECT status = 'online' AS online, document->'capabilities' AS can FROM view_agents.agents"
+            """
+            SELECT status = 'online' AS online, document->'capabilities' AS can
+              FROM view_agents.agents
+             WHERE status <> 'revoked'
+            """
         )
         rows = await cursor.fetchall()
     known = {"device", "memory_bytes", "gpu_memory_bytes", "four_bit_kernel"}

@@ -1,6 +1,7 @@
 """Credentials that live for seconds: connections outlast them and lose nothing. Revoked ones end at once."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from structlog.testing import capture_logs
 
 from command_api import orchestrator
 from command_api.nats_auth.keys import new_seed, public_key
@@ -23,13 +25,14 @@ from schemas.commands.agent import JoinAgent, RevokeAgent
 from schemas.events.job import AgentAccepted, JobProgressed
 from schemas.ids import AgentId
 from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
+from tests.integration.api.running import Backing, running_service
 from tests.integration.messaging.world import World, eventually, make_world, progressed, settings_of, started
 from trainer_agent.connection import Connection
 from trainer_agent.credentials import NodeCredentials
-from trainer_agent.errors import NoAnswer
+from trainer_agent.errors import NoAnswer, ShutOut
 from trainer_agent.renewal import renew
 from trainer_agent.settings import AgentSettings
-from trainer_agent.waiting import running
+from trainer_agent.waiting import end, running
 
 LIFE_SECONDS = 3
 LIVES = 3
@@ -230,3 +233,62 @@ async def test_a_revoked_agent_is_cut_off_at_once_and_stays_out(
         )
         assert isinstance(beat, work.HeartbeatReply)
         assert beat.desired == "run"
+
+
+async def test_a_node_that_nats_refuses_is_shut_out_on_the_word_of_the_api_alone(
+    world: World,
+    database: PostgresSettings,
+    nats: NatsSettings,
+    s3: S3Settings,
+    servers: EmbeddedServers,
+    tmp_path: Path,
+) -> None:
+    secrets = servers.secrets
+    operator = NatsOperatorSettings(
+        operator_seed=secrets.nats_operator_seed, system_seed=secrets.nats_system_seed
+    )
+    settings = settings_of(database, nats, s3).model_copy(update={"nats_operator": operator})
+    with running_service(Backing(database, nats, s3), projecting=False) as api:
+        async with (
+            counted_orchestrator(settings),
+            joined_node(world, nats, tmp_path) as node,
+            joined_node(world, nats, tmp_path) as colleague,
+            httpx.AsyncClient(trust_env=False) as http,
+        ):
+
+            def renewing(of: Node, url: str) -> "asyncio.Task[None]":
+                asked = of.settings.model_copy(update={"api_url": url})
+                return asyncio.create_task(renew(of.connection, of.credentials, asked, http))
+
+            await world.ask(RevokeAgent(agent_id=node.agent_id, reason="stolen"))
+            with socket.socket() as nobody, capture_logs() as said:
+                nobody.bind(("127.0.0.1", 0))  # and never listens
+                deaf = renewing(node, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+
+                async def asked_twice() -> bool:
+                    assert not deaf.done()
+                    return sum(each["event"] == "nats_refusal_unexplained" for each in said) == 2
+
+                await eventually(asked_twice, "two questions that nobody answers")
+                await end(deaf)
+                assert deaf.cancelled()
+            with pytest.raises(ShutOut, match="revoked for good"):
+                await asyncio.wait_for(renewing(node, api.url), 20)
+
+            # Another one that NATS refuses for no good reason: the API says that all is well.
+            before = colleague.credentials.jwt
+            colleague.connection._note_refusal(NatsError("nats: 'Authorization Violation'"))
+            hearing = renewing(colleague, api.url)
+
+            async def renewed() -> bool:
+                assert not hearing.done()
+                return colleague.credentials.jwt != before
+
+            await eventually(renewed, "another JWT")
+            await end(hearing)
+            assert hearing.cancelled()
+
+            # A second node joins as the colleague: the first one's key is not the agent's any more.
+            await world.ask(JoinAgent(agent_id=colleague.agent_id, public_key=public_key(new_seed("user"))))
+            with pytest.raises(ShutOut, match="another node took its place"):
+                await asyncio.wait_for(renewing(colleague, api.url), 20)
