@@ -124,6 +124,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "source_unusable": "See `detail`: the source answers something else than files.",
         "too_many_files": "Import fewer files at once, or have the operator raise imports.max_files.",
         "unknown_file": "Complete only files that the session asked for.",
+        "unknown_parameter": "Correct or leave out the query parameter that `errors` names.",
         "unknown_value": "Filter by the values that `errors` names.",
         "validation_failed": "Check the files and register them again.",
     },

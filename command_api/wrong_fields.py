@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from schemas.errors import FieldError
+from schemas.naming import instead_of
 
 Fault = Mapping[str, Any]
 """One of pydantic's `errors()`."""
@@ -128,10 +128,7 @@ def _unknown_field(path: Sequence[Any], body: Any) -> str:
     model = _model_at(body, path[:-1])
     if model is None:
         return f"there is no field {_shown(path[-1])}"
-    fields = list(model.model_fields)
-    meant = get_close_matches(str(path[-1])[:_SHOWN_CHARACTERS].lower(), fields, n=1)
-    likely = f"; did you mean {meant[0]}? There are" if meant else "; there are"
-    return f"there is no field {_shown(path[-1])}{likely} {', '.join(fields)}"
+    return f"there is no field {_shown(path[-1])}{instead_of(str(path[-1]), model.model_fields)}"
 
 
 def _model_at(annotation: Any, path: Sequence[Any]) -> type[BaseModel] | None:

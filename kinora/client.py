@@ -1,8 +1,11 @@
 """The REST client of the CLI and the demo: logs in, sends idempotency keys, turns problems into errors."""
 
 import contextlib
+import hashlib
+import hmac
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -99,11 +102,17 @@ class Credentials(Message):
             raise NoCredentials(f"{file} cannot be read: {error.strerror}; check who owns it") from error
 
 
-class _Session(Message):
-    """An access token and when it ends, in Unix seconds."""
+def _proof(credentials: Credentials, salt: str) -> str:
+    """Of these credentials; slow to compute, so that the file does not help to guess the password."""
+    parts = (credentials.url, credentials.username, credentials.password.get_secret_value())
+    return hashlib.scrypt("\0".join(parts).encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1).hex()
 
-    url: str
-    username: str
+
+class _Session(Message):
+    """An access token and when it ends, in Unix seconds; for those who know the password."""
+
+    salt: str
+    proof: str
     access_token: SecretStr
     ends: float
 
@@ -249,17 +258,19 @@ class Client:
             return
         try:
             kept = _Session.model_validate_json(self._session_file.read_text())
-        except (ValidationError, OSError):
+            mine = time.time() < kept.ends and _proof(self.credentials, kept.salt)
+        except (ValueError, OSError):
             return  # a login makes another one
-        if (kept.url, kept.username) == (self.credentials.url, self.credentials.username):
+        if mine and hmac.compare_digest(mine, kept.proof):
             self._token, self._token_ends = kept.access_token.get_secret_value(), kept.ends
 
     def _remember(self) -> None:
         if self._session_file is None or not self._session_file.parent.is_dir():
             return
+        salt = secrets.token_hex(16)
         session = _Session(
-            url=self.credentials.url,
-            username=self.credentials.username,
+            salt=salt,
+            proof=_proof(self.credentials, salt),
             access_token=SecretStr(self._token or ""),
             ends=self._token_ends,
         )

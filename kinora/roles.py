@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,20 @@ from kinora.redaction import secret_values
 from kinora.settings import read_settings, telemetry_settings
 from kinora.telemetry import exported_traces
 from projections.settings import ProjectionsSettings
+from schemas.base import Message
 from schemas.settings import MetricsSettings
 from trainer_agent.settings import AgentSettings
 
 Role = Literal["api", "orchestrator", "projections", "agent"]
 ROLES: tuple[Role, ...] = ("api", "orchestrator", "projections", "agent")
+
+SETTINGS: Mapping[str, type[Message]] = {
+    "api": ApiSettings,
+    "orchestrator": OrchestratorSettings,
+    "projections": ProjectionsSettings,
+    "agent": AgentSettings,
+}
+"""What each role reads."""
 
 READY_VARIABLE = "KINORA_READY_FILE"
 """Where a role writes its process id once it works; a supervisor or a container's probe looks there."""

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from opentelemetry.util.re import parse_env_headers
 from pydantic import Field, SecretStr, ValidationError
@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError
 from kinora.local.private_file import revealed_json, write_private
 from schemas.base import Message
 from schemas.errors import KinoraError
+from schemas.naming import instead_of
 
 HOME_VARIABLE = "KINORA_HOME"
 IMPORT_ROOTS_VARIABLE = "KINORA_IMPORT_ROOTS"
@@ -126,35 +127,71 @@ def read_settings(kind: type[S], environment: Mapping[str, str] = os.environ) ->
         raise SettingsRefused(f"{named} is not valid {kind.__name__}: {_wrong(error)}") from None
 
 
-def overridden(settings: S, role: str, file: Path, *, roles: Collection[str]) -> S:
-    """`settings` with what the data folder's `file` says for `role`, as ``{"agent": {"cache_bytes": 0}}``.
+Overrides = Mapping[str, Mapping[str, Any]]
+"""What people set, by role and field: ``{"agent": {"cache_bytes": 0}}``."""
 
-    What `kinora up` decides by itself (addresses, secrets, ids) cannot be set there.
+
+def read_overrides(file: Path, kinds: Mapping[str, type[Message]]) -> Overrides:
+    """What the data folder's `file` says, of roles whose settings are of `kinds`; nothing when there is none.
 
     Raises:
-        SettingsRefused: when the file cannot be read, or a field is unknown, wrong or not to be set.
+        SettingsRefused: when the file cannot be read, or a role or field is unknown or wrong.
     """
     try:
         said = json.loads(file.read_text())
     except FileNotFoundError:
-        return settings
+        return {}
     except (OSError, ValueError) as error:
         raise SettingsRefused(f"{file} cannot be read: {error}; correct or remove it") from error
-    fields = said.get(role, {}) if isinstance(said, dict) and set(said) <= set(roles) else None
-    if not isinstance(fields, dict):
-        raise SettingsRefused(
-            f'{file} must look like {{"{role}": {{"field": value}}}}, with roles of {", ".join(roles)};'
-            " correct or remove it"
-        )
-    free = sorted(set(type(settings).model_fields) - settings.model_fields_set)
-    if strange := sorted(set(fields) - set(free)):
-        raise SettingsRefused(
-            f"{file}: {role}.{strange[0]} cannot be set; what can be set is {', '.join(free) or 'nothing'}"
-        )
+    if not isinstance(said, dict):
+        raise SettingsRefused(f'{file} must look like {{"agent": {{"field": value}}}}; correct or remove it')
+    for role, fields in said.items():
+        if role not in kinds:
+            raise SettingsRefused(f"{file}: there is no role {role[:80]!r}{instead_of(role, kinds)}")
+        if not isinstance(fields, dict):
+            raise SettingsRefused(f'{file} must look like {{"{role}": {{"field": value}}}}; correct it')
+        # Fields that have no default are decided for each installation.
+        free = [name for name, field in kinds[role].model_fields.items() if not field.is_required()]
+        for name in fields:
+            _refuse_unknown(file, role, name, kinds[role], free)
+        _refuse_wrong(file, role, fields, kinds[role])
+    return said
+
+
+def overridden(settings: S, role: str, file: Path, overrides: Overrides) -> S:
+    """`settings` with what `overrides`, read from `file`, say for `role`.
+
+    What `kinora up` decides by itself (addresses, secrets, ids) cannot be set there.
+
+    Raises:
+        SettingsRefused: when a field is not to be set, or does not go together with the others.
+    """
+    fields, kind = overrides.get(role, {}), type(settings)
+    free = [name for name in kind.model_fields if name not in settings.model_fields_set]
+    for name in fields:
+        _refuse_unknown(file, role, name, kind, free)
     try:
-        return type(settings).model_validate(settings.model_dump() | fields)
+        return kind.model_validate(settings.model_dump() | dict(fields))
     except ValidationError as error:
         raise SettingsRefused(f"{file}: {role}.{_wrong(error)}") from None
+
+
+def _refuse_unknown(file: Path, role: str, name: str, kind: type[Message], free: Sequence[str]) -> None:
+    if name not in kind.model_fields:
+        raise SettingsRefused(f"{file}: there is no field {role}.{name[:80]}{instead_of(name, free)}")
+    if name not in free:
+        raise SettingsRefused(
+            f"{file}: {role}.{name} cannot be set; what can be set is {', '.join(free) or 'nothing'}"
+        )
+
+
+def _refuse_wrong(file: Path, role: str, fields: Mapping[str, Any], kind: type[Message]) -> None:
+    try:
+        kind.model_validate(fields)
+    except ValidationError as error:
+        # What is missing is decided later, and is no fault of these.
+        if wrong := _wrong(error, but=("missing",)):
+            raise SettingsRefused(f"{file}: {role}.{wrong}") from None
 
 
 def write_settings(path: Path, settings: Message) -> None:
@@ -162,8 +199,9 @@ def write_settings(path: Path, settings: Message) -> None:
     write_private(path, revealed_json(settings))
 
 
-def _wrong(error: ValidationError) -> str:
+def _wrong(error: ValidationError, *, but: Collection[str] = ()) -> str:
     return "; ".join(
         f"{'.'.join(map(str, part['loc'])) or 'file'}: {part['msg']}"
         for part in error.errors(include_input=False, include_url=False)
+        if part["type"] not in but or len(part["loc"]) > 1
     )

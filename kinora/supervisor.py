@@ -25,8 +25,15 @@ from kinora.local.scraping import write_scrape_configuration
 from kinora.local.servers import EmbeddedServers, ServerName
 from kinora.owner import enrolled_agent, signed_up_owner
 from kinora.restarts import Restarts
-from kinora.roles import READY_VARIABLE, ROLES, STOP_SECONDS, Role, agent_stop_seconds
-from kinora.settings import HOME_VARIABLE, SETTINGS_VARIABLE, overridden, write_settings
+from kinora.roles import READY_VARIABLE, SETTINGS, STOP_SECONDS, Role, agent_stop_seconds
+from kinora.settings import (
+    HOME_VARIABLE,
+    SETTINGS_VARIABLE,
+    Overrides,
+    overridden,
+    read_overrides,
+    write_settings,
+)
 from schemas.base import Message
 from trainer_agent.errors import ShutOut
 from trainer_agent.settings import AgentSettings
@@ -57,13 +64,16 @@ class Supervisor:
         import_roots: Sequence[str] = (),
         on_event: OnEvent | None = None,
     ) -> None:
-        self.servers = EmbeddedServers(data_folder)
+        self.servers = EmbeddedServers(
+            data_folder, on_start=lambda: self._tell("servers", "starting PostgreSQL, NATS and S3")
+        )
         self.folder = self.servers.folder
         self._owner_username = owner_username
         self._import_roots = import_roots
         self._tell: OnEvent = on_event or (lambda _phase, _message: None)
         self._roles: dict[Role, Child] = {}
         self._credentials: Credentials | None = None
+        self._overrides: Overrides = {}
         self._began = False
         self._stack = AsyncExitStack()
         self._watching: list[asyncio.Task[None]] = []
@@ -114,7 +124,7 @@ class Supervisor:
             stopping.cancel()
 
     async def _start(self) -> None:
-        self._tell("servers", "starting PostgreSQL, NATS and S3")
+        self._overrides = read_overrides(self.folder.settings, SETTINGS)
         await self._stack.enter_async_context(self.servers)
         self._began = True
         servers = self.servers
@@ -146,7 +156,7 @@ class Supervisor:
         self._tell("ready", f"ready at {self.url}")
 
     async def _start_role(self, role: Role, decided: Message) -> None:
-        settings = overridden(decided, role, self.folder.settings, roles=ROLES)
+        settings = overridden(decided, role, self.folder.settings, self._overrides)
         settings_file = self.folder.role_settings(role)
         write_settings(settings_file, settings)
         stop_seconds = agent_stop_seconds(settings) if isinstance(settings, AgentSettings) else STOP_SECONDS

@@ -5,15 +5,17 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from command_api.auth.errors import AuthError
 from command_api.auth.tokens import Principal
-from command_api.domain.errors import Forbidden
+from command_api.domain.errors import Forbidden, Invalid
 from command_api.rates import Bucket, Standing
 from command_api.routes.origins import address
 from command_api.routes.parts import Parts, PartsOfRequest
+from schemas.naming import instead_of
 
 RATE_LIMIT = "x-rate-limit"
 """Where a route names its quota; it stands in the OpenAPI document, too."""
@@ -36,7 +38,39 @@ def _recognised(parts: Parts, credentials: HTTPAuthorizationCredentials | None) 
     return caller
 
 
-class OpenRoute(APIRoute):
+_OF_EVERY_READ = ("min_position",)
+"""Taken by reads that do not name it, too: what they read is never behind."""
+
+
+class StrictRoute(APIRoute):
+    """Refuses query parameters that it does not have: a misspelled filter would find everything."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle, named = super().get_route_handler(), sorted(_query_parameters(self.dependant))
+
+        async def check(request: Request) -> Response:
+            taken = {*named, *(_OF_EVERY_READ if request.method == "GET" else ())}
+            for name in request.query_params:
+                if name not in taken:
+                    raise _unknown_parameter(name, named)
+            return await handle(request)
+
+        return check
+
+
+def _query_parameters(dependant: Dependant) -> set[str]:
+    own = {field.alias for field in dependant.query_params}
+    return own.union(*(_query_parameters(inner) for inner in dependant.dependencies))
+
+
+def _unknown_parameter(name: str, named: Sequence[str]) -> Invalid:
+    shown = ascii(name[:60])
+    message = f"there is no query parameter {shown}{instead_of(name, named)}"
+    pointer = shown[1:-1].replace("~", "~0").replace("/", "~1")
+    return Invalid.field(f"/query/{pointer}", "unknown_parameter", message)
+
+
+class OpenRoute(StrictRoute):
     """Takes strangers. Each address has a quota, of the bucket that the route names in `x-rate-limit`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -50,7 +84,7 @@ class OpenRoute(APIRoute):
         return count
 
 
-class ClosedRoute(APIRoute):
+class ClosedRoute(StrictRoute):
     """Turns strangers away, and callers whose quota is spent, before their body is read.
 
     FastAPI would read it before any dependency. A caller's general quota always counts, and that of the

@@ -18,7 +18,7 @@ _TEXTS = {
     409: "The present state forbids it; `code` names the rule.",
     413: "The body is too large; `detail` names the limit.",
     415: "The body is not sent as application/json.",
-    422: "The body does not fit its description, or the idempotency key belongs to another request.",
+    422: "Body or query does not fit its description, or the idempotency key belongs to another request.",
     421: "The Host header names another service.",
     429: "Too many requests; Retry-After says when to try again.",
     503: "A part of the service is away; try again.",
@@ -26,7 +26,7 @@ _TEXTS = {
 }
 
 
-EVERYWHERE = (421, 429)
+EVERYWHERE = (421, 422, 429)
 """What any route may answer, before it is asked."""
 WITH_BODY = (408, 413, 415)
 """What any route that takes a body may answer, before it has read it."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import LocalFileError, age, connect, door, print_json, print_table, talk
@@ -117,11 +118,13 @@ def revoke(
 ) -> None:
     """Shut an agent out for good; what it works on goes to another one."""
     with connect() as client:
+        before = client.get(at("agents", agent))
         answer = client.post(at("agents", agent, "revoke"), RevokeAgentBody(reason=reason))
     if as_json:
         print_json(answer)
         return
-    talk.print(f"agent [bold]{answer['name']}[/] is shut out")
+    again = "was revoked already" if before["status"] == "revoked" else "is shut out"
+    talk.print(f"agent [bold]{escape(answer['name'])}[/] {again}")
     print(answer["id"])
 
 

@@ -1,5 +1,8 @@
 """Assembles the command line."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from kinora.cli import agents, backup, datasets, events, jobs, models, projections, roles, secrets, storage
@@ -13,6 +16,23 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals hold secrets
     help="Fine-tune video-text models with QLoRA, every step an event.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"kinora {version('kinora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def kinora(
+    _asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What holds for every command."""
+
+
 app.command()(demo)
 app.command()(up)
 app.add_typer(datasets.app, name="datasets")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from kinora.cli.output import connect, door, out, print_lines, short, talk
+from kinora.cli.output import connect, door, out, print_lines, talk
 from kinora.feed import Start, follow
 
 app = typer.Typer(no_args_is_help=True, help="The event log.")
@@ -50,7 +50,8 @@ def tail(
             time = event["metadata"]["recorded_at"][11:19]
             out.print(
                 f"{frame['position']:>6}  {time}  {event['type'].removeprefix('kinora.'):<30}"
-                f"  {short(event['stream_id'])}  {short(event['metadata']['actor'])}",
+                f"  {event['stream_id']}  {event['metadata']['actor']}",
                 highlight=False,
                 markup=False,
+                soft_wrap=True,
             )

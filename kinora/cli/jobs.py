@@ -115,6 +115,7 @@ def submit(
         else:
             talk.print(f"[bold]{escape(job['name'])}[/] is {job['status']}", highlight=False)
             print(job["id"])
+        _warn_of_empty_pool(client, pool)
         if watch:
             _leave(_watch_live(client, job))
 
@@ -168,6 +169,7 @@ def show(job_id: str, as_json: AsJson = False) -> None:
             "ETA": duration(job.get("eta_seconds")) if job["status"] == "running" else None,
             "exact match": None if before.get("exact_match") is None else change,
             "output model": job.get("output_model_id"),
+            "adapter": _no_adapter(job),
             "created": job["created_at"],
             "finished": job.get("finished_at"),
         }
@@ -179,6 +181,29 @@ def show(job_id: str, as_json: AsJson = False) -> None:
     )
     if job.get("error"):
         talk.print(f"{job['error']['code']}: {job['error']['message']}", style="bold red", markup=False)
+
+
+def _no_adapter(job: Json) -> str | None:
+    """Why a job that was stopped has none."""
+    stopped = job["status"] == "cancelled" and not job.get("output_model_id")
+    return "none: it was stopped before its first step" if stopped and not job["step"] else None
+
+
+def _warn_of_empty_pool(client: Client, pool: str) -> None:
+    try:
+        agents = [row for row in client.pages("/agents") if row["status"] != "revoked"]
+    except KinoraError:
+        return  # the job is accepted; that is what counts
+    pools = {row["pool"] for row in agents}
+    if pool not in pools:
+        rest = f"there are agents in {', '.join(sorted(pools))}" if pools else "there are no agents yet"
+        talk.print(
+            f"no agent is enrolled in pool {pool}, so the job waits; {rest}."
+            f" Admit one: kinora agents enroll NAME --pool {pool}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _watch_live(client: Client, job: Json) -> JobProgress:
@@ -241,6 +266,7 @@ def logs(job_id: str, as_json: AsJson = False) -> None:
             style=style,
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
 
 

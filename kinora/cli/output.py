@@ -3,15 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
+from rich.segment import Segments
 from rich.table import Table
 
 from kinora.client import ApiError, Client, Credentials, Json, NoCredentials, Unreachable
@@ -23,6 +25,11 @@ TRACEBACK_VARIABLE = "KINORA_TRACEBACK"
 
 out = Console()
 talk = Console(stderr=True)
+
+_GAP = 2
+"""Columns are so far apart."""
+_NARROWEST = 10
+"""A last column folds down to this."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,9 +71,11 @@ def exit_code(error: KinoraError) -> int:
 
 def fail(error: KinoraError) -> NoReturn:
     """Say what went wrong and leave with its exit code."""
-    talk.print(f"[bold red]error[/] [dim]{escape(error.code)}[/]: {escape(error.message)}", highlight=False)
+    said = f"[bold red]error[/] [dim]{escape(error.code)}[/]: {escape(error.message)}"
+    talk.print(said, highlight=False, soft_wrap=True)
     for detail in error.errors:
-        talk.print(f"  [bold]{escape(detail.pointer)}[/] {escape(detail.message)}", highlight=False)
+        line = f"  [bold]{escape(detail.pointer)}[/] {escape(detail.message)}"
+        talk.print(line, highlight=False, soft_wrap=True)
     if isinstance(error, ApiError) and error.problem.get("request_id"):
         talk.print(f"  [dim]request {escape(str(error.problem['request_id']))}[/]")
     raise typer.Exit(exit_code(error))
@@ -112,27 +121,56 @@ def print_lines(values: Iterable[Any]) -> None:
 
 
 def print_table(rows: Sequence[Json], columns: dict[str, Callable[[Json], str]], empty: str) -> None:
-    """A table on stdout; a hint on stderr when there is nothing to show."""
+    """A table on stdout; a hint on stderr when there is nothing to show.
+
+    No cell is ever cut. In a terminal too narrow for the table, the last column folds, and then columns
+    between are left out, never the first two; anywhere else the table is as wide as it is.
+    """
     if not rows:
         talk.print(empty, style="dim")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    widths = {name: max(map(cell_len, (name, *column))) for name, column in cells.items()}
+    shown, last = fitting(widths, out.width) if out.is_terminal else (list(cells), None)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for name in shown[:-1]:
         table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*(escape(cell(row)) for cell in columns.values()))
+    table.add_column(shown[-1], max_width=last, overflow="fold")
+    for row_cells in zip(*(cells[name] for name in shown), strict=True):
+        table.add_row(*map(escape, row_cells))
     _print_whole(table)
+    if left_out := [name for name in cells if name not in shown]:
+        talk.print(f"left out in this width: {', '.join(left_out)}; --json prints all", style="dim")
+
+
+def fitting(widths: Mapping[str, int], room: int) -> tuple[list[str], int | None]:
+    """The columns that fit into `room` characters, and how wide the last one may be; None: as it is.
+
+    Even when nothing else fits, the first two columns stay whole: what the next command needs.
+    """
+    *kept, last = widths
+    fixed, narrowest = list(kept[:2]), min(widths[last], _NARROWEST)
+
+    def taken() -> int:
+        return sum(widths[name] + _GAP for name in kept)
+
+    while taken() + narrowest > room and len(kept) > len(fixed):
+        kept.remove(max(kept[2:], key=lambda name: widths[name]))
+    left = max(room - taken(), narrowest)
+    return [*kept, last], left if left < widths[last] else None
 
 
 def _print_whole(table: Table) -> None:
     """Never cut: an id that does not fit wraps in the terminal, where it can still be copied."""
-    width = Measurement.get(out, out.options.update(width=10_000), table).maximum
-    out.print(table, width=max(width, 1), crop=False)
+    wide = out.options.update(width=10_000)
+    width = max(Measurement.get(out, wide, table).maximum, 1)
+    # Printing the table itself would limit it to the console's width: of a pipe, 80.
+    out.print(Segments(out.render(table, wide.update(width=width))), crop=False, end="")
 
 
 def print_facts(facts: dict[str, object]) -> None:
     """Name and value pairs, one a line; None is left out."""
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, _GAP))
     for name, value in facts.items():
         if value is not None:
             text = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,12 +5,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import LocalFileError, age, connect, door, print_json, print_table, talk
 from kinora.client import at
+from schemas.errors import KinoraError
+from schemas.secrets import SecretName
 
 app = typer.Typer(no_args_is_help=True, help="Credentials for places to import from; never shown again.")
+
+
+class BadName(KinoraError):
+    """A secret cannot be called so."""
+
+    code = "bad_name"
 
 
 @app.command("set")
@@ -26,6 +35,7 @@ def set_(
     as_json: AsJson = False,
 ) -> None:
     """Store or replace a credential; its value comes from standard input or a file."""
+    _check_name(name)  # before anybody types a value
     body = {"kind": kind, "value": _value(file)}
     described = {
         "username": username,
@@ -71,6 +81,16 @@ def rm(name: str) -> None:
     with connect() as client:
         client.delete(at("secrets", name))
     talk.print(f"secret {name} is deleted", markup=False)
+
+
+def _check_name(name: str) -> None:
+    try:
+        TypeAdapter(SecretName).validate_python(name)
+    except ValidationError:
+        raise BadName(
+            f"{name[:80]!r} cannot be the name of a secret: take 1 to 63 lower-case letters, digits, dots,"
+            " dashes and underscores, a letter or digit first"
+        ) from None
 
 
 def _value(file: Path | None) -> str:

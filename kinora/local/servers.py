@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ class EmbeddedServers:
     """Starts PostgreSQL, NATS and S3 on entry and ends them on exit; nothing of it belongs to an event loop.
 
     Enter it in a thread that outlives the servers (see `Child`). With `only`, the others stay away.
+    `on_start` is called when the data folder is ours and the servers are about to start.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class EmbeddedServers:
         *,
         only: Collection[ServerName] = ("postgres", "nats", "s3"),
         restoring: bool = False,
+        on_start: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_start = on_start
         self._only = frozenset(only)
         self._restoring = restoring
         self.folder = DataFolder(data_folder.absolute())
@@ -55,6 +58,7 @@ class EmbeddedServers:
                 "s3": S3Server(self.folder, self._secrets, self._ports),
             }
             self._servers = {name: server for name, server in servers.items() if name in self._only}
+            self._on_start()
             await _all(server.start() for server in self._servers.values())
         except BaseException:
             await self._stop()

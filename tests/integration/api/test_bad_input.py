@@ -349,6 +349,15 @@ QUERIES = {
     "an unknown state": Case(
         "GET", "/jobs?status=asleep", code="unknown_value", names=("/query/status", "asleep", "running")
     ),
+    "a misspelled filter": Case(
+        "GET",
+        "/jobs?statsu=failed",
+        code="unknown_parameter",
+        names=("/query/statsu", "did you mean status?", "cursor, limit, min_position, status"),
+    ),
+    "a parameter of a command": Case(
+        "POST", "/jobs?dry_run=1", job(), code="unknown_parameter", names=("/query/dry_run", "there is none")
+    ),
     "a malformed id": Case("GET", "/jobs/nope", None, 404, "not_found", ("nope", "job_")),
 }
 

@@ -1,6 +1,7 @@
 """What the command line says of bad input: the field, the value, the remedy, a documented exit code."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,38 @@ def test_no_way_in(
     assert result.exit_code == code, result.output
     assert says in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+def test_a_kept_session_is_not_for_another_password(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    assert kinora("jobs", "ls").exit_code == 0
+    session = (home / "run" / "cli-session.json").read_text()
+    assert PASSWORD not in session
+    assert kinora("jobs", "ls").exit_code == 0
+    assert (home / "run" / "cli-session.json").read_text() == session, "nobody had to log in"
+    monkeypatch.setenv("KINORA_PASSWORD", "wrong horse battery")
+    result = kinora("jobs", "ls")
+    assert (result.exit_code, "wrong_credentials" in result.stderr) == (3, True)
+
+
+def test_a_job_for_a_pool_without_agents(things: Things) -> None:
+    submitted = kinora(*SUBMIT, "--pool", "nopool", things=things)
+    assert submitted.exit_code == 0
+    assert "no agent is enrolled in pool nopool" in submitted.stderr
+    assert "there are agents in default" in submitted.stderr
+    assert "is enrolled" not in kinora(*SUBMIT, things=things).stderr
+
+    (job_id,) = re.findall(r"^job_[0-9a-f]{32}$", submitted.stdout, re.MULTILINE)
+    assert kinora("jobs", "stop", job_id).exit_code == 0
+    assert "none: it was stopped before its first step" in kinora("jobs", "show", job_id).stdout
+    assert f"{job_id}  cancelled" in kinora("jobs", "ls").stdout
+
+
+@pytest.mark.usefixtures("things")
+def test_an_agent_is_shut_out_once() -> None:
+    admitted = kinora("agents", "enroll", "spare", "--pool", "spare")
+    (agent_id,) = re.findall(r"agt_[0-9a-f]{32}$", admitted.stderr, re.MULTILINE)
+    assert "is shut out" in kinora("agents", "revoke", agent_id).stderr
+    assert "was revoked already" in kinora("agents", "revoke", agent_id).stderr
 
 
 def test_a_fault_of_the_program_itself(monkeypatch: pytest.MonkeyPatch) -> None:

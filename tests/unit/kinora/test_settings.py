@@ -11,11 +11,13 @@ from kinora.settings import (
     SettingsRefused,
     data_folder,
     overridden,
+    read_overrides,
     read_settings,
     write_settings,
 )
 from projections.settings import ProjectionsSettings
 from schemas.settings import PostgresSettings
+from trainer_agent.settings import AgentSettings
 
 SETTINGS = ProjectionsSettings(postgres=PostgresSettings(host="/run/x", password=SecretStr("tell nobody")))
 
@@ -54,12 +56,16 @@ def test_the_data_folder_is_named_or_in_the_users_home() -> None:
     assert data_folder({}) == Path.home() / ".local/share/kinora"
 
 
+def with_file(file: Path) -> ProjectionsSettings:
+    kinds = {"agent": AgentSettings, "projections": ProjectionsSettings}
+    return overridden(SETTINGS, "projections", file, read_overrides(file, kinds))
+
+
 def test_what_people_set_goes_over_what_a_role_would_have(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
-    assert overridden(SETTINGS, "projections", file, roles=["projections"]) == SETTINGS
+    assert with_file(file) == SETTINGS
     file.write_text('{"agent": {"cache_bytes": 0}, "projections": {"page_size": 7}}')
-    changed = overridden(SETTINGS, "projections", file, roles=["agent", "projections"])
-    assert changed == SETTINGS.model_copy(update={"page_size": 7})
+    assert with_file(file) == SETTINGS.model_copy(update={"page_size": 7})
 
 
 @pytest.mark.parametrize(
@@ -67,15 +73,28 @@ def test_what_people_set_goes_over_what_a_role_would_have(tmp_path: Path) -> Non
     [
         ("{", "cannot be read"),
         ("[]", "must look like"),
-        ('{"projektions": {}}', "must look like .* roles of projections"),
         ('{"projections": 3}', "must look like"),
+        ('{"agnet": {}}', r"no role 'agnet'; did you mean agent\? There are agent, projections"),
+        (
+            '{"agent": {"cash_bytes": 0}}',
+            r"no field agent\.cash_bytes; did you mean cache_bytes\? .* metrics",
+        ),
+        ('{"agent": {"cache_bytes": "much"}}', r"agent\.cache_bytes: .*integer"),
         ('{"projections": {"postgres": {"host": "elsewhere"}}}', "postgres cannot be set; .* page_size"),
-        ('{"projections": {"pages": 3}}', "projections.pages cannot be set"),
+        ('{"projections": {"pages": 3}}', "there is no field projections.pages; .*page_size"),
         ('{"projections": {"page_size": 0}}', "projections.page_size: .*greater than"),
     ],
 )
-def test_what_cannot_be_set_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_what_cannot_be_set_is_named_before_anything_starts(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "settings.json"
     file.write_text(text)
+    kinds = {"agent": AgentSettings, "projections": ProjectionsSettings}
     with pytest.raises(SettingsRefused, match=message):
-        overridden(SETTINGS, "projections", file, roles=["projections"])
+        read_overrides(file, kinds)
+
+
+def test_what_an_installation_decides_cannot_be_set(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text('{"projections": {"postgres": {}}}')
+    with pytest.raises(SettingsRefused, match=r"postgres cannot be set; .* page_size"):
+        overridden(SETTINGS, "projections", file, {"projections": {"postgres": {}}})
