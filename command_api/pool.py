@@ -1,11 +1,12 @@
 """The API's connections for reads: checked before use when they were idle long enough to have been cut."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, OperationalError
 from psycopg_pool import AsyncConnectionPool
 
 Pool = AsyncConnectionPool[AsyncConnection]
@@ -20,13 +21,24 @@ TRUSTED_SECONDS = 1.0
 async def open_pool(conninfo: str, *, application_name: str) -> AsyncIterator[Pool]:
     """Autocommit connections, opened as they are needed."""
     returned: WeakKeyDictionary[AsyncConnection, float] = WeakKeyDictionary()
+    purges: set[asyncio.Task[None]] = set()
 
     async def note(connection: AsyncConnection) -> None:
         returned[connection] = time.monotonic()
 
     async def check(connection: AsyncConnection) -> None:
-        if time.monotonic() - returned.get(connection, 0.0) > TRUSTED_SECONDS:
+        if time.monotonic() - returned.get(connection, 0.0) <= TRUSTED_SECONDS:
+            return
+        try:
             await AsyncConnectionPool.check_connection(connection)
+        except OperationalError:
+            # Where one was cut, all were. The pool itself would try one after the other, waiting twice as
+            # long each time, until nothing is left of the caller's patience.
+            if not purges:
+                purge = asyncio.create_task(pool.check(), name="purge-pool")
+                purges.add(purge)
+                purge.add_done_callback(purges.discard)
+            raise
 
     pool: Pool = AsyncConnectionPool(
         conninfo,
@@ -40,3 +52,5 @@ async def open_pool(conninfo: str, *, application_name: str) -> AsyncIterator[Po
     )
     async with pool:
         yield pool
+        for purge in [*purges]:
+            purge.cancel()

@@ -1,6 +1,5 @@
 """The log as the rest of the control plane sees it: append, read, and look a command up."""
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,8 +34,9 @@ MAX_OVERFLOW = 6
 CONNECT_TIMEOUT_SECONDS = 3
 LOCK_TIMEOUT_SECONDS = 10
 IDLE_IN_TRANSACTION_SECONDS = 15
-READ_ATTEMPTS = 5
-READ_PAUSE_SECONDS = 0.2
+READ_PATIENCE_SECONDS = 2.0
+"""Long enough to find out that every kept connection was cut, one after the other."""
+READ_PAUSE_SECONDS = 0.02
 
 T = TypeVar("T")
 
@@ -146,15 +146,15 @@ class EventLog:
 
     def _read(self, query: Callable[[Cursor[DictRow]], T]) -> T:
         """Run a query; a connection that died since its last use is found out here and replaced."""
-        for attempt in itertools.count(1):
+        deadline = time.monotonic() + READ_PATIENCE_SECONDS
+        while True:
             try:
                 with self._datastore.cursor() as cursor:
                     return query(cursor)
             except (InterfaceError, OperationalError) as error:
-                if attempt == READ_ATTEMPTS:
+                if time.monotonic() > deadline:
                     raise LogUnavailable(f"the event log cannot be read: {error}") from error
                 time.sleep(READ_PAUSE_SECONDS)
-        raise AssertionError("unreachable")
 
     # ---- reading --------------------------------------------------------------------------------
 
