@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted(ROOT.glob("docs/**/*.md"))
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 SHORT = ROOT / "tests/integration/api"
 """Where docs/security.md's tests are that it names by their file alone."""
 
