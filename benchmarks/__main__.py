@@ -25,7 +25,7 @@ def main() -> int:
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--json", action="store_true", help="one JSON object as the last line")
         if name == "soak":
-            command.add_argument("--minutes", type=float, default=4.0, help="how long (default 4)")
+            command.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")
             command.add_argument("--seed", type=int, default=None, help="repeat the same kills")
     arguments = parser.parse_args()
     options = {key: value for key, value in vars(arguments).items() if key not in ("name", "json")}
