@@ -21,12 +21,13 @@ TRUSTED_SECONDS = 1.0
 async def open_pool(conninfo: str, *, application_name: str) -> AsyncIterator[Pool]:
     """Autocommit connections, opened as they are needed."""
     returned: WeakKeyDictionary[AsyncConnection, float] = WeakKeyDictionary()
-    purges: set[asyncio.Task[None]] = set()
+    purge: asyncio.Task[None] | None = None
 
     async def note(connection: AsyncConnection) -> None:
         returned[connection] = time.monotonic()
 
     async def check(connection: AsyncConnection) -> None:
+        nonlocal purge
         if time.monotonic() - returned.get(connection, 0.0) <= TRUSTED_SECONDS:
             return
         try:
@@ -34,10 +35,8 @@ async def open_pool(conninfo: str, *, application_name: str) -> AsyncIterator[Po
         except OperationalError:
             # Where one was cut, all were. The pool itself would try one after the other, waiting twice as
             # long each time, until nothing is left of the caller's patience.
-            if not purges:
+            if purge is None or purge.done():
                 purge = asyncio.create_task(pool.check(), name="purge-pool")
-                purges.add(purge)
-                purge.add_done_callback(purges.discard)
             raise
 
     pool: Pool = AsyncConnectionPool(
@@ -51,6 +50,9 @@ async def open_pool(conninfo: str, *, application_name: str) -> AsyncIterator[Po
         open=False,
     )
     async with pool:
-        yield pool
-        for purge in [*purges]:
-            purge.cancel()
+        try:
+            yield pool
+        finally:
+            if purge is not None:
+                purge.cancel()
+                await asyncio.wait([purge])

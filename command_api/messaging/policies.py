@@ -53,10 +53,10 @@ class Admission:
         """Decide until cancelled."""
         while True:
             self._changed.clear()
-            undecided = self._follower.board.undecided()
-            settled = await self._decide_together(undecided[:AT_ONCE])
-            if settled and len(undecided) > AT_ONCE:
-                continue
+            undecided, settled = self._follower.board.undecided(), True
+            for start in range(0, len(undecided), AT_ONCE):
+                # All of them, so that jobs that fail time and again hold up no later ones.
+                settled &= await self._decide_together(undecided[start : start + AT_ONCE])
             try:
                 async with asyncio.timeout(None if settled else RETRY_SECONDS):
                     await self._changed.wait()
