@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kinora.client import Json
+from schemas.envelope import split_type
 from schemas.events import REGISTRY, UnknownEventType, job
 from schemas.events.registry import Event
 
@@ -47,7 +48,7 @@ class JobProgress:
             return self
         envelope = frame["event"]
         try:
-            event = REGISTRY.decode(envelope["type"], envelope["schema_version"], envelope["payload"])
+            event = REGISTRY.decode(*split_type(envelope["type"]), envelope["data"])
         except UnknownEventType:
             return self
         return replace(_after(self, event), position=int(frame["position"]))

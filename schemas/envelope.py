@@ -1,18 +1,27 @@
-"""The canonical envelope: what the log stores, NATS carries and every client sees.
+"""The canonical envelope: what the log stores, NATS carries and every client sees is one CloudEvent.
 
-The stored bytes are the RFC 8785 form of the envelope without position and log id, which only the
-log can give. `Recorded` is the same event read back, with its place.
+The stored bytes are the RFC 8785 form of a CloudEvents 1.0 object in structured mode, without `position` and
+`source`, which only the log can give. Every door puts those two in front of the stored bytes and changes
+nothing else, so whoever receives an event holds exactly what the log holds. `Recorded` is the same event read
+back, with its place.
 """
 
 import json
+import re
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from schemas.base import Message
 from schemas.events import REGISTRY, Event
 from schemas.ids import EventId, StreamId
+
+CONTENT_TYPE = "application/cloudevents+json"
+"""Of one event in structured mode."""
+SPEC_VERSION = "1.0"
+_SOURCE = "urn:kinora:"
+_PUBLIC = re.compile(rb'\{"position":([1-9]\d*),"source":"urn:kinora:(log_[0-9a-z_]+)",(.*\})', re.DOTALL)
 
 
 class Metadata(Message):
@@ -35,16 +44,89 @@ class Metadata(Message):
 
 
 class Envelope(Message):
-    """One event as it is stored: metadata and payload, with its place in its stream."""
+    """One event as it is stored: the attributes of CloudEvents 1.0, our extensions, the payload as `data`.
 
-    type: str
-    """Dotted, such as ``kinora.job.requested``."""
-    schema_version: int = Field(ge=1)
-    stream_id: StreamId
-    version: int = Field(ge=1)
+    Attributes without a value are absent, as CloudEvents wants it.
+    """
+
+    specversion: Literal["1.0"]
+    id: EventId
+    type: str = Field(pattern=r"^kinora(\.[a-z0-9_]+)+\.v[1-9]\d*$")
+    """Name and version of the schema of `data`, such as ``kinora.job.requested.v1``."""
+    subject: StreamId
+    """The stream: the aggregate that the event is about."""
+    time: datetime
+    datacontenttype: Literal["application/json"]
+    streamversion: int = Field(ge=1)
     """Place in the stream, from 1."""
-    metadata: Metadata
-    payload: dict[str, Any]
+    organization: str | None = None
+    workspace: str | None = None
+    actor: str
+    correlationid: str
+    causationid: str
+    traceparent: str | None = None
+    """The distributed tracing extension of CloudEvents."""
+    data: dict[str, Any]
+
+    @property
+    def metadata(self) -> Metadata:
+        return Metadata(
+            event_id=self.id,
+            recorded_at=self.time,
+            organization_id=self.organization,
+            workspace_id=self.workspace,
+            actor=self.actor,
+            correlation_id=self.correlationid,
+            causation_id=self.causationid,
+            traceparent=self.traceparent,
+        )
+
+    def event(self) -> Event:
+        """What `data` means today.
+
+        Raises:
+            UnknownEventType: when no version of the type is registered.
+            pydantic.ValidationError: when the payload does not fit its type.
+        """
+        return REGISTRY.decode(*split_type(self.type), self.data)
+
+
+def versioned_type(event: type[Event]) -> str:
+    """The `type` attribute of an event of this class."""
+    return f"{event.TYPE}.v{event.VERSION}"
+
+
+def split_type(versioned: str) -> tuple[str, int]:
+    """``kinora.job.requested.v1`` → ``("kinora.job.requested", 1)``.
+
+    Raises:
+        ValueError: when there is no version at the end.
+    """
+    name, _, version = versioned.rpartition(".v")
+    return name, int(version)
+
+
+def envelope_fields(stream_id: str, version: int, metadata: Metadata, event: Event) -> dict[str, Any]:
+    """The envelope as JSON values; a value without an exact JSON form is left for the writer to refuse."""
+    meta = metadata.model_dump(mode="json")
+    fields = {
+        "specversion": SPEC_VERSION,
+        "id": meta["event_id"],
+        "type": versioned_type(type(event)),
+        "subject": stream_id,
+        "time": meta["recorded_at"],
+        "datacontenttype": "application/json",
+        "streamversion": version,
+        "organization": meta["organization_id"],
+        "workspace": meta["workspace_id"],
+        "actor": meta["actor"],
+        "correlationid": meta["correlation_id"],
+        "causationid": meta["causation_id"],
+        "traceparent": meta["traceparent"],
+        # Not through `Envelope`, whose untyped payload would let pydantic turn NaN into null silently.
+        "data": event.model_dump(mode="json"),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class Recorded(Message):
@@ -57,7 +139,7 @@ class Recorded(Message):
     event: Event
 
     @classmethod
-    def from_state(cls, position: int, state: bytes) -> "Recorded":
+    def from_state(cls, position: int, state: bytes) -> Self:
         """Decode the stored bytes of an event.
 
         Raises:
@@ -65,16 +147,38 @@ class Recorded(Message):
             pydantic.ValidationError: when the payload does not fit its type.
         """
         envelope = Envelope.model_validate_json(state)
-        event = REGISTRY.decode(envelope.type, envelope.schema_version, envelope.payload)
         return cls(
             position=position,
-            stream_id=envelope.stream_id,
-            version=envelope.version,
+            stream_id=envelope.subject,
+            version=envelope.streamversion,
             metadata=envelope.metadata,
-            event=event,
+            event=envelope.event(),
         )
 
 
+def source_of(log_id: str) -> str:
+    """The CloudEvents `source` of every event of a log."""
+    return f"{_SOURCE}{log_id}"
+
+
+def public_bytes(position: int, log_id: str, state: bytes) -> bytes:
+    """The CloudEvent as every client gets it: position and source in front of the stored bytes."""
+    return b'{"position":%d,"source":"%b",%b' % (position, source_of(log_id).encode(), state[1:])
+
+
 def public_event(position: int, log_id: str, state: bytes) -> dict[str, Any]:
-    """The stored event as every client sees it: the envelope with ``position`` and ``log_id`` beside it."""
-    return {"position": position, "log_id": log_id, **json.loads(state)}
+    """`public_bytes` as JSON values."""
+    fields: dict[str, Any] = json.loads(public_bytes(position, log_id, state))
+    return fields
+
+
+def stored_bytes(public: bytes) -> tuple[int, str, bytes]:
+    """Position, log id and the stored bytes of what `public_bytes` made.
+
+    Raises:
+        ValueError: when it begins differently.
+    """
+    found = _PUBLIC.fullmatch(public)
+    if found is None:
+        raise ValueError(f"not an event of a Kinora log: {public[:80]!r}")
+    return int(found[1]), found[2].decode(), b"{" + found[3]

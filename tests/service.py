@@ -14,6 +14,7 @@ from typing import TypeVar
 import psutil
 
 from kinora.client import Client, Credentials, Json
+from schemas.envelope import split_type
 from schemas.errors import KinoraError
 from tests.otlp import Receiver
 
@@ -190,8 +191,8 @@ def job_events(client: Client, job_id: str) -> list[Json]:
 
 
 def types(events: list[Json]) -> list[str]:
-    """Event types without their common prefix."""
-    return [event["type"].removeprefix("kinora.job.") for event in events]
+    """Event types without their common prefix and their version."""
+    return [split_type(event["type"])[0].removeprefix("kinora.job.") for event in events]
 
 
 def read_report(folder: Path) -> Json:

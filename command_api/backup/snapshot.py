@@ -113,7 +113,7 @@ async def _write_events(
             with part_writer(folder, backup_id, name, snapshot.parts, kind="events") as part:
                 more = False
                 async for position, state in rows:
-                    line = encode(position, bytes(state))
+                    line = encode(position, snapshot.log_id, bytes(state))
                     snapshot.references.apply(decode(line))
                     part.line(line)
                     snapshot.head, snapshot.events = position, snapshot.events + 1

@@ -9,8 +9,8 @@ import rfc8785
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
 from command_api.eventlog.errors import EventNotCanonical, EventTooLarge
-from schemas.envelope import Envelope, Metadata
-from schemas.events import REGISTRY, Event
+from schemas.envelope import Envelope, Metadata, envelope_fields
+from schemas.events import Event
 from schemas.ids import id_uuid
 
 MAX_EVENT_BYTES = 256 * 1024
@@ -56,15 +56,7 @@ def canonical_state(logged: LoggedEvent) -> bytes:
         raise EventNotCanonical(
             f"recorded_at of {event_type} is {logged.metadata.recorded_at.isoformat()}; give a time in UTC"
         )
-    # Not through `Envelope`, whose untyped payload would let pydantic turn NaN into null silently.
-    envelope: dict[str, Any] = {
-        "type": event_type,
-        "schema_version": type(logged.event).VERSION,
-        "stream_id": logged.stream_id,
-        "version": logged.version,
-        "metadata": logged.metadata.model_dump(mode="json"),
-        "payload": logged.event.model_dump(mode="json"),
-    }
+    envelope = envelope_fields(logged.stream_id, logged.version, logged.metadata, logged.event)
     try:
         state = rfc8785.dumps(envelope)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
@@ -103,8 +95,8 @@ class EnvelopeMapper(Mapper[UUID]):
     def to_domain_event(self, stored_event: StoredEvent) -> LoggedEvent:
         envelope = Envelope.model_validate_json(stored_event.state)
         return LoggedEvent(
-            stream_id=envelope.stream_id,
-            version=envelope.version,
+            stream_id=envelope.subject,
+            version=envelope.streamversion,
             metadata=envelope.metadata,
-            event=REGISTRY.decode(envelope.type, envelope.schema_version, envelope.payload),
+            event=envelope.event(),
         )

@@ -28,6 +28,7 @@ from command_api.messaging.epochs import Epochs
 from command_api.messaging.topology import Topology
 from command_api.metrics import RELAYED
 from command_api.tracing import continued
+from schemas.envelope import CONTENT_TYPE, public_bytes
 from schemas.ids import Prefix, new_id
 from schemas.subjects import (
     EPOCH_HEADER,
@@ -170,7 +171,9 @@ class Relay:
         messages = []
         previous = cursor.position
         for event in batch:
-            messages.append((_subject(event), event.state, self._headers(event, previous, cursor.epoch)))
+            messages.append(
+                (_subject(event), self._body(event), self._headers(event, previous, cursor.epoch))
+            )
             previous = event.position
         messages[0][2][Header.EXPECTED_LAST_SEQUENCE] = str(cursor.sequence)
         try:
@@ -215,32 +218,28 @@ class Relay:
             raise Superseded("the server did not answer a commit with its sequence")
         return PubAck.from_response(answer)
 
+    def _body(self, event: RawEvent) -> bytes:
+        return public_bytes(event.position, self._log.log_id, event.state)
+
     def _headers(self, event: RawEvent, previous: int, epoch: int) -> dict[str, str]:
-        envelope = json.loads(event.state)
-        metadata = envelope["metadata"]
         headers = {
             Header.MSG_ID: event.event_id,
             POSITION_HEADER: str(event.position),
             PREVIOUS_POSITION_HEADER: str(previous),
             LOG_ID_HEADER: self._log.log_id,
             EPOCH_HEADER: str(epoch),
-            "ce-specversion": "1.0",
-            "ce-id": event.event_id,
-            "ce-type": f"{event.type}.v{envelope['schema_version']}",
-            "ce-source": f"kinora/{self._log.log_id}",
-            "ce-subject": event.stream_id,
-            "ce-time": metadata["recorded_at"],
-            "content-type": "application/json",
+            "content-type": CONTENT_TYPE,
         }
-        if metadata.get("traceparent"):
-            headers["traceparent"] = metadata["traceparent"]
+        traceparent = json.loads(event.state).get("traceparent")
+        if traceparent:
+            headers["traceparent"] = traceparent
         return headers
 
 
 def _trace(batch: Sequence[RawEvent], began_ns: int) -> None:
     """A span per event, in the trace that the event belongs to."""
     for event in batch:
-        traceparent = json.loads(event.state)["metadata"].get("traceparent")
+        traceparent = json.loads(event.state).get("traceparent")
         if traceparent is None or not traceparent.endswith("1"):
             continue  # of no trace, or of one that nobody records
         span = _tracer.start_span(

@@ -6,6 +6,7 @@ import typer
 
 from kinora.cli.output import connect, door, out, print_lines, talk
 from kinora.feed import Start, follow
+from schemas.envelope import split_type
 
 app = typer.Typer(no_args_is_help=True, help="The event log.")
 
@@ -47,10 +48,10 @@ def tail(
             if ndjson:
                 print_lines([event])
                 continue
-            time = event["metadata"]["recorded_at"][11:19]
+            time = event["time"][11:19]
             out.print(
-                f"{frame['position']:>6}  {time}  {event['type'].removeprefix('kinora.'):<30}"
-                f"  {event['stream_id']}  {event['metadata']['actor']}",
+                f"{frame['position']:>6}  {time}  {split_type(event['type'])[0].removeprefix('kinora.'):<30}"
+                f"  {event['subject']}  {event['actor']}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,

@@ -4,10 +4,14 @@ from rich.table import Table
 
 from kinora.cli.output import short
 from kinora.client import Json
+from schemas.envelope import split_type
+from schemas.events.job import JobProgressed
+
+PROGRESSED = JobProgressed.TYPE
 
 
 def _details(event: Json) -> str:
-    payload = event["payload"]
+    payload = event["data"]
     shown = []
     for name in (
         "attempt",
@@ -41,15 +45,16 @@ def audit_table(events: list[Json]) -> Table:
     while index < len(events):
         event = events[index]
         run = index
-        while run + 1 < len(events) and event["type"] == events[run + 1]["type"] == "kinora.job.progressed":
+        name, _ = split_type(event["type"])
+        while run + 1 < len(events) and name == PROGRESSED and events[run + 1]["type"] == event["type"]:
             run += 1
         last = events[run]
         count = run - index + 1
         table.add_row(
             str(event["position"]) if count == 1 else f"{event['position']}–{last['position']}",
-            event["metadata"]["recorded_at"][11:19],
-            event["type"].removeprefix("kinora.") + (f" × {count}" if count > 1 else ""),
-            short(event["metadata"]["actor"]),
+            event["time"][11:19],
+            name.removeprefix("kinora.") + (f" × {count}" if count > 1 else ""),
+            short(event["actor"]),
             _details(last),
         )
         index = run + 1

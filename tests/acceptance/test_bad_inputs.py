@@ -71,7 +71,7 @@ def test_every_bad_clip_and_row_reaches_its_owner(
     assert dataset["status"] == "rejected"
     assert found.keys() == expected.keys()
     assert [where for where, says in expected.items() if says not in found[where]] == []
-    assert story.count("kinora.dataset.rejected") == 1
+    assert story.count("kinora.dataset.rejected.v1") == 1
     assert others["status"] == "ready"
 
     shown = service.cli("datasets", "show", dataset["id"])

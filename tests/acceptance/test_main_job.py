@@ -93,7 +93,7 @@ def test_the_whole_log_can_be_read_from_its_beginning(service: Service, finished
     positions = [event["position"] for event in events]
 
     assert positions == sorted(set(positions))
-    of_job = [event for event in events if event["stream_id"] == finished_job]
+    of_job = [event for event in events if event["subject"] == finished_job]
     assert [event["version"] for event in of_job] == list(range(1, len(of_job) + 1))
 
 

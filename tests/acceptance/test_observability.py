@@ -152,7 +152,7 @@ def test_every_event_of_the_job_belongs_to_the_trace(service: Service, traced: J
     with service.client() as client:
         events = list(client.pages(f"/jobs/{traced['job_id']}/events"))
 
-    assert {event["metadata"]["traceparent"].split("-")[1] for event in events} == {traced["trace_id"]}
+    assert {event["traceparent"].split("-")[1] for event in events} == {traced["trace_id"]}
 
 
 def test_metrics_move_with_the_work(traced: Json, scraper: Scraper) -> None:

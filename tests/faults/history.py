@@ -13,7 +13,7 @@ from typing import Any, Literal
 from command_api.domain import job as jobs
 from command_api.domain.errors import ImpossibleHistory
 from projections.views.jobs import Jobs, JobView
-from schemas.envelope import Recorded
+from schemas.envelope import Recorded, split_type
 from schemas.events import job as facts
 from schemas.ids import Prefix, id_prefix
 
@@ -92,7 +92,7 @@ def check(history: History) -> list[Violation]:
     """Every broken rule; positions, versions and attempts are compared, times never."""
     streams: dict[str, list[Recorded]] = defaultdict(list)
     for event in history.log:
-        streams[event["stream_id"]].append(recorded(event))
+        streams[event["subject"]].append(recorded(event))
     job_streams = {name: events for name, events in streams.items() if id_prefix(name) is Prefix.JOB}
     return [
         *_positions(history.log),
@@ -107,7 +107,7 @@ def check(history: History) -> list[Violation]:
 
 def recorded(event: Json) -> Recorded:
     """An event of the API, decoded."""
-    stored = {name: value for name, value in event.items() if name not in ("position", "log_id")}
+    stored = {name: value for name, value in event.items() if name not in ("position", "source")}
     return Recorded.from_state(event["position"], json.dumps(stored).encode())
 
 
@@ -119,7 +119,7 @@ def _positions(log: Sequence[Json]) -> Iterator[Violation]:
     for event in log:
         if event["position"] <= last:
             detail = f"position {event['position']} came after {last}"
-            yield Violation("positions_not_increasing", event["stream_id"], detail)
+            yield Violation("positions_not_increasing", event["subject"], detail)
         last = event["position"]
 
 
@@ -220,7 +220,7 @@ def _feed(seen: Seen, log: Sequence[Json]) -> Iterator[Violation]:
     wanted = [
         event["position"]
         for event in log
-        if event["position"] > seen.after and seen.stream_id in (None, event["stream_id"])
+        if event["position"] > seen.after and seen.stream_id in (None, event["subject"])
     ]
     known = set(wanted)
     first = list(dict.fromkeys(seen.positions))  # at least once: a repeat of what was seen is no news
@@ -251,11 +251,11 @@ def named_objects(value: Any) -> Iterator[Json]:
 
 def _objects(log: Sequence[Json], stored: Mapping[str, str]) -> Iterator[Violation]:
     # What was deleted promises nothing any more; a job keeps what it names for good.
-    deleted = {event["stream_id"] for event in log if event["type"].endswith(".deleted")}
+    deleted = {event["subject"] for event in log if split_type(event["type"])[0].endswith(".deleted")}
     for event in log:
-        if event["stream_id"] in deleted:
+        if event["subject"] in deleted:
             continue
-        for named in named_objects(event["payload"]):
+        for named in named_objects(event["data"]):
             found = stored.get(named["key"])
             if found is None:
                 detail = f"{event['type']} at {event['position']} names it, and the store has it not"

@@ -28,7 +28,7 @@ def observe(
     """What is known of a run, once its read models have caught up with its log."""
     log = whole_log(client)
     head = log[-1]["position"] if log else 0
-    jobs = {event["stream_id"] for event in log if event["stream_id"].startswith("job_")}
+    jobs = {event["subject"] for event in log if event["subject"].startswith("job_")}
     return History(
         log=log,
         submitted=submitted,

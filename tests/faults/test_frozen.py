@@ -65,6 +65,6 @@ def test_what_freezes_is_waited_for_or_replaced_and_a_zombie_is_not_believed(
 
     assert (view["status"], view["attempt"]) == ("succeeded", 3)
     assert heir != holder
-    failed = next(event for event in events if event["type"] == "kinora.job.attempt_failed")
-    assert failed["payload"]["code"] == "engine_silent"
+    failed = next(event for event in events if event["type"] == "kinora.job.attempt_failed.v1")
+    assert failed["data"]["code"] == "engine_silent"
     assert types(events).count("lease_expired") == 1

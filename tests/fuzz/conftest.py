@@ -54,7 +54,7 @@ def target(servers: EmbeddedServers) -> Iterator[Target]:
                     "model_id": inputs.model_id,
                     "job_id": job["id"],
                     "agent_id": agent["id"],
-                    "event_id": events[0]["metadata"]["event_id"],
+                    "event_id": events[0]["id"],
                     "name": "jobs",
                     "collection_id": "1",
                     "code": "not_found",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from projections.views.jobs import Jobs, JobView
-from schemas.envelope import Recorded
+from schemas.envelope import Recorded, envelope_fields
 from schemas.events import Event, dataset
 from schemas.events import job as facts
 from tests.faults.history import History, Json, Rule, Seen, check, named_objects, recorded
@@ -30,13 +30,8 @@ from tests.stories import (
 def as_api_gives_it(one: Recorded) -> Json:
     return {
         "position": one.position,
-        "log_id": "log_1",
-        "type": one.event.TYPE,
-        "schema_version": one.event.VERSION,
-        "stream_id": one.stream_id,
-        "version": one.version,
-        "metadata": one.metadata.model_dump(mode="json"),
-        "payload": one.event.model_dump(mode="json"),
+        "source": "urn:kinora:log_1",
+        **envelope_fields(one.stream_id, one.version, one.metadata, one.event),
     }
 
 
@@ -59,7 +54,7 @@ def clean() -> History:
         submitted=[JOB],
         all_ended=True,
         seen=[Seen("dropped and resumed", [1, 2, 3, 3, 4, *range(4, len(log) + 1)], until=len(log))],
-        stored={named["key"]: named["sha256"] for event in log for named in named_objects(event["payload"])},
+        stored={named["key"]: named["sha256"] for event in log for named in named_objects(event["data"])},
         views={JOB: view_of(log)},
     )
 

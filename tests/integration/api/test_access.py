@@ -188,7 +188,7 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
         "model_id": inputs.model_id,
         "job_id": job["id"],
         "agent_id": agent["id"],
-        "event_id": event["metadata"]["event_id"],
+        "event_id": event["id"],
         "name": "ada-s",
     }
     bodies = {
@@ -222,7 +222,7 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
     assert secret.status_code == 200, secret.text
     assert (await bob.get("/secrets")).json()["data"] == []
     theirs = (await bob.get("/events", params={"limit": 200})).json()["data"]
-    assert {item["metadata"]["organization_id"] for item in theirs} == {bob.organization_id}
+    assert {item["organization"] for item in theirs} == {bob.organization_id}
     assert (await bob.get("/events", params={"job_id": job["id"]})).json()["data"] == []
 
 

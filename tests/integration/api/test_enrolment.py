@@ -90,8 +90,8 @@ async def test_a_token_makes_one_node_the_agent(visit: Visit, ada: Person) -> No
     refused(await join(visit, token, new_seed("user")), 409, "enrolment_token_used")
 
     events = (await ada.get("/events", params={"types": "kinora.agent.joined", "limit": 200})).json()["data"]
-    mine = [event for event in events if event["stream_id"] == agent_id]
-    assert [event["payload"]["public_key"] for event in mine] == [public_key(seed)]
+    mine = [event for event in events if event["subject"] == agent_id]
+    assert [event["data"]["public_key"] for event in mine] == [public_key(seed)]
     for text in (str(events), (await ada.get("/events", params={"limit": 200})).text):
         assert token not in text
         assert seed not in text

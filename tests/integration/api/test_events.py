@@ -1,5 +1,6 @@
 """The log over REST: pages, filters, single events."""
 
+from schemas.envelope import split_type
 from tests.integration.api.running import Person, Visit
 from tests.integration.api.stories import register
 
@@ -11,19 +12,19 @@ async def test_events_behind_a_position(visit: Visit) -> None:
     assert everything["log_id"].startswith("log_")
     assert everything["head"] >= items[-1]["last_position"]
     assert [event["type"] for event in everything["data"]][:3] == [
-        "kinora.organization.created",
-        "kinora.organization.workspace_created",
-        "kinora.organization.member_added",
+        "kinora.organization.created.v1",
+        "kinora.organization.workspace_created.v1",
+        "kinora.organization.member_added.v1",
     ]
     behind = (await ada.get("/events", params={"after": items[0]["last_position"]})).json()["data"]
-    assert [event["stream_id"] for event in behind] == [items[1]["id"], items[2]["id"]]
+    assert [event["subject"] for event in behind] == [items[1]["id"], items[2]["id"]]
     of_stream = (await ada.get("/events", params={"stream_id": items[1]["id"]})).json()["data"]
-    assert [event["payload"]["name"] for event in of_stream] == ["two"]
+    assert [event["data"]["name"] for event in of_stream] == ["two"]
     types = "kinora.dataset.registered,kinora.organization.created"
     of_types = (await ada.get("/events", params={"types": types, "limit": 2})).json()
-    assert [event["type"] for event in of_types["data"]] == types.split(",")[::-1]
+    assert [split_type(event["type"])[0] for event in of_types["data"]] == types.split(",")[::-1]
     rest = await ada.get("/events", params={"types": types, "cursor": of_types["next_cursor"]})
-    assert [event["payload"]["name"] for event in rest.json()["data"]] == ["two", "three"]
+    assert [event["data"]["name"] for event in rest.json()["data"]] == ["two", "three"]
 
 
 async def test_a_position_beyond_the_end(ada: Person) -> None:
@@ -45,9 +46,9 @@ async def test_positions_of_another_log_are_refused(visit: Visit, ada: Person) -
 async def test_one_event(ada: Person) -> None:
     item = await register(ada, "datasets", {"a": b"a"})
     (event,) = (await ada.get("/events", params={"stream_id": item["id"]})).json()["data"]
-    answer = await ada.get(f"/events/{event['metadata']['event_id']}")
+    answer = await ada.get(f"/events/{event['id']}")
     assert answer.json() == event
-    assert event["metadata"]["causation_id"] == item["command_id"]
+    assert event["causationid"] == item["command_id"]
 
 
 async def test_activity_tells_it_in_sentences(visit: Visit) -> None:

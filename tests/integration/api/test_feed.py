@@ -54,10 +54,10 @@ async def test_history_then_live(visit: Visit) -> None:
         assert history[-1]["position"] >= positions(history)[-1]
         frame = history[0]
         assert (frame["sub"], frame["event"]["position"]) == ("s", frame["position"])
-        assert frame["event"]["log_id"] == follower.hello["log_id"]
+        assert frame["event"]["source"] == f"urn:kinora:{follower.hello['log_id']}"
         item = await register(ada, "datasets", {"b": b"b"})
         (live,) = await follower.events(1)
-        assert (live["position"], live["event"]["stream_id"]) == (item["last_position"], item["id"])
+        assert (live["position"], live["event"]["subject"]) == (item["last_position"], item["id"])
 
 
 async def test_a_client_that_drops_and_resumes_sees_every_event_once_and_in_order(visit: Visit) -> None:
@@ -127,7 +127,7 @@ async def test_only_what_was_asked_for(visit: Visit, ada: Person) -> None:
     async with following(visit, ada) as follower:
         await follower.subscribe("earliest", sub="job", filter={"job_id": job["id"]})
         of_job = await follower.until("caught_up")
-        assert {frame["event"]["stream_id"] for frame in of_job[:-1]} == {job["id"]}
+        assert {frame["event"]["subject"] for frame in of_job[:-1]} == {job["id"]}
         assert positions(of_job) == await own_positions(ada, job_id=job["id"])
         await follower.subscribe(
             "earliest",
@@ -135,8 +135,8 @@ async def test_only_what_was_asked_for(visit: Visit, ada: Person) -> None:
             filter={"types": ["kinora.job.requested"], "workspace_id": ada.workspace_id},
         )
         requested = [frame for frame in await follower.until("caught_up") if frame["sub"] == "types"]
-        assert {frame["event"]["type"] for frame in requested[:-1]} == {"kinora.job.requested"}
-        assert {job["id"], other["id"]} <= {frame["event"]["stream_id"] for frame in requested[:-1]}
+        assert {frame["event"]["type"] for frame in requested[:-1]} == {"kinora.job.requested.v1"}
+        assert {job["id"], other["id"]} <= {frame["event"]["subject"] for frame in requested[:-1]}
         await follower.subscribe("earliest", sub="nowhere", filter={"workspace_id": "ws_" + "0" * 32})
         (nothing,) = await follower.until("caught_up")
         assert nothing["sub"] == "nowhere"
@@ -146,7 +146,7 @@ async def test_only_what_was_asked_for(visit: Visit, ada: Person) -> None:
         while not live or live[-1]["position"] < end:
             live += await follower.events(1)
         assert {frame["sub"] for frame in live} == {"job"}
-        assert live[-1]["event"]["type"] == "kinora.job.succeeded"
+        assert live[-1]["event"]["type"] == "kinora.job.succeeded.v1"
 
 
 async def test_latest_begins_at_the_end(visit: Visit, ada: Person) -> None:

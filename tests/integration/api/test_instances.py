@@ -40,7 +40,7 @@ async def test_without_nats_everything_but_telemetry_works(
         ).is_success
         async with following(visit, ada) as follower:
             await follower.subscribe(item["last_position"] - 1)
-            assert (await follower.events(1))[0]["event"]["stream_id"] == item["id"]
+            assert (await follower.events(1))[0]["event"]["subject"] == item["id"]
 
 
 async def test_instances_show_each_others_writes(

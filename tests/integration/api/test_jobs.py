@@ -106,13 +106,12 @@ async def check_events(ada: Person, job_id: str) -> None:
             break
         assert answer.headers["link"].endswith('rel="next"')
         parameters = {"limit": 4, "cursor": page["next_cursor"]}
-    assert seen[0]["type"] == "kinora.job.requested"
-    assert seen[-1]["type"] == "kinora.job.succeeded"
-    assert [event["version"] for event in seen] == list(range(1, len(seen) + 1))
-    metadata = seen[0]["metadata"]
-    assert metadata["correlation_id"] == "my-request-1"
-    assert metadata["traceparent"] == "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
-    assert (metadata["actor"], metadata["workspace_id"]) == (ada.user_id, ada.workspace_id)
+    assert seen[0]["type"] == "kinora.job.requested.v1"
+    assert seen[-1]["type"] == "kinora.job.succeeded.v1"
+    assert [event["streamversion"] for event in seen] == list(range(1, len(seen) + 1))
+    assert seen[0]["correlationid"] == "my-request-1"
+    assert seen[0]["traceparent"] == "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+    assert (seen[0]["actor"], seen[0]["workspace"]) == (ada.user_id, ada.workspace_id)
 
 
 async def test_a_key_makes_one_job_of_many_requests(visit: Visit, ada: Person) -> None:

@@ -34,7 +34,7 @@ async def test_stored_replaced_listed_and_deleted(visit: Visit) -> None:
     types = [
         event["type"] for event in (await ada.get("/events")).json()["data"] if "secret" in event["type"]
     ]
-    assert types == ["kinora.organization.secret_stored"] * 2
+    assert types == ["kinora.organization.secret_stored.v1"] * 2
     assert (await ada.delete("/secrets/mirror")).status_code == 204
     assert await names(ada) == []
     gone = await ada.delete("/secrets/mirror")

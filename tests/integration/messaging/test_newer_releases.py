@@ -14,7 +14,7 @@ from tests.integration.messaging.world import World, eventually, orchestrating, 
 
 ALL_NEW = """
     UPDATE kinora_events
-       SET state = convert_to(replace(convert_from(state, 'UTF8'), '"schema_version":1', %s), 'UTF8')
+       SET state = convert_to(replace(convert_from(state, 'UTF8'), '.v1"', %s), 'UTF8')
      WHERE topic = %s
 """
 
@@ -31,7 +31,7 @@ async def test_an_orchestrator_steps_aside_and_goes_on_when_it_can_read_again(
     s3: S3Settings,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    rewritten(database, '"schema_version":99')
+    rewritten(database, '.v99"')
 
     async def said() -> bool:
         return "upgrade this orchestrator" in caplog.text
@@ -49,7 +49,7 @@ async def test_an_orchestrator_steps_aside_and_goes_on_when_it_can_read_again(
 
 
 async def test_the_board_stops_before_what_it_cannot_read(world: World, database: PostgresSettings) -> None:
-    rewritten(database, '"schema_version":1,"from_the_future":true')
+    rewritten(database, '.v1","from_the_future":"yes"')
     follower = Follower(world.log, Board(), asyncio.Event())
     for _ in range(2):
         with pytest.raises(LogTooNew, match="position"):

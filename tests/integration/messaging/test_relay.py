@@ -20,6 +20,7 @@ from command_api.messaging.topology import Topology, work_consumer_config
 from command_api.messaging.wake import LogWake
 from command_api.tables import ensure_tables
 from schemas.commands.agent import MarkAgentLost, MarkAgentOnline
+from schemas.envelope import public_bytes
 from schemas.settings import NatsSettings, PostgresSettings
 from schemas.subjects import (
     EPOCH_HEADER,
@@ -95,7 +96,8 @@ async def check(world: World, outside: Outside) -> list[RawStreamMsg]:
     """The stream holds the whole log: same bytes, same order, every header chained to the one before."""
     stored = await asyncio.to_thread(world.log.read_all, 0, 100_000)
     messages = await outside.messages()
-    assert [message.data for message in messages] == [event.state for event in stored]
+    bodies = [public_bytes(event.position, world.log.log_id, event.state) for event in stored]
+    assert [message.data for message in messages] == bodies
     previous = 0
     for message, event in zip(messages, stored, strict=True):
         headers = message.headers or {}
@@ -114,11 +116,11 @@ async def test_the_log_is_published_with_its_attributes(world: World, outside: O
     messages = await check(world, outside)
     envelope = json.loads(messages[-1].data or b"")
     headers = messages[-1].headers or {}
-    assert headers["ce-id"] == envelope["metadata"]["event_id"]
-    assert headers["ce-type"] == f"{envelope['type']}.v1"
-    assert headers["ce-subject"] == envelope["stream_id"]
-    assert headers["ce-time"] == envelope["metadata"]["recorded_at"]
-    assert headers["ce-specversion"] == "1.0"
+    assert headers["content-type"] == "application/cloudevents+json"
+    assert headers["Nats-Msg-Id"] == envelope["id"]
+    assert headers[POSITION_HEADER] == str(envelope["position"])
+    assert (envelope["specversion"], envelope["type"]) == ("1.0", "kinora.agent.lost.v1")
+    assert envelope["source"] == f"urn:kinora:{world.log.log_id}"
     assert headers[EPOCH_HEADER] == "1"
     subject = f"kinora.v1.{world.organization_id}.{world.workspace_id}.agent.lost"
     assert messages[-1].subject == subject

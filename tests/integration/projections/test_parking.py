@@ -19,7 +19,7 @@ from tests.integration.projections.world import (
     tallies,
 )
 
-CHANGED: LiteralString = "SELECT count(*) FROM kinora_events WHERE state LIKE '%%_version\":9%%'::bytea"
+CHANGED: LiteralString = "SELECT count(*) FROM kinora_events WHERE state LIKE '%%.v9%%'::bytea"
 
 
 async def test_only_the_failing_stream_stops(
@@ -83,8 +83,8 @@ async def test_an_event_that_cannot_be_decoded_parks_its_stream(
     writer.logins(1, [bad])
     last = writer.logins(1, [good])
     await connection.execute(
-        "UPDATE kinora_events SET state = replace(encode(state, 'escape'), '\"schema_version\":1',"
-        " '\"schema_version\":9')::bytea WHERE stream_id = %s",
+        "UPDATE kinora_events SET state = replace(encode(state, 'escape'), '.v1\"', '.v9\"')::bytea"
+        " WHERE stream_id = %s",
         [bad],
     )
     assert await scalar(connection, CHANGED) == 1

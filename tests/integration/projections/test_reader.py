@@ -44,7 +44,7 @@ async def test_pages_and_filters(reader: LogReader, writer: Writer) -> None:
     recorded = row.recorded()
     assert (recorded.position, recorded.stream_id, recorded.event) == (first[0], DATASET, whole_dataset()[0])
     public = row.public("log_1")
-    assert (public["position"], public["log_id"], public["metadata"]["actor"]) == (first[0], "log_1", USER)
+    assert (public["position"], public["source"], public["actor"]) == (first[0], "urn:kinora:log_1", USER)
     assert (row.version, row.event_id) == (1, recorded.metadata.event_id)
 
 

@@ -45,24 +45,20 @@ VALUES = st.recursive(
 def state_of(
     payload: Any, version: int = 1, event_type: str = "kinora.dataset.registered", *, stream_id: str = STREAM
 ) -> bytes:
-    metadata = {
-        "event_id": new_id(Prefix.EVENT),
-        "recorded_at": "2026-01-02T03:04:05.678901Z",
-        "organization_id": ORGANIZATION,
-        "workspace_id": None,
-        "actor": "system:test",
-        "correlation_id": "req_1",
-        "causation_id": "req_1",
-        "traceparent": None,
-    }
     return rfc8785.dumps(
         {
-            "type": event_type,
-            "schema_version": 1,
-            "stream_id": stream_id,
-            "version": version,
-            "metadata": metadata,
-            "payload": payload,
+            "specversion": "1.0",
+            "id": new_id(Prefix.EVENT),
+            "type": f"{event_type}.v1",
+            "subject": stream_id,
+            "time": "2026-01-02T03:04:05.678901Z",
+            "datacontenttype": "application/json",
+            "streamversion": version,
+            "organization": ORGANIZATION,
+            "actor": "system:test",
+            "correlationid": "req_1",
+            "causationid": "req_1",
+            "data": payload,
         }
     )
 
@@ -70,10 +66,10 @@ def state_of(
 @given(st.dictionaries(st.text(), VALUES, max_size=4), st.integers(1, 2**62))
 def test_stored_bytes_come_back_exactly(payload: dict[str, Any], position: int) -> None:
     state = state_of(payload)
-    line = event_lines.encode(position, state)
+    line = event_lines.encode(position, "log_1", state)
 
     assert line.count(b"\n") == 1
-    assert json.loads(line)["event"] == json.loads(state)
+    assert json.loads(line) == json.loads(state) | {"position": position, "source": "urn:kinora:log_1"}
     decoded = event_lines.decode(line)
     assert (decoded.position, decoded.state) == (position, state)
     assert decoded.row()[4] == state
@@ -84,11 +80,11 @@ def test_stored_bytes_come_back_exactly(payload: dict[str, Any], position: int) 
     [
         b"",
         b"{}\n",
-        event_lines.encode(1, state_of({}))[:-1],
-        event_lines.encode(0, state_of({})),
-        event_lines.encode(1, b"{}"),
-        event_lines.encode(1, b"{x}"),
-        event_lines.encode(1, state_of({}).replace(STREAM.encode(), b"nobody")),
+        event_lines.encode(1, "log_1", state_of({}))[:-1],
+        event_lines.encode(0, "log_1", state_of({})),
+        event_lines.encode(1, "log_1", b"{}"),
+        event_lines.encode(1, "log_1", b"{x}"),
+        event_lines.encode(1, "log_1", state_of({}).replace(STREAM.encode(), b"nobody")),
     ],
 )
 def test_other_lines_are_refused(line: bytes) -> None:
@@ -150,7 +146,7 @@ def folded(*stories: tuple[str, Sequence[Event]]) -> References:
             position += 1
             payload = event.model_dump(mode="json")
             state = state_of(payload, version, type(event).TYPE, stream_id=stream_id)
-            references.apply(event_lines.decode(event_lines.encode(position, state)))
+            references.apply(event_lines.decode(event_lines.encode(position, "log_1", state)))
     for key in references.listings:
         references.apply_listing(key, FILES)
     return references
@@ -176,9 +172,9 @@ def test_a_job_at_work_requires_the_files_of_a_deleted_dataset() -> None:
 
 
 def test_an_event_that_only_a_newer_release_knows() -> None:
-    line = event_lines.encode(1, state_of({}, event_type="kinora.dataset.framed"))
+    line = event_lines.encode(1, "log_1", state_of({}, event_type="kinora.dataset.framed"))
     with pytest.raises(BackupTooNew, match="upgrade Kinora first"):
         References().apply(event_lines.decode(line))
-    line = event_lines.encode(1, state_of({"name": 5}))
+    line = event_lines.encode(1, "log_1", state_of({"name": 5}))
     with pytest.raises(BackupDamaged, match="none of its type"):
         References().apply(event_lines.decode(line))

@@ -59,17 +59,21 @@ def test_every_event_type_survives_the_round_trip(kind: type[Event]) -> None:
 
 def test_the_bytes_are_sorted_and_without_space() -> None:
     state = canonical_state(place(warning('é "\\ \u2028 🎬'), organization_id="org_1"))
-    assert state.startswith(b'{"metadata":{"actor":"system:test","causation_id":"req_1"')
+    assert state.startswith(b'{"actor":"system:test","causationid":"req_1"')
     assert '"message":"é \\"\\\\ \u2028 🎬"'.encode() in state
-    assert b'"recorded_at":"2030-01-02T00:00:00Z"' in state
-    assert b'"schema_version":1' in state
+    assert b'"time":"2030-01-02T00:00:00Z"' in state
+    assert b'"type":"kinora.job.warning_raised.v1"}' in state
 
 
 def test_the_public_event_is_the_envelope_with_its_position() -> None:
     logged = place(warning("w"))
     public = public_event(5, "log_1", canonical_state(logged))
-    assert (public["position"], public["log_id"], public["type"]) == (5, "log_1", WarningRaised.TYPE)
-    assert public["payload"] == {"attempt": 1, "code": "c", "message": "w"}
+    assert (public["position"], public["source"], public["type"]) == (
+        5,
+        "urn:kinora:log_1",
+        f"{WarningRaised.TYPE}.v1",
+    )
+    assert public["data"] == {"attempt": 1, "code": "c", "message": "w"}
 
 
 def progressed(**point: Any) -> JobProgressed:
