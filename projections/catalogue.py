@@ -110,12 +110,21 @@ async def schema_exists(connection: AsyncConnection[Any], schema: str) -> bool:
 
 
 async def create_tables(connection: AsyncConnection[Any], view: View, schema: str) -> None:
-    """Make a view's empty tables in `schema`, replacing whatever was there."""
+    """Make a view's empty tables in `schema`, without keys and indexes, replacing whatever was there."""
     await drop_schema(connection, schema)
     await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
     await use_schema(connection, schema)
-    for statement in view.ddl:
-        await connection.execute(statement)
+    for table in view.tables:
+        await connection.execute(table.create)
+
+
+async def finish_tables(connection: AsyncConnection[Any], view: View, schema: str) -> None:
+    """Give tables that were filled their keys, indexes and statistics."""
+    await use_schema(connection, schema)
+    for table in view.tables:
+        for statement in table.finish:
+            await connection.execute(statement)
+        await connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table.name)))
 
 
 async def drop_schema(connection: AsyncConnection[Any], schema: str) -> None:
@@ -139,6 +148,7 @@ async def ensure(connection: AsyncConnection[Any], view: View) -> str | None:
         log_id, head = await read_log_id(connection), await read_head(connection)
         if active is None:
             await create_tables(connection, view, schema)
+            await finish_tables(connection, view, schema)
             await connection.execute(
                 """
                 INSERT INTO projections.views (view, generation, version, position, log_id)

@@ -12,7 +12,7 @@ from psycopg.rows import class_row, scalar_row
 from pydantic import BaseModel, ConfigDict
 
 from projections.errors import MissingRow
-from projections.view import Census, active_schema
+from projections.view import Census, Row, Table, active_schema
 from schemas.envelope import Recorded
 
 Cursor = tuple[datetime, str]
@@ -52,22 +52,21 @@ class StoredDocument:
 D = TypeVar("D", bound=Document)
 M = TypeVar("M", bound=BaseModel)
 
-DOCUMENT_TABLE: LiteralString = """
-CREATE TABLE {table} (
-    id text PRIMARY KEY,
-    organization_id text NOT NULL,
-    status text NOT NULL,
-    created_at timestamptz NOT NULL,
-    document jsonb NOT NULL
-)
-"""
 
-
-def document_ddl(table: LiteralString) -> tuple[LiteralString, ...]:
+def document_table(name: LiteralString) -> Table:
     """The table of a `DocumentView` and the index that its pages follow."""
-    return (
-        DOCUMENT_TABLE.replace("{table}", table),
-        f"CREATE INDEX {table}_newest ON {table} (organization_id, created_at DESC, id DESC)",
+    return Table(
+        name=name,
+        stream="id",
+        columns=(
+            "id text NOT NULL",
+            "organization_id text NOT NULL",
+            "status text NOT NULL",
+            "created_at timestamptz NOT NULL",
+            "document jsonb NOT NULL",
+        ),
+        key="id",
+        indexes=(f"CREATE INDEX {name}_newest ON {name} (organization_id, created_at DESC, id DESC)",),
     )
 
 
@@ -134,12 +133,40 @@ def without_nul(value: Any) -> Any:
             return value
 
 
+class DocumentFold(Generic[D]):
+    """A stream that comes to one document."""
+
+    def __init__(self, view: "DocumentView[D]") -> None:
+        self._view = view
+        self.document: D | None = None
+
+    def add(self, recorded: Recorded) -> None:
+        self.document = self._view.fold(self.document, recorded)
+
+    def rows(self) -> dict[str, list[Row]]:
+        return {} if self.document is None else {self._view.table: [document_row(self.document)]}
+
+    def shown(self) -> BaseModel | None:
+        """What queries answer; None before the first event."""
+        return self.document
+
+
+def document_row(document: Document) -> Row:
+    return (
+        document.id,
+        document.organization_id,
+        document.status,
+        document.created_at,
+        storable(document),
+    )
+
+
 class DocumentView(ABC, Generic[D]):
     """A view whose table has one document per stream."""
 
     name: ClassVar[str]
     version: ClassVar[int]
-    ddl: ClassVar[Sequence[LiteralString]]
+    tables: ClassVar[Sequence[Table]]
     types: ClassVar[tuple[str, ...]]
     census: ClassVar[Census]
     table: ClassVar[LiteralString]
@@ -148,6 +175,9 @@ class DocumentView(ABC, Generic[D]):
     @abstractmethod
     def fold(self, before: D | None, recorded: Recorded) -> D:
         """The document after an event; pure."""
+
+    def begin(self) -> DocumentFold[D]:
+        return DocumentFold(self)
 
     async def apply(self, cursor: AsyncCursor[Any], events: Sequence[Recorded]) -> None:
         """Load the documents that the events touch, fold, and write each once."""
@@ -172,14 +202,8 @@ class DocumentView(ABC, Generic[D]):
             ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document
             """
         ).format(table=sql.Identifier(self.table))
-        columns = [
-            [document.id for document in documents],
-            [document.organization_id for document in documents],
-            [document.status for document in documents],
-            [document.created_at for document in documents],
-            [storable(document) for document in documents],
-        ]
-        await cursor.execute(query, columns)
+        columns = zip(*(document_row(document) for document in documents), strict=True)
+        await cursor.execute(query, [list(column) for column in columns])
 
 
 class DocumentQueries(Generic[M]):

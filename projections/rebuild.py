@@ -121,6 +121,7 @@ class _Builder:
                 [self._view.name, generation],
             )
             await catalogue.create_tables(self._connection, self._view, self._next)
+            await catalogue.finish_tables(self._connection, self._view, self._next)
             await self._connection.execute(
                 """
                 UPDATE projections.rebuilds

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import class_row
 
 from projections.documents import ViewModel, without_nul
 from projections.sentences import LEVELS, Level, told
-from projections.view import Census
+from projections.view import Census, Row, Table
 from schemas.envelope import Recorded
 
 
@@ -33,24 +33,32 @@ class Activities:
     version = 1
     types: tuple[str, ...] | None = None
     census: Census = (("activities", None),)
-    ddl: tuple[LiteralString, ...] = (
-        """
-        CREATE TABLE activities (
-            position bigint PRIMARY KEY,
-            event_id text NOT NULL,
-            type text NOT NULL,
-            stream_id text NOT NULL,
-            organization_id text,
-            workspace_id text,
-            actor text NOT NULL,
-            level text NOT NULL,
-            sentence text NOT NULL,
-            recorded_at timestamptz NOT NULL
-        )
-        """,
-        "CREATE INDEX activities_newest ON activities (organization_id, position DESC)",
-        "CREATE INDEX activities_of_stream ON activities (stream_id, position DESC)",
+    tables: tuple[Table, ...] = (
+        Table(
+            name="activities",
+            stream="stream_id",
+            columns=(
+                "position bigint NOT NULL",
+                "event_id text NOT NULL",
+                "type text NOT NULL",
+                "stream_id text NOT NULL",
+                "organization_id text",
+                "workspace_id text",
+                "actor text NOT NULL",
+                "level text NOT NULL",
+                "sentence text NOT NULL",
+                "recorded_at timestamptz NOT NULL",
+            ),
+            key="position",
+            indexes=(
+                "CREATE INDEX activities_newest ON activities (organization_id, position DESC)",
+                "CREATE INDEX activities_of_stream ON activities (stream_id, position DESC)",
+            ),
+        ),
     )
+
+    def begin(self) -> "ActivityFold":
+        return ActivityFold()
 
     async def apply(self, cursor: AsyncCursor[Any], events: Sequence[Recorded]) -> None:
         rows = [_row(each) for each in events]
@@ -65,7 +73,20 @@ class Activities:
         )
 
 
-def _row(recorded: Recorded) -> tuple[Any, ...]:
+class ActivityFold:
+    """A stream's events in words."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+
+    def add(self, recorded: Recorded) -> None:
+        self._rows.append(_row(recorded))
+
+    def rows(self) -> dict[str, list[Row]]:
+        return {"activities": self._rows}
+
+
+def _row(recorded: Recorded) -> Row:
     words, level = told(recorded)
     metadata = recorded.metadata
     return (

@@ -11,14 +11,16 @@ from pydantic import BaseModel, ConfigDict
 from projections.documents import (
     Cursor,
     Document,
+    DocumentFold,
     DocumentQueries,
     DocumentView,
     ViewModel,
     beginning,
     begun,
-    document_ddl,
+    document_table,
     evolve,
 )
+from projections.view import Row, Table
 from schemas.envelope import Recorded
 from schemas.events import agent as events
 from schemas.events import dataset, job, model
@@ -85,19 +87,22 @@ class Agents(DocumentView[AgentDocument]):
     version = 2
     table: ClassVar[LiteralString] = "agents"
     model = AgentDocument
-    ddl = (
-        *document_ddl("agents"),
+    tables = (
+        document_table("agents"),
         # Keyed by item: these rows follow the item's stream, the agents' rows follow the agent's.
-        """
-        CREATE TABLE held_items (
-            item_id text PRIMARY KEY,
-            agent_id text NOT NULL,
-            attempt integer NOT NULL,
-            since timestamptz NOT NULL,
-            position bigint NOT NULL
-        )
-        """,
-        "CREATE INDEX held_items_agent ON held_items (agent_id, position DESC)",
+        Table(
+            name="held_items",
+            stream="item_id",
+            columns=(
+                "item_id text NOT NULL",
+                "agent_id text NOT NULL",
+                "attempt integer NOT NULL",
+                "since timestamptz NOT NULL",
+                "position bigint NOT NULL",
+            ),
+            key="item_id",
+            indexes=("CREATE INDEX held_items_agent ON held_items (agent_id, position DESC)",),
+        ),
     )
     types = (
         events.AgentEnrolled.TYPE,
@@ -132,18 +137,52 @@ class Agents(DocumentView[AgentDocument]):
             case _:
                 return evolve(agent, recorded)
 
+    def begin(self) -> "AgentFold":
+        return AgentFold(self)
+
     async def apply(self, cursor: AsyncCursor[Any], events_of_page: Sequence[Recorded]) -> None:
         own = [each for each in events_of_page if id_prefix(each.stream_id) is Prefix.AGENT]
         if own:
             await super().apply(cursor, own)
         for recorded in events_of_page:
             if isinstance(recorded.event, _TAKEN):
-                await _take(cursor, recorded, recorded.event.agent_id, recorded.event.attempt)
+                await _take(cursor, _held_row(recorded, recorded.event))
             elif isinstance(recorded.event, _LET_GO):
                 await cursor.execute("DELETE FROM held_items WHERE item_id = %s", [recorded.stream_id])
 
 
-async def _take(cursor: AsyncCursor[Any], recorded: Recorded, agent_id: str, attempt: int) -> None:
+class AgentFold(DocumentFold[AgentDocument]):
+    """An agent's stream, or that of an item which some agent may hold."""
+
+    def __init__(self, view: Agents) -> None:
+        super().__init__(view)
+        self._held: list[Row] = []
+
+    def add(self, recorded: Recorded) -> None:
+        if id_prefix(recorded.stream_id) is Prefix.AGENT:
+            super().add(recorded)
+        elif isinstance(recorded.event, _TAKEN):
+            self._held = [_held_row(recorded, recorded.event)]
+        elif isinstance(recorded.event, _LET_GO):
+            self._held = []
+
+    def rows(self) -> dict[str, list[Row]]:
+        return super().rows() | {"held_items": self._held}
+
+    def shown(self) -> AgentView | None:
+        """Without what it worked on, which is in the items' streams."""
+        return None if self.document is None else AgentView(**dict(self.document))
+
+
+def _held_row(
+    recorded: Recorded,
+    event: job.JobAssigned | dataset.DatasetValidationStarted | model.ModelValidationStarted,
+) -> Row:
+    at = recorded.metadata.recorded_at
+    return (recorded.stream_id, event.agent_id, event.attempt, at, recorded.position)
+
+
+async def _take(cursor: AsyncCursor[Any], held: Row) -> None:
     await cursor.execute(
         """
         INSERT INTO held_items (item_id, agent_id, attempt, since, position) VALUES (%s, %s, %s, %s, %s)
@@ -151,7 +190,7 @@ async def _take(cursor: AsyncCursor[Any], recorded: Recorded, agent_id: str, att
            SET agent_id = excluded.agent_id, attempt = excluded.attempt,
                since = excluded.since, position = excluded.position
         """,
-        [recorded.stream_id, agent_id, attempt, recorded.metadata.recorded_at, recorded.position],
+        held,
     )
 
 

@@ -14,7 +14,7 @@ from projections.documents import (
     StoredDocument,
     beginning,
     begun,
-    document_ddl,
+    document_table,
     evolve,
 )
 from projections.imports import Imported, imported_changes
@@ -54,7 +54,7 @@ class Datasets(DocumentView[DatasetView]):
     version = 2
     table: ClassVar[LiteralString] = "datasets"
     model = DatasetView
-    ddl = document_ddl("datasets")
+    tables = (document_table("datasets"),)
     types = (
         events.DatasetImportRequested.TYPE,
         events.DatasetImportFailed.TYPE,

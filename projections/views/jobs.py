@@ -11,15 +11,18 @@ from psycopg.types.json import Jsonb
 from projections.documents import (
     Cursor,
     Document,
+    DocumentFold,
     DocumentQueries,
     DocumentView,
     StoredDocument,
     ViewModel,
     beginning,
     begun,
-    document_ddl,
+    document_row,
+    document_table,
     evolve,
 )
+from projections.view import Row, Table
 from schemas.envelope import Recorded
 from schemas.events import job as events
 from schemas.job_status import TERMINAL_PHASES, JobPhase, phase_after
@@ -132,18 +135,20 @@ class Jobs(DocumentView[JobView]):
     version = 3
     table: ClassVar[LiteralString] = "jobs"
     model = JobView
-    ddl = (
-        *document_ddl("jobs"),
-        """
-        CREATE TABLE checkpoints (
-            job_id text NOT NULL,
-            step integer NOT NULL,
-            attempt integer NOT NULL,
-            objects jsonb NOT NULL,
-            saved_at timestamptz NOT NULL,
-            PRIMARY KEY (job_id, step)
-        )
-        """,
+    tables = (
+        document_table("jobs"),
+        Table(
+            name="checkpoints",
+            stream="job_id",
+            columns=(
+                "job_id text NOT NULL",
+                "step integer NOT NULL",
+                "attempt integer NOT NULL",
+                "objects jsonb NOT NULL",
+                "saved_at timestamptz NOT NULL",
+            ),
+            key="job_id, step",
+        ),
     )
     types = (
         events.JobRequested.TYPE,
@@ -194,16 +199,13 @@ class Jobs(DocumentView[JobView]):
             changes |= _ENDED | {"finished_at": recorded.metadata.recorded_at}
         return evolve(job, recorded, **changes)
 
+    def begin(self) -> "JobFold":
+        return JobFold(self)
+
     async def apply(self, cursor: AsyncCursor[Any], events_of_page: Sequence[Recorded]) -> None:
         await super().apply(cursor, events_of_page)
         saved = [
-            [
-                each.stream_id,
-                each.event.step,
-                each.event.attempt,
-                _objects(each.event),
-                each.metadata.recorded_at,
-            ]
+            _checkpoint_row(each.stream_id, _checkpoint(each, each.event))
             for each in events_of_page
             if isinstance(each.event, events.CheckpointSaved)
         ]
@@ -222,8 +224,44 @@ _ENDED: dict[str, Any] = {"agent_id": None, "eta_seconds": None, "wait_reason": 
 _LET_GO: dict[str, Any] = {"agent_id": None, "eta_seconds": None, "tokens_per_second": None}
 
 
-def _objects(event: events.CheckpointSaved) -> Jsonb:
-    return Jsonb([each.model_dump(mode="json") for each in event.objects])
+class JobFold(DocumentFold[JobView]):
+    """A job's stream: its document, and its checkpoints by step."""
+
+    def __init__(self, view: Jobs) -> None:
+        super().__init__(view)
+        self._checkpoints: dict[int, Checkpoint] = {}
+
+    def add(self, recorded: Recorded) -> None:
+        super().add(recorded)
+        if isinstance(recorded.event, events.CheckpointSaved):
+            self._checkpoints[recorded.event.step] = _checkpoint(recorded, recorded.event)
+
+    def rows(self) -> dict[str, list[Row]]:
+        if self.document is None:
+            return {}
+        job_id = self.document.id
+        saved = [_checkpoint_row(job_id, each) for each in self._checkpoints.values()]
+        return {"jobs": [document_row(self.document)], "checkpoints": saved}
+
+    def shown(self) -> JobDetail | None:
+        if self.document is None:
+            return None
+        oldest_first = tuple(self._checkpoints[step] for step in sorted(self._checkpoints))
+        return JobDetail(**dict(self.document), checkpoints=oldest_first)
+
+
+def _checkpoint(recorded: Recorded, event: events.CheckpointSaved) -> Checkpoint:
+    return Checkpoint(
+        step=event.step,
+        attempt=event.attempt,
+        objects=event.objects,
+        saved_at=recorded.metadata.recorded_at,
+    )
+
+
+def _checkpoint_row(job_id: str, saved: Checkpoint) -> Row:
+    objects = Jsonb([each.model_dump(mode="json") for each in saved.objects])
+    return (job_id, saved.step, saved.attempt, objects, saved.saved_at)
 
 
 def changes_by(job: JobView, recorded: Recorded) -> dict[str, Any]:

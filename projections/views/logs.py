@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal, LiteralString
+from typing import Any, Literal
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from projections.documents import ViewModel
-from projections.view import Census
+from projections.view import Census, Row, Table
 from schemas.envelope import Recorded
 from schemas.events import job as events
 from schemas.objects import StoredObject
@@ -34,34 +34,30 @@ class LogSegments:
     version = 1
     types: tuple[str, ...] | None = (events.LogSegmentStored.TYPE,)
     census: Census = ()
-    ddl: tuple[LiteralString, ...] = (
-        """
-        CREATE TABLE segments (
-            job_id text NOT NULL,
-            organization_id text NOT NULL,
-            attempt integer NOT NULL,
-            content text NOT NULL,
-            segment integer NOT NULL,
-            lines integer NOT NULL,
-            object jsonb NOT NULL,
-            stored_at timestamptz NOT NULL,
-            PRIMARY KEY (job_id, content, attempt, segment)
-        )
-        """,
+    tables: tuple[Table, ...] = (
+        Table(
+            name="segments",
+            stream="job_id",
+            columns=(
+                "job_id text NOT NULL",
+                "organization_id text NOT NULL",
+                "attempt integer NOT NULL",
+                "content text NOT NULL",
+                "segment integer NOT NULL",
+                "lines integer NOT NULL",
+                "object jsonb NOT NULL",
+                "stored_at timestamptz NOT NULL",
+            ),
+            key="job_id, content, attempt, segment",
+        ),
     )
+
+    def begin(self) -> "SegmentFold":
+        return SegmentFold()
 
     async def apply(self, cursor: AsyncCursor[Any], events_of_page: Sequence[Recorded]) -> None:
         rows = [
-            [
-                each.stream_id,
-                each.metadata.organization_id,
-                each.event.attempt,
-                each.event.content,
-                each.event.segment,
-                each.event.lines,
-                Jsonb(each.event.object.model_dump(mode="json")),
-                each.metadata.recorded_at,
-            ]
+            _row(each, each.event)
             for each in events_of_page
             if isinstance(each.event, events.LogSegmentStored)
         ]
@@ -75,6 +71,34 @@ class LogSegments:
             """,
             rows,
         )
+
+
+class SegmentFold:
+    """A job's stored pieces; one that is stored again replaces the one before."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, int, int], Row] = {}
+
+    def add(self, recorded: Recorded) -> None:
+        event = recorded.event
+        if isinstance(event, events.LogSegmentStored):
+            self._rows[event.content, event.attempt, event.segment] = _row(recorded, event)
+
+    def rows(self) -> dict[str, list[Row]]:
+        return {"segments": list(self._rows.values())}
+
+
+def _row(recorded: Recorded, event: events.LogSegmentStored) -> Row:
+    return (
+        recorded.stream_id,
+        recorded.metadata.organization_id,
+        event.attempt,
+        event.content,
+        event.segment,
+        event.lines,
+        Jsonb(event.object.model_dump(mode="json")),
+        recorded.metadata.recorded_at,
+    )
 
 
 async def segments(

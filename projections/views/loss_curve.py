@@ -1,5 +1,6 @@
 """Loss curves: one point per measured step, of the attempt that counts, and the evaluations beside them."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, LiteralString
@@ -8,7 +9,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import class_row
 
 from projections.documents import ViewModel
-from projections.view import Census
+from projections.view import Census, Row, Table
 from schemas.envelope import Recorded
 from schemas.events import job as events
 
@@ -55,108 +56,146 @@ class LossCurves:
         events.JobEvaluated.TYPE,
     )
     census: Census = ()
-    ddl: tuple[LiteralString, ...] = (
-        """
-        CREATE TABLE points (
-            job_id text NOT NULL,
-            organization_id text NOT NULL,
-            step integer NOT NULL,
-            attempt integer NOT NULL,
-            loss double precision NOT NULL,
-            learning_rate double precision NOT NULL,
-            grad_norm double precision NOT NULL,
-            tokens bigint NOT NULL,
-            tokens_per_second double precision NOT NULL,
-            step_seconds double precision NOT NULL,
-            PRIMARY KEY (job_id, step)
-        )
-        """,
-        """
-        CREATE TABLE evaluations (
-            job_id text NOT NULL,
-            organization_id text NOT NULL,
-            step integer NOT NULL,
-            phase text NOT NULL,
-            attempt integer NOT NULL,
-            examples integer NOT NULL,
-            loss double precision,
-            exact_match double precision,
-            evaluated_at timestamptz NOT NULL,
-            PRIMARY KEY (job_id, step, phase)
-        )
-        """,
+    tables: tuple[Table, ...] = (
+        Table(
+            name="points",
+            stream="job_id",
+            columns=(
+                "job_id text NOT NULL",
+                "organization_id text NOT NULL",
+                "step integer NOT NULL",
+                "attempt integer NOT NULL",
+                "loss double precision NOT NULL",
+                "learning_rate double precision NOT NULL",
+                "grad_norm double precision NOT NULL",
+                "tokens bigint NOT NULL",
+                "tokens_per_second double precision NOT NULL",
+                "step_seconds double precision NOT NULL",
+            ),
+            key="job_id, step",
+        ),
+        Table(
+            name="evaluations",
+            stream="job_id",
+            columns=(
+                "job_id text NOT NULL",
+                "organization_id text NOT NULL",
+                "step integer NOT NULL",
+                "phase text NOT NULL",
+                "attempt integer NOT NULL",
+                "examples integer NOT NULL",
+                "loss double precision",
+                "exact_match double precision",
+                "evaluated_at timestamptz NOT NULL",
+            ),
+            key="job_id, step, phase",
+        ),
     )
+
+    def begin(self) -> "CurveFold":
+        return CurveFold()
 
     async def apply(self, cursor: AsyncCursor[Any], events_of_page: Sequence[Recorded]) -> None:
+        curves: defaultdict[str, CurveFold] = defaultdict(CurveFold)
+        for recorded in events_of_page:
+            curves[recorded.stream_id].add(recorded)
+        cuts = [(job_id, step, attempt) for job_id, one in curves.items() for step, attempt in one.cuts]
+        points = [row for one in curves.values() for row in one.points.values()]
+        evaluations = [row for one in curves.values() for row in one.evaluations.values()]
         async with cursor.connection.pipeline():
-            for recorded in events_of_page:
-                match recorded.event:
-                    case events.TrainingStarted() as event:
-                        await _forget_beyond(cursor, recorded, event)
-                    case events.JobProgressed() as event:
-                        await _add_points(cursor, recorded, event)
-                    case events.JobEvaluated() as event:
-                        await _add_evaluation(cursor, recorded, event)
+            # What was there before the page is cut first: the page's own points are cut already.
+            if cuts:
+                await cursor.execute(_CUT_POINTS, _columns(cuts))
+                await cursor.execute(_CUT_EVALUATIONS, _columns(cuts))
+            if points:
+                await cursor.execute(_PUT_POINTS, _columns(points))
+            if evaluations:
+                await cursor.execute(_PUT_EVALUATIONS, _columns(evaluations))
 
 
-async def _forget_beyond(cursor: AsyncCursor[Any], recorded: Recorded, event: events.TrainingStarted) -> None:
-    """An attempt that goes on from step k repeats whatever an earlier one did after k."""
-    values = [recorded.stream_id, event.start_step, event.attempt]
-    await cursor.execute("DELETE FROM points WHERE job_id = %s AND step > %s AND attempt < %s", values)
-    await cursor.execute("DELETE FROM evaluations WHERE job_id = %s AND step > %s AND attempt < %s", values)
+class CurveFold:
+    """A job's points and evaluations as far as these events tell, and what they take back of earlier ones."""
+
+    def __init__(self) -> None:
+        self.points: dict[int, Row] = {}
+        self.evaluations: dict[tuple[int, str], Row] = {}
+        self.cuts: list[tuple[int, int]] = []
+        """Step and attempt: who goes on from step k repeats whatever an earlier attempt did after k."""
+
+    def add(self, recorded: Recorded) -> None:
+        match recorded.event:
+            case events.JobProgressed() as event:
+                stream_id, organization_id = recorded.stream_id, recorded.metadata.organization_id
+                attempt = event.attempt
+                for point in event.points:
+                    self.points[point.step] = (
+                        stream_id,
+                        organization_id,
+                        point.step,
+                        attempt,
+                        point.loss,
+                        point.learning_rate,
+                        point.grad_norm,
+                        point.tokens,
+                        point.tokens_per_second,
+                        point.step_seconds,
+                    )
+            case events.TrainingStarted(start_step=start, attempt=attempt):
+                self.cuts.append((start, attempt))
+                self.points = {
+                    step: row for step, row in self.points.items() if step <= start or row[3] >= attempt
+                }
+                self.evaluations = {
+                    key: row for key, row in self.evaluations.items() if key[0] <= start or row[4] >= attempt
+                }
+            case events.JobEvaluated() as event:
+                self.evaluations[event.step, event.phase] = (
+                    recorded.stream_id,
+                    recorded.metadata.organization_id,
+                    event.step,
+                    event.phase,
+                    event.attempt,
+                    event.evaluation.examples,
+                    event.evaluation.loss,
+                    event.evaluation.exact_match,
+                    recorded.metadata.recorded_at,
+                )
+            case _:
+                pass
+
+    def rows(self) -> dict[str, list[Row]]:
+        return {"points": list(self.points.values()), "evaluations": list(self.evaluations.values())}
 
 
-async def _add_points(cursor: AsyncCursor[Any], recorded: Recorded, event: events.JobProgressed) -> None:
-    points = event.points
-    await cursor.execute(
-        """
-        INSERT INTO points (job_id, organization_id, attempt,
-                            step, loss, learning_rate, grad_norm, tokens, tokens_per_second, step_seconds)
-        SELECT %s, %s, %s, fresh.*
-          FROM unnest(%s::integer[], %s::float8[], %s::float8[], %s::float8[], %s::bigint[],
-                      %s::float8[], %s::float8[]) AS fresh
-        ON CONFLICT (job_id, step) DO UPDATE
-           SET attempt = excluded.attempt, loss = excluded.loss, learning_rate = excluded.learning_rate,
-               grad_norm = excluded.grad_norm, tokens = excluded.tokens,
-               tokens_per_second = excluded.tokens_per_second, step_seconds = excluded.step_seconds
-        """,
-        [
-            recorded.stream_id,
-            recorded.metadata.organization_id,
-            event.attempt,
-            [point.step for point in points],
-            [point.loss for point in points],
-            [point.learning_rate for point in points],
-            [point.grad_norm for point in points],
-            [point.tokens for point in points],
-            [point.tokens_per_second for point in points],
-            [point.step_seconds for point in points],
-        ],
-    )
+_CUT_POINTS: LiteralString = """
+DELETE FROM points p
+ USING unnest(%s::text[], %s::integer[], %s::integer[]) AS cut (job_id, step, attempt)
+ WHERE p.job_id = cut.job_id AND p.step > cut.step AND p.attempt < cut.attempt
+"""
+_CUT_EVALUATIONS: LiteralString = _CUT_POINTS.replace("FROM points", "FROM evaluations")
+_PUT_POINTS: LiteralString = """
+INSERT INTO points (job_id, organization_id, step, attempt, loss, learning_rate, grad_norm, tokens,
+                    tokens_per_second, step_seconds)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::integer[], %s::integer[], %s::float8[], %s::float8[],
+                     %s::float8[], %s::bigint[], %s::float8[], %s::float8[])
+ON CONFLICT (job_id, step) DO UPDATE
+   SET attempt = excluded.attempt, loss = excluded.loss, learning_rate = excluded.learning_rate,
+       grad_norm = excluded.grad_norm, tokens = excluded.tokens,
+       tokens_per_second = excluded.tokens_per_second, step_seconds = excluded.step_seconds
+"""
+_PUT_EVALUATIONS: LiteralString = """
+INSERT INTO evaluations
+       (job_id, organization_id, step, phase, attempt, examples, loss, exact_match, evaluated_at)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::integer[], %s::text[], %s::integer[], %s::integer[],
+                     %s::float8[], %s::float8[], %s::timestamptz[])
+ON CONFLICT (job_id, step, phase) DO UPDATE
+   SET attempt = excluded.attempt, examples = excluded.examples, loss = excluded.loss,
+       exact_match = excluded.exact_match, evaluated_at = excluded.evaluated_at
+"""
 
 
-async def _add_evaluation(cursor: AsyncCursor[Any], recorded: Recorded, event: events.JobEvaluated) -> None:
-    await cursor.execute(
-        """
-        INSERT INTO evaluations
-               (job_id, organization_id, step, phase, attempt, examples, loss, exact_match, evaluated_at)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-        ON CONFLICT (job_id, step, phase) DO UPDATE
-           SET attempt = excluded.attempt, examples = excluded.examples, loss = excluded.loss,
-               exact_match = excluded.exact_match, evaluated_at = excluded.evaluated_at
-        """,
-        [
-            recorded.stream_id,
-            recorded.metadata.organization_id,
-            event.step,
-            event.phase,
-            event.attempt,
-            event.evaluation.examples,
-            event.evaluation.loss,
-            event.evaluation.exact_match,
-            recorded.metadata.recorded_at,
-        ],
-    )
+def _columns(rows: Sequence[Row]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 async def curve(

@@ -14,7 +14,7 @@ from projections.documents import (
     StoredDocument,
     beginning,
     begun,
-    document_ddl,
+    document_table,
     evolve,
 )
 from projections.imports import Imported, imported_changes
@@ -63,7 +63,7 @@ class Models(DocumentView[ModelView]):
     version = 2
     table: ClassVar[LiteralString] = "models"
     model = ModelView
-    ddl = document_ddl("models")
+    tables = (document_table("models"),)
     types = (
         events.ModelImportRequested.TYPE,
         events.ModelImportFailed.TYPE,

@@ -13,6 +13,7 @@ from projections.rebuild import rebuild
 from projections.rebuild_requests import Rebuild, find_rebuild, recent_rebuilds, request_rebuild
 from projections.registry import VIEWS
 from projections.settings import ProjectionsSettings
+from projections.view import Table
 from projections.views import jobs
 from schemas.ids import Prefix, new_id
 from tests.integration.projections.world import (
@@ -126,7 +127,7 @@ async def test_a_new_version_is_built_at_the_next_start(
     settings: ProjectionsSettings, connection: AsyncConnection[Any], writer: Writer
 ) -> None:
     class Renamed(Tally):
-        ddl = (*Tally.ddl, "CREATE TABLE fresh (id integer)")
+        tables = (*Tally.tables, Table(name="fresh", stream="id", columns=("id text",), key="id"))
 
     users = new_users(2)
     async with running(settings, [Tally()]):

@@ -17,7 +17,7 @@ from command_api.eventlog.mapper import LoggedEvent
 from projections import catalogue
 from projections.run import run
 from projections.settings import ProjectionsSettings
-from projections.view import Census, View
+from projections.view import Census, Rows, Table, View
 from schemas.envelope import Recorded
 from schemas.events import Event
 from schemas.events.identity import UserLoggedIn
@@ -69,9 +69,13 @@ class Tally:
     name = "tally"
     types: tuple[str, ...] | None = (UserLoggedIn.TYPE,)
     census: Census = ()
-    ddl: tuple[LiteralString, ...] = (
-        "CREATE TABLE tallies (user_id text PRIMARY KEY, logins integer NOT NULL)",
-        "CREATE TABLE pages (id serial PRIMARY KEY, events integer NOT NULL)",
+    tables: tuple[Table, ...] = (
+        Table(
+            name="tallies",
+            stream="user_id",
+            columns=("user_id text NOT NULL", "logins integer NOT NULL"),
+            key="user_id",
+        ),
     )
 
     def __init__(
@@ -81,8 +85,10 @@ class Tally:
         self.version = version
         self.fails_on = fails_on
 
+    def begin(self) -> "TallyFold":
+        return TallyFold(self)
+
     async def apply(self, cursor: AsyncCursor[Any], events: Sequence[Recorded]) -> None:
-        await cursor.execute("INSERT INTO pages (events) VALUES (%s)", [len(events)])
         for event in events:
             await cursor.execute(
                 """
@@ -93,6 +99,21 @@ class Tally:
             )
             if self.fails_on is not None and self.fails_on(event):
                 raise ValueError(f"cannot fold {event.position}")
+
+
+class TallyFold:
+    def __init__(self, view: Tally) -> None:
+        self._view = view
+        self._tally: tuple[str, int] | None = None
+
+    def add(self, recorded: Recorded) -> None:
+        if self._view.fails_on is not None and self._view.fails_on(recorded):
+            raise ValueError(f"cannot fold {recorded.position}")
+        logins = self._tally[1] if self._tally else 0
+        self._tally = (recorded.stream_id, logins + 1)
+
+    def rows(self) -> Rows:
+        return {} if self._tally is None else {"tallies": [self._tally]}
 
 
 async def tallies(connection: AsyncConnection[Any], view: str = "tally") -> dict[str, int]:
