@@ -5,6 +5,7 @@ EventLogError
 │   └── EventTooLarge   more than 256 KiB
 ├── VersionConflict     somebody else appended to the stream first
 ├── CommandRepeated     the command was carried out before
+├── ImportRefused       events with positions that do not fit behind what the log holds
 ├── LogTooNew           an event was written by a newer release, or is damaged
 ├── LogUnavailable      the database cannot be reached; what was asked may or may not have happened
 │   └── LogFull         its disk is full; nothing was stored
@@ -56,6 +57,12 @@ class LogFull(LogUnavailable):
     """The database's disk is full: nothing was stored, and nothing will be until somebody frees space."""
 
     code = "log_full"
+
+
+class ImportRefused(EventLogError):
+    """Events brought in do not fit behind what the log holds; nothing of them was stored."""
+
+    code = "import_refused"
 
 
 class LogTooNew(EventLogError):
