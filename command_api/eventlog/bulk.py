@@ -44,19 +44,19 @@ TYPES = (
 COPY = f"COPY {EVENTS} ({', '.join(EventRow._fields)}) FROM STDIN (FORMAT BINARY)"
 LOCK = f"LOCK TABLE {EVENTS} IN EXCLUSIVE MODE"
 """The appenders' own lock: positions are drawn under it, so nobody's can fall among those brought in."""
-HEAD = f"SELECT coalesce(max(notification_id), 0) AS head FROM {EVENTS}"
+HEAD = "SELECT coalesce(max(notification_id), 0) AS head FROM kinora_events"
 
 # Only where the first version brought in is not 1: two equal versions the primary key finds by itself.
-_GAPS = f"""
+_GAPS = """
     SELECT stream_id, version FROM unnest(%s::uuid[], %s::bigint[], %s::text[])
         AS begins (originator_id, version, stream_id)
     WHERE NOT EXISTS (
-        SELECT FROM {EVENTS} AS present
+        SELECT FROM kinora_events AS present
         WHERE present.originator_id = begins.originator_id AND originator_version = begins.version - 1
     )
     LIMIT 1
 """
-_SET_SEQUENCE = f"SELECT setval(pg_get_serial_sequence('{EVENTS}', 'notification_id'), %s)"
+_SET_SEQUENCE = "SELECT setval(pg_get_serial_sequence('kinora_events', 'notification_id'), %s)"
 _NOTIFY = f"NOTIFY {EVENTS}"
 
 
@@ -115,7 +115,9 @@ def import_rows(cursor: Cursor[DictRow], rows: Iterable[EventRow]) -> Imported:
             " bring in only what comes after it"
         ) from error
     if imported.begins:
-        gap = cursor.execute(_GAPS, [list(column) for column in zip(*imported.begins, strict=True)]).fetchone()
+        gap = cursor.execute(
+            _GAPS, [list(column) for column in zip(*imported.begins, strict=True)]
+        ).fetchone()
         if gap:
             raise _gap(gap["stream_id"], gap["version"], None)
     if imported.events:
