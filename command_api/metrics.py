@@ -39,6 +39,10 @@ APPEND_SECONDS = Histogram(
 ORCHESTRATOR_ACTIVE = Gauge("kinora_orchestrator_active", "1 in the one orchestrator that is active.")
 RELAYED = Counter("kinora_relay_events_total", "Events published on the stream EVENTS.")
 RELAY_LAG = Gauge("kinora_relay_lag_positions", "How far EVENTS is behind the log's head.")
+EPOCH = Gauge(
+    "kinora_relay_epoch",
+    "The filling of EVENTS that is going on; a new one begins when the stream lost something.",
+)
 INBOX_REPORTS = Counter(
     "kinora_inbox_reports_total",
     "Reports of agents by what became of them: committed, repeated, early, refused, stray, put_aside.",

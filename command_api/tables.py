@@ -49,7 +49,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
     TableSet((import_progress.TABLE,), derived=("kinora_import_progress",)),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),
     TableSet(storage.CREATE_TABLES, derived=("kinora_collections",)),
-    TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epoch")),
+    TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epochs")),
 )
 
 KEPT: frozenset[str] = frozenset(name for tables in TABLE_SETS for name in tables.kept)

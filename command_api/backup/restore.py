@@ -24,7 +24,7 @@ from schemas.settings import PostgresSettings, S3Settings
 _TRANSFERS = 4
 _CHUNK_BYTES = 4 * 2**20
 _REPORT_EVERY = 1000
-_MAY_HOLD_ROWS = frozenset({"kinora_log", "kinora_relay_epoch"})
+_MAY_HOLD_ROWS = frozenset({"kinora_log", "kinora_relay_epochs"})
 """An installation that was started and never used has these."""
 
 _FOREIGN_KEYS = """

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,10 @@ from opentelemetry.trace import SpanKind
 from command_api.eventlog.log import EventLog
 from command_api.eventlog.reader import RawEvent
 from command_api.messaging.connection import UNREACHABLE
-from command_api.messaging.epochs import Epochs
+from command_api.messaging.epochs import Epoch, Epochs, before_first, epoch_of
+from command_api.messaging.together import end
 from command_api.messaging.topology import Topology
-from command_api.metrics import RELAYED
+from command_api.metrics import EPOCH, RELAYED
 from command_api.tracing import continued
 from schemas.envelope import CONTENT_TYPE, public_bytes
 from schemas.ids import Prefix, new_id
@@ -43,10 +44,13 @@ from schemas.subjects import (
 logger = logging.getLogger(__name__)
 _tracer = trace.get_tracer(__name__)
 
-BATCH_EVENTS = 500
+PAGE_EVENTS = 2000
+"""Read at once, one page ahead of what is being published."""
+BATCH_EVENTS = 1000
+"""The most that the server takes as one."""
 BATCH_BYTES = 4 * 2**20
 CHECK_SECONDS = 5.0
-"""How often an idle relay makes sure that the stream still ends where it left it."""
+"""How often the relay makes sure that the stream ends where it left it, and that nobody found a fault."""
 PUBLISH_TIMEOUT = 10.0
 
 STALE_FENCE = 10071
@@ -105,54 +109,99 @@ class Relay:
                 await self._repair()
 
     async def _follow(self, cursor: Cursor) -> None:
-        checked = asyncio.get_running_loop().time()
-        while True:
-            self._wake.clear()
-            self.position = cursor.position
-            page = await asyncio.to_thread(self._log.read_all, cursor.position, BATCH_EVENTS)
-            now = asyncio.get_running_loop().time()
-            if self._recheck or now - checked > CHECK_SECONDS:
-                self._recheck, checked = False, now
-                await self._check(cursor)
-            for batch in _split(page):
-                began = time.time_ns()
-                cursor = await self._publish(batch, cursor)
-                RELAYED.inc(len(batch))
-                _trace(batch, began)
-            if len(page) < BATCH_EVENTS:
-                await self._wake.wait()
+        clock = asyncio.get_running_loop().time
+        checked, ahead = clock(), None
+        EPOCH.set(cursor.epoch)
+        try:
+            while True:
+                self._wake.clear()
+                self.position = cursor.position
+                page = await (ahead or self._read(cursor.position))
+                # What was read ahead says nothing of what has been appended meanwhile.
+                at_end = ahead is None and len(page) < PAGE_EVENTS
+                more = len(page) == PAGE_EVENTS
+                ahead = asyncio.create_task(self._read(page[-1].position)) if more else None
+                if self._recheck or clock() - checked > CHECK_SECONDS:
+                    self._recheck, checked = False, clock()
+                    await self._check(cursor)
+                for batch in _split(page):
+                    began = time.time_ns()
+                    cursor = await self._publish(batch, cursor)
+                    RELAYED.inc(len(batch))
+                    _trace(batch, began)
+                if at_end:
+                    self.position = cursor.position
+                    await self._wake.wait()
+        finally:
+            if ahead is not None:
+                await end([ahead])
+
+    async def _read(self, after: int) -> list[RawEvent]:
+        return await asyncio.to_thread(self._log.read_all, after, PAGE_EVENTS)
 
     async def _resume(self) -> Cursor:
-        """The cursor that the stream's last message names; a new epoch when there is none of this log."""
+        """Where the stream ends, if it is what this log's relays made of it; else it begins anew."""
+        known = await self._epochs.current()
+        try:
+            info = await self._js.stream_info(EVENTS_STREAM)
+        except NotFoundError:
+            return await self._begin_epoch("it is missing" if known else "it is made", known)
+        if not info.state.messages:
+            if known is not None and info.state.last_seq == known.sequence == before_first(known.epoch):
+                return Cursor(info.state.last_seq, 0, known.epoch)  # begun, and nothing published yet
+            return await self._begin_epoch("it is empty" if known else "it is made", known)
         try:
             last = await self._js.get_last_msg(EVENTS_STREAM, EVENTS_SUBJECTS)
-        except NotFoundError:
-            return await self._begin_epoch()
-        headers = last.headers or {}
-        position = int(headers.get(POSITION_HEADER, "0"))
-        head = await asyncio.to_thread(self._log.head)
-        if headers.get(LOG_ID_HEADER) != self._log.log_id or position > head:
-            logger.error(
-                "relay: %s ends at position %d of log %s, but this is log %s with head %d; filling it anew",
-                EVENTS_STREAM,
-                position,
-                headers.get(LOG_ID_HEADER),
-                self._log.log_id,
-                head,
-            )
-            await self._topology.recreate_events()
-            return await self._begin_epoch()
-        return Cursor(last.seq or 0, position, int(headers.get(EPOCH_HEADER, "1")))
+        except NotFoundError as error:
+            raise Superseded("it was emptied just now") from error
+        sequence, headers = last.seq or 0, last.headers or {}
+        fault = self._fault(known, sequence, headers, await asyncio.to_thread(self._log.head))
+        if fault is not None or known is None:
+            return await self._begin_epoch(fault or "nothing is known of it", known, epoch_of(sequence))
+        return Cursor(sequence, int(headers[POSITION_HEADER]), known.epoch)
 
-    async def _begin_epoch(self) -> Cursor:
+    def _fault(self, known: Epoch | None, sequence: int, headers: Mapping[str, str], head: int) -> str | None:
+        """Why a stream with this last message cannot be gone on with."""
+        log_id, position = headers.get(LOG_ID_HEADER), int(headers.get(POSITION_HEADER, "0"))
+        if log_id != self._log.log_id:
+            return f"it holds events of {log_id or 'no log'}, and this is {self._log.log_id}"
+        if position > head:
+            return f"it ends at position {position}, and the log at {head}"
+        if known is None:
+            return None
+        if known.epoch != epoch_of(sequence) or headers.get(EPOCH_HEADER) != str(known.epoch):
+            return f"it is of epoch {headers.get(EPOCH_HEADER)}, and {known.epoch} has begun"
+        if sequence < known.sequence:
+            return f"it ends at position {position}, and reached {known.position} before: its end was lost"
+        return known.broken_because
+
+    async def _begin_epoch(self, reason: str, known: Epoch | None, above: int = 0) -> Cursor:
+        """Make the stream anew, and only then say so: until then it is not what the last epoch says."""
+        number = max(above, known.epoch if known is not None else 0) + 1
         await self._topology.ensure_streams()
-        info = await self._js.stream_info(EVENTS_STREAM)
-        epoch = await self._epochs.begin()
-        logger.info("relay: %s is empty; filling it from the log as epoch %d", EVENTS_STREAM, epoch)
-        # An emptied stream goes on counting, so the fence is its last sequence and not 0.
-        return Cursor(info.state.last_seq, 0, epoch)
+        async with self._epochs.alone():
+            if await self._epochs.current() != known:
+                raise Superseded("another relay began an epoch")
+            await self._topology.recreate_events(before_first(number))
+            begun = await self._epochs.begin(number, reason, seen=known)
+        if begun is None:
+            raise Superseded("another relay began an epoch")
+        log = logger.error if known is not None else logger.info
+        log("relay: filling %s from the log as epoch %d, because %s", EVENTS_STREAM, number, reason)
+        return Cursor(begun.sequence, 0, number)
 
     async def _check(self, cursor: Cursor) -> None:
+        """Compare the stream with what this relay made of it, and note how far that is.
+
+        Raises:
+            Superseded: they differ, or somebody found a fault.
+        """
+        await self._epochs.mark(cursor.epoch, cursor.sequence, cursor.position)
+        known = await self._epochs.current()
+        if known is None or known.epoch != cursor.epoch:
+            raise Superseded(f"epoch {cursor.epoch} is over")
+        if known.broken_because is not None:
+            raise Superseded(f"a fault was found: {known.broken_because}")
         try:
             info = await self._js.stream_info(EVENTS_STREAM)
         except NotFoundError as error:
@@ -230,8 +279,7 @@ class Relay:
             EPOCH_HEADER: str(epoch),
             "content-type": CONTENT_TYPE,
         }
-        traceparent = json.loads(event.state).get("traceparent")
-        if traceparent:
+        if (traceparent := _traceparent(event)) is not None:
             headers["traceparent"] = traceparent
         return headers
 
@@ -239,7 +287,7 @@ class Relay:
 def _trace(batch: Sequence[RawEvent], began_ns: int) -> None:
     """A span per event, in the trace that the event belongs to."""
     for event in batch:
-        traceparent = json.loads(event.state).get("traceparent")
+        traceparent = _traceparent(event)
         if traceparent is None or not traceparent.endswith("1"):
             continue  # of no trace, or of one that nobody records
         span = _tracer.start_span(
@@ -258,6 +306,13 @@ def _trace(batch: Sequence[RawEvent], began_ns: int) -> None:
         span.end()
 
 
+def _traceparent(event: RawEvent) -> str | None:
+    if b'"traceparent":' not in event.state:
+        return None  # most of a long log: nothing to parse
+    traceparent: str | None = json.loads(event.state).get("traceparent")
+    return traceparent
+
+
 def _subject(event: RawEvent) -> str:
     return event_subject(event.organization_id, event.workspace_id, event.type)
 
@@ -267,7 +322,8 @@ def _split(page: Sequence[RawEvent]) -> list[list[RawEvent]]:
     batches: list[list[RawEvent]] = []
     size = 0
     for event in page:
-        if not batches or size + len(event.state) > BATCH_BYTES:
+        full = batches and len(batches[-1]) == BATCH_EVENTS
+        if not batches or full or size + len(event.state) > BATCH_BYTES:
             batches.append([])
             size = 0
         batches[-1].append(event)

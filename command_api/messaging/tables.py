@@ -1,4 +1,4 @@
-"""The orchestrator's own tables: how far reports are committed, and how often EVENTS was filled."""
+"""The orchestrator's own tables: how far reports are committed, and every filling of EVENTS."""
 
 CREATE_TABLES = (
     """
@@ -10,9 +10,13 @@ CREATE_TABLES = (
     )
     """,
     """
-    CREATE TABLE IF NOT EXISTS kinora_relay_epoch (
-        only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-        epoch bigint NOT NULL
+    CREATE TABLE IF NOT EXISTS kinora_relay_epochs (
+        epoch bigint PRIMARY KEY,
+        reason text NOT NULL,
+        began_at timestamptz NOT NULL DEFAULT now(),
+        sequence bigint NOT NULL,
+        position bigint NOT NULL DEFAULT 0,
+        broken_because text
     )
     """,
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nats.js import JetStreamContext
@@ -166,6 +167,7 @@ class Topology:
     js: JetStreamContext
     events_max_bytes: int
     _pools: set[tuple[str, str]] = field(default_factory=set)
+    _subscribers: set[tuple[str, str]] = field(default_factory=set)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ensure_streams(self) -> None:
@@ -189,10 +191,11 @@ class Topology:
             self._pools.add((organization_id, pool))
 
     async def ensure_subscriber(self, organization_id: str, subscriber_id: str) -> str:
-        """The consumer that a subscriber reads; its name."""
+        """The consumer that a subscriber reads; its name. Remembered, so that it is made again as well."""
         async with self._lock:
             config = subscriber_consumer_config(organization_id, subscriber_id)
             await self._ensure_consumer(EVENTS_STREAM, config)
+            self._subscribers.add((organization_id, subscriber_id))
             return str(config.name)
 
     async def repair(self) -> bool:
@@ -208,11 +211,19 @@ class Topology:
                 await self._make_pool(organization_id, pool)
         return True
 
-    async def recreate_events(self) -> None:
-        """Begin EVENTS anew: what it holds belongs to another log."""
+    async def recreate_events(self, before_first: int) -> None:
+        """Begin EVENTS anew with the sequence after `before_first`, and every subscriber at its start.
+
+        Deleting the consumers along with the stream tells whoever waits on one that it is gone.
+        """
         async with self._lock:
-            await self.js.delete_stream(EVENTS_STREAM)
-            await self._ensure_stream(events_config(self.events_max_bytes))
+            with suppress(NotFoundError):
+                await self.js.delete_stream(EVENTS_STREAM)
+            await self.js.add_stream(events_config(self.events_max_bytes).evolve(first_seq=before_first + 1))
+            logger.info("stream %s begun anew behind sequence %d", EVENTS_STREAM, before_first)
+            for organization_id, subscriber_id in sorted(self._subscribers):
+                config = subscriber_consumer_config(organization_id, subscriber_id)
+                await self._ensure_consumer(EVENTS_STREAM, config)
 
     async def _consumers_of(self, stream: str) -> set[str]:
         """By name: others may make consumers too, so their number tells nothing."""
@@ -246,7 +257,8 @@ class Topology:
                 description=f"stream {name} has another {', '.join(fixed)}; delete it, it is derived",
             )
         if _differs(wanted, found):
-            await self.js.update_stream(wanted)
+            # Where its sequences begin is decided when it is made.
+            await self.js.update_stream(wanted.evolve(first_seq=found.first_seq))
             logger.info("stream %s corrected", name)
 
     async def _ensure_consumer(self, stream: str, wanted: ConsumerConfig) -> None:

@@ -68,7 +68,7 @@ async def objects_of(source: Source) -> dict[str, bytes]:
 async def fill(source: Source) -> Filled:
     conninfo = source.postgres.conninfo()
     await ensure_tables(conninfo)
-    await Epochs(conninfo).begin()
+    await Epochs(conninfo).begin(1, "it is made", seen=None)
     async with ObjectStore(source.s3) as store:
 
         async def dataset(*contents: bytes, stored: bool = True) -> DatasetRegistered:

@@ -31,7 +31,7 @@ FILLED = {
     "kinora_passwords",
     "kinora_refresh_families",
     "kinora_refresh_tokens",
-    "kinora_relay_epoch",
+    "kinora_relay_epochs",
     "kinora_report_cursors",
     "kinora_upload_files",
     "kinora_uploads",
@@ -67,7 +67,10 @@ async def test_the_restored_log_has_a_name_of_its_own_and_goes_on(
         command = log.find_command(filled.rows["kinora_commands"][0][0], "key-1")
         assert command is not None
         assert len(log.events_of(command)) == command.event_count == 2
-    assert await Epochs(empty.postgres.conninfo()).begin() == 2
+    epochs = Epochs(empty.postgres.conninfo())
+    kept = await epochs.current()
+    assert kept is not None
+    assert (kept.epoch, kept.reason) == (1, "it is made")
 
 
 async def test_the_manifest_counts_what_is_there_and_what_is_rightly_not(

@@ -3,110 +3,22 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import pytest
-from nats.aio.client import Client
-from nats.js.api import RawStreamMsg
-from nats.js.errors import NotFoundError
 
-from command_api.eventlog.log import EventLog
-from command_api.messaging.connection import connect
-from command_api.messaging.epochs import Epochs
-from command_api.messaging.relay import BATCH_EVENTS, Relay
-from command_api.messaging.together import run_together
-from command_api.messaging.topology import Topology, work_consumer_config
-from command_api.messaging.wake import LogWake
-from command_api.tables import ensure_tables
+from command_api.messaging.relay import BATCH_EVENTS
+from command_api.messaging.topology import work_consumer_config
 from schemas.commands.agent import MarkAgentLost, MarkAgentOnline
-from schemas.envelope import public_bytes
 from schemas.settings import NatsSettings, PostgresSettings
-from schemas.subjects import (
-    EPOCH_HEADER,
-    EVENTS_STREAM,
-    EVENTS_SUBJECTS,
-    LOG_ID_HEADER,
-    POSITION_HEADER,
-    PREVIOUS_POSITION_HEADER,
-    work_durable,
-)
+from schemas.subjects import EPOCH_HEADER, EVENTS_STREAM, LOG_ID_HEADER, POSITION_HEADER, work_durable
+from tests.integration.messaging.relaying import Outside, check, outside_of, relaying, some_events
 from tests.integration.messaging.world import World, eventually
-
-MAX_BYTES = 64 * 2**20
-
-
-@dataclass
-class Outside:
-    """What the relay publishes to, and its topology."""
-
-    client: Client
-    topology: Topology
-    conninfo: str
-
-    async def messages(self) -> list[RawStreamMsg]:
-        state = (await self.topology.js.stream_info(EVENTS_STREAM)).state
-        sequences = range(state.first_seq, state.last_seq + 1) if state.messages else ()
-        return [await self.topology.js.get_msg(EVENTS_STREAM, sequence) for sequence in sequences]
-
-    async def last_position(self) -> int:
-        try:
-            last = await self.topology.js.get_last_msg(EVENTS_STREAM, EVENTS_SUBJECTS)
-        except NotFoundError:
-            return 0  # empty, or just being made
-        return int((last.headers or {})[POSITION_HEADER])
-
-    async def caught_up(self, log: EventLog) -> None:
-        async def look() -> bool:
-            return await self.last_position() == await asyncio.to_thread(log.head)
-
-        await eventually(look, "a relay that has caught up")
 
 
 @pytest.fixture
 async def outside(database: PostgresSettings, nats: NatsSettings) -> AsyncIterator[Outside]:
-    async with connect(nats, "test") as client:
-        topology = Topology(client.jetstream(), MAX_BYTES)
-        await topology.ensure_streams()
-        await ensure_tables(database.conninfo())
-        yield Outside(client, topology, database.conninfo())
-
-
-@asynccontextmanager
-async def relaying(outside: Outside, log: EventLog) -> AsyncIterator[Relay]:
-    wake = LogWake(outside.conninfo)
-    relay = Relay(outside.client, outside.topology, log, Epochs(outside.conninfo), wake.waiter())
-    end = asyncio.Event()
-    running = asyncio.create_task(run_together(end.wait(), wake.run(), relay.run()))
-    try:
-        yield relay
-    finally:
-        end.set()
-        await running
-
-
-async def some_events(world: World, count: int) -> None:
-    agent_id = await world.enroll()
-    for number in range(count):
-        lost = MarkAgentLost(agent_id=agent_id, reason="lease_expired")
-        await world.ask(lost if number % 2 else MarkAgentOnline(agent_id=agent_id))
-
-
-async def check(world: World, outside: Outside) -> list[RawStreamMsg]:
-    """The stream holds the whole log: same bytes, same order, every header chained to the one before."""
-    stored = await asyncio.to_thread(world.log.read_all, 0, 100_000)
-    messages = await outside.messages()
-    bodies = [public_bytes(event.position, world.log.log_id, event.state) for event in stored]
-    assert [message.data for message in messages] == bodies
-    previous = 0
-    for message, event in zip(messages, stored, strict=True):
-        headers = message.headers or {}
-        assert headers[POSITION_HEADER] == str(event.position)
-        assert headers[PREVIOUS_POSITION_HEADER] == str(previous)
-        assert headers[LOG_ID_HEADER] == world.log.log_id
-        assert headers["Nats-Msg-Id"] == event.event_id
-        previous = event.position
-    return messages
+    async with outside_of(database, nats) as outside:
+        yield outside
 
 
 async def test_the_log_is_published_with_its_attributes(world: World, outside: Outside) -> None:
@@ -140,7 +52,7 @@ async def test_it_goes_on_where_the_stream_ends(world: World, outside: Outside) 
 async def test_a_long_log_is_published_in_batches(world: World, outside: Outside) -> None:
     agent_id = await world.enroll()
     toggles = (MarkAgentOnline(agent_id=agent_id), MarkAgentLost(agent_id=agent_id, reason="shut_down"))
-    for number in range(2 * BATCH_EVENTS + 7):
+    for number in range(BATCH_EVENTS + 7):
         await world.ask(toggles[number % 2])
     async with relaying(outside, world.log):
         await outside.caught_up(world.log)
@@ -164,8 +76,7 @@ async def test_an_emptied_stream_is_filled_again_under_a_new_epoch(world: World,
         await outside.caught_up(world.log)
         await some_events(world, 5)
         await outside.caught_up(world.log)
-    messages = await check(world, outside)
-    assert {(message.headers or {})[EPOCH_HEADER] for message in messages} == {"2"}
+    await check(world, outside, epoch=2)
 
 
 async def test_a_stream_that_lost_its_messages_but_not_its_count(world: World, outside: Outside) -> None:
@@ -183,8 +94,7 @@ async def test_a_stream_that_lost_its_messages_but_not_its_count(world: World, o
     await eventually(empty, "an emptied stream")
     async with relaying(outside, world.log):
         await outside.caught_up(world.log)
-    messages = await check(world, outside)
-    assert {(message.headers or {})[EPOCH_HEADER] for message in messages} == {"2"}
+    await check(world, outside, epoch=2)
 
 
 async def test_the_stream_of_another_log_is_replaced(world: World, outside: Outside) -> None:
