@@ -35,6 +35,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "missing_scope": "Ask an owner for the scope in `detail`; installation:admin is the operator's only.",
     },
     404: {
+        "not_parked": "GET /projections/parked lists the streams that wait.",
         "not_found": "Check the id, and the organization that you are in.",
         "secret_unknown": "GET /secrets lists the names; store the secret first.",
         "unknown_view": "GET /projections lists the read models.",
@@ -153,6 +154,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "object_store_unavailable": "Try again later; GET /health says what is missing.",
         "still_verifying": "Send the same request again: verification goes on, and nothing is done twice.",
         "projection_behind": "Try again: the read model has not reached min_position yet.",
+        "view_outdated": "Run `kinora projections` of this release, and wait until it has rebuilt the view.",
         "unavailable": "Try again later; GET /health says what is missing.",
     },
     507: {"log_full": "Free space on PostgreSQL's disk, then repeat with the same Idempotency-Key."},

@@ -171,6 +171,8 @@ class DocumentView(ABC, Generic[D]):
     census: ClassVar[Census]
     table: ClassVar[LiteralString]
     model: ClassVar[type[Document]]
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """Statuses that are as good as absent."""
 
     @abstractmethod
     def fold(self, before: D | None, recorded: Recorded) -> D:

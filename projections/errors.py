@@ -4,6 +4,8 @@ KinoraError
 └── ProjectionError
     ├── UnknownView         no view has that name
     ├── MissingRow          an event follows one that the view never saw
+    ├── NotParked           a stream to replay is followed already
+    ├── ViewOutdated        the tables were made by another version of the view
     ├── RebuildBusy         somebody else is rebuilding that view
     └── RebuildRefused      what was built does not agree with the log
 """
@@ -27,6 +29,19 @@ class MissingRow(ProjectionError):
     """An event changes a row that no earlier event made; its stream is parked until that is put right."""
 
     code = "missing_row"
+
+
+class NotParked(ProjectionError):
+    """The view follows that stream already, or has never heard of it."""
+
+    code = "not_parked"
+
+
+class ViewOutdated(ProjectionError):
+    """The view's tables were made by another version of its fold, and wait for their rebuild."""
+
+    code = "view_outdated"
+    retryable = True
 
 
 class RebuildBusy(ProjectionError):

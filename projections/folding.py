@@ -42,13 +42,9 @@ async def fold(connection: AsyncConnection[Any], view: View, generation: int, ro
     await parking.count(connection, view.name, generation, [row for row in rows if row.stream_id in parked])
     if not healthy:
         return
-    try:
-        async with connection.transaction(), connection.cursor() as cursor:
-            await view.apply(cursor, [row.recorded() for row in healthy])
-    except Exception as error:
-        if not is_events_fault(error):
-            raise
-        log.warning("projection.page_failed", view=view.name, reason=str(error), events=len(healthy))
+    failure = await try_events(connection, view, healthy)
+    if failure is not None:
+        log.warning("projection.page_failed", view=view.name, reason=str(failure), events=len(healthy))
         await _fold_singly(connection, view, generation, healthy)
 
 
@@ -60,17 +56,19 @@ async def _fold_singly(
         if row.stream_id in parked:
             await parking.count(connection, view.name, generation, [row])
             continue
-        failure = await try_event(connection, view, row)
+        failure = await try_events(connection, view, [row])
         if failure is not None:
             parked.add(row.stream_id)
             await parking.park(connection, view.name, generation, row, failure)
 
 
-async def try_event(connection: AsyncConnection[Any], view: View, row: LogRow) -> Exception | None:
-    """Apply one event, or undo all of it and return why it failed."""
+async def try_events(
+    connection: AsyncConnection[Any], view: View, rows: Sequence[LogRow]
+) -> Exception | None:
+    """Apply events, or undo all of them and return why one failed."""
     try:
         async with connection.transaction(), connection.cursor() as cursor:
-            await view.apply(cursor, [row.recorded()])
+            await view.apply(cursor, [row.recorded() for row in rows])
     except Exception as error:
         # The door of every fold: any fault of an event's own parks its stream.
         if not is_events_fault(error):

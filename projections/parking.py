@@ -42,19 +42,25 @@ async def parked_ids(connection: AsyncConnection[Any], view: str, generation: in
 
 
 async def parked_streams(
-    connection: AsyncConnection[Any], view: str | None = None
+    connection: AsyncConnection[Any],
+    view: str | None = None,
+    *,
+    after: tuple[int, str] = (0, ""),
+    limit: int | None = None,
 ) -> tuple[ParkedStream, ...]:
-    """What active views leave alone, oldest first."""
+    """What active views leave alone, oldest first; `after` is (first_position, view) of a page's last row."""
     async with connection.cursor(row_factory=class_row(ParkedStream)) as cursor:
         await cursor.execute(
             """
             SELECT p.view, p.stream_id, p.first_position, p.last_position, p.events, p.error, p.parked_at
               FROM projections.parked_streams p
               JOIN projections.views v ON v.view = p.view AND v.generation = p.generation
-             WHERE %(view)s::text IS NULL OR p.view = %(view)s
+             WHERE (%(view)s::text IS NULL OR p.view = %(view)s)
+               AND (p.first_position, p.view) > (%(position)s, %(after)s)
              ORDER BY p.first_position, p.view
+             LIMIT %(limit)s
             """,
-            {"view": view},
+            {"view": view, "position": after[0], "after": after[1], "limit": limit},
         )
         return tuple(await cursor.fetchall())
 

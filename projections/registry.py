@@ -23,4 +23,4 @@ def view_named(name: str) -> View:
         if view.name == name:
             return view
     names = ", ".join(view.name for view in VIEWS)
-    raise UnknownView(f"no view is named {name!r}; there are {names}")
+    raise UnknownView(f"no read model is named {name[:100]!r}; there are {names}")

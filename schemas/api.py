@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, mode
 
 from schemas.base import Message
 from schemas.events.job import Priority, StopMode
-from schemas.ids import AgentId, DatasetId, ModelId, NatsPublicKey, OrganizationId
+from schemas.ids import AgentId, DatasetId, ModelId, NatsPublicKey, OrganizationId, StreamId
 from schemas.objects import FileEntry
 from schemas.passwords import weakness
 from schemas.secrets import SecretKind, SecretName
@@ -250,6 +250,13 @@ class RevokeAgentBody(Message):
     """POST /agents/{id}/revoke"""
 
     reason: Reason = ""
+
+
+class ReplayParkedBody(Message):
+    """POST /projections/{name}/replay"""
+
+    stream_id: StreamId | None = None
+    """Without it, every stream that the view has parked."""
 
 
 class UploadTargetPart(Message):

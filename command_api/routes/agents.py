@@ -11,8 +11,9 @@ from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
 from command_api.routes.showing import show
+from command_api.routes.travelling import MomentOfRequest, then
 from projections.views import agents as view
-from projections.views.agents import AgentDocument, Agents, AgentView, HeldItem
+from projections.views.agents import AgentDocument, Agents, AgentView
 from schemas.api import EnrollAgentBody, EnrolmentTokenBody, IssuedEnrolmentToken, RevokeAgentBody
 from schemas.commands.agent import EnrollAgent, RevokeAgent
 from schemas.ids import AgentId, Prefix, new_id
@@ -24,28 +25,16 @@ router = APIRouter(
 _AGENTS = Agents()
 
 
-class AgentShown(AgentDocument):
-    """An agent as people see it."""
-
-    online: bool
-    current: HeldItem | None
-    """What it works on."""
-
-
 class AgentCommanded(AgentDocument):
     """An agent after a command."""
 
     command_id: str
 
 
-def _shown(agent: AgentView) -> AgentShown:
-    return AgentShown.model_validate({**dict(agent), "online": agent.status == "online"})
-
-
 @router.get(
     "",
     operation_id="agents_list",
-    response_model=Page[AgentShown],
+    response_model=Page[AgentView],
     responses=problems(*QUERY),
     summary="List agents, newest first",
 )
@@ -59,12 +48,11 @@ async def list_agents(
     statuses = chosen("status", status, ("online", "offline", "revoked"))
     await reading.fresh("agents", min_position)
 
-    async def rows(count: int, after: Any) -> list[AgentShown]:
+    async def rows(count: int, after: Any) -> list[AgentView]:
         async with reading.parts.pool.connection() as connection:
-            found = await view.page(
+            return await view.page(
                 connection, reading.organization_id, limit=count, after=after, statuses=statuses
             )
-        return [_shown(agent) for agent in found]
 
     return await reading.page(rows, limit=limit, cursor=cursor, filters=[status or ""])
 
@@ -72,17 +60,21 @@ async def list_agents(
 @router.get(
     "/{agent_id}",
     operation_id="agents_get",
-    response_model=AgentShown,
+    response_model=AgentView,
     responses=problems(*QUERY),
     summary="Show an agent: what it can do, whether it is heard, what it works on",
 )
-async def get(agent_id: AgentId, reading: ReadingOfRequest, min_position: MinPosition = None) -> Any:
+async def get(
+    agent_id: AgentId, reading: ReadingOfRequest, moment: MomentOfRequest, min_position: MinPosition = None
+) -> Any:
+    if moment is not None:
+        return await then(reading, _AGENTS, agent_id, moment, min_position)
     await reading.fresh("agents", min_position)
     async with reading.parts.pool.connection() as connection:
         found = await view.get(connection, reading.organization_id, agent_id)
     if found is None:
         raise NotFound(f"agent {agent_id} does not exist")
-    return _shown(found)
+    return found
 
 
 @router.post(

@@ -12,6 +12,7 @@ from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.files import Declaration, ImportCommands, Kind
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
+from command_api.routes.travelling import MomentOfRequest, then
 from projections.views import datasets as view
 from projections.views.datasets import Datasets, DatasetView
 from schemas.api import CompleteUploadBody, ImportBody, RegisterBody, Status, UploadSession
@@ -156,7 +157,14 @@ async def list_datasets(
     responses=problems(*QUERY),
     summary="Show a dataset with its validation report",
 )
-async def get(dataset_id: DatasetId, reading: ReadingOfRequest, min_position: MinPosition = None) -> Any:
+async def get(
+    dataset_id: DatasetId,
+    reading: ReadingOfRequest,
+    moment: MomentOfRequest,
+    min_position: MinPosition = None,
+) -> Any:
+    if moment is not None:
+        return await then(reading, _DATASETS.view, dataset_id, moment, min_position)
     await reading.fresh("datasets", min_position)
     async with reading.parts.pool.connection() as connection:
         found = await view.get(connection, reading.organization_id, dataset_id)

@@ -21,6 +21,7 @@ from command_api.routes.reading import (
     chosen,
 )
 from command_api.routes.showing import show
+from command_api.routes.travelling import MomentOfRequest, then
 from projections.views import jobs as view
 from projections.views.jobs import Checkpoint, JobDetail, Jobs, JobView
 from projections.views.logs import segments
@@ -139,7 +140,11 @@ async def list_jobs(
     responses=problems(*QUERY),
     summary="Show a job with its checkpoints",
 )
-async def get(job_id: JobId, reading: ReadingOfRequest, min_position: MinPosition = None) -> Any:
+async def get(
+    job_id: JobId, reading: ReadingOfRequest, moment: MomentOfRequest, min_position: MinPosition = None
+) -> Any:
+    if moment is not None:
+        return await then(reading, _JOBS, job_id, moment, min_position)
     await reading.fresh("jobs", min_position)
     found = await _job(reading, job_id)
     return reading.tagged(found, found.version)

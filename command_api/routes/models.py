@@ -15,6 +15,7 @@ from command_api.routes.files import Declaration, ImportCommands, Kind
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
 from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
+from command_api.routes.travelling import MomentOfRequest, then
 from projections.views import models as view
 from projections.views.models import Models, ModelView
 from schemas.api import CompleteUploadBody, ImportBody, RegisterBody, Status, UploadSession
@@ -160,7 +161,14 @@ async def list_models(
     responses=problems(*QUERY),
     summary="Show a model with its validation report or its origin",
 )
-async def get(model_id: ModelId, reading: ReadingOfRequest, min_position: MinPosition = None) -> Any:
+async def get(
+    model_id: ModelId,
+    reading: ReadingOfRequest,
+    moment: MomentOfRequest,
+    min_position: MinPosition = None,
+) -> Any:
+    if moment is not None:
+        return await then(reading, _MODELS.view, model_id, moment, min_position)
     await reading.fresh("models", min_position)
     async with reading.parts.pool.connection() as connection:
         found = await view.get(connection, reading.organization_id, model_id)

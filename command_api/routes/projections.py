@@ -1,20 +1,23 @@
 """The read models themselves, for the operator: all organizations share them."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from command_api.auth.tokens import OPERATE
 from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
-from command_api.routes.reading import ReadingOfRequest
+from command_api.routes.reading import CursorParameter, Limit, Page, ReadingOfRequest
 from projections.catalogue import statuses
 from projections.errors import UnknownView
+from projections.parking import ParkedStream, parked_streams
 from projections.rebuild_requests import Rebuild, find_rebuild, recent_rebuilds, request_rebuild
-from projections.registry import VIEWS
+from projections.registry import view_named
+from projections.replay import replay_parked
+from schemas.api import ReplayParkedBody
 
 router = APIRouter(
     prefix="/projections", tags=["projections"], dependencies=[needs(OPERATE)], route_class=ClosedRoute
@@ -53,6 +56,25 @@ class ProjectionList(BaseModel):
 
     data: list[ProjectionShown]
     head: int
+
+
+REPLAY_SECONDS = 5.0
+"""A request begins no further stream after so long: repeat it while some remain."""
+
+
+class ReplayDone(BaseModel):
+    """What a replay achieved."""
+
+    name: str
+    command_id: str
+    replayed: list[str]
+    """Streams that the read model follows again."""
+    still_parked: list[ParkedStream]
+    """Streams that failed again, with the event that failed now."""
+    events: int
+    """Events that were folded."""
+    remaining: int
+    """Streams that were not tried yet: repeat the request for them."""
 
 
 class RebuildAccepted(RebuildShown):
@@ -102,6 +124,57 @@ async def list_projections(reading: ReadingOfRequest) -> dict[str, Any]:
     return {"data": data, "head": head}
 
 
+@router.get(
+    "/parked",
+    operation_id="projections_parked",
+    response_model=Page[ParkedStream],
+    responses=problems(*QUERY),
+    summary="Streams that read models leave alone since one of their events could not be folded",
+)
+async def parked(
+    reading: ReadingOfRequest,
+    view: Annotated[str | None, Query(max_length=100, description="Only this read model's.")] = None,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+) -> dict[str, Any]:
+    if view is not None:
+        view_named(view)
+    await reading.from_log()
+    filters = [view or ""]
+    position, name = reading.place(cursor, filters) or (0, "")
+    async with reading.parts.pool.connection() as connection:
+        found = await parked_streams(connection, view, after=(int(position), name), limit=limit + 1)
+    last = found[limit - 1] if len(found) > limit else None
+    place = None if last is None else [last.first_position, last.view]
+    return reading.answer(found[:limit], place, filters)
+
+
+@router.post(
+    "/{name}/replay",
+    operation_id="projections_replay",
+    response_model=ReplayDone,
+    responses=problems(*COMMAND),
+    summary="Fold what waits in parked streams, now that what broke them is put right",
+)
+async def replay(name: str, asking: AskingOfRequest, body: ReplayParkedBody | None = None) -> dict[str, Any]:
+    view, stream_id = view_named(name), None if body is None else body.stream_id
+    conninfo = asking.parts.settings.postgres.conninfo()
+    done = await replay_parked(conninfo, view, stream_id, seconds=REPLAY_SECONDS)
+    async with asking.parts.pool.connection() as connection:
+        stuck = [
+            each for each in await parked_streams(connection, name) if each.stream_id in done.still_parked
+        ]
+    asking.response.headers["X-Event-Position"] = str(await asking.parts.reader.head())
+    return {
+        "name": name,
+        "command_id": asking.command_id,
+        "replayed": done.streams,
+        "still_parked": stuck,
+        "events": done.events,
+        "remaining": done.remaining,
+    }
+
+
 @router.post(
     "/{name}/rebuild",
     operation_id="projections_rebuild",
@@ -111,9 +184,7 @@ async def list_projections(reading: ReadingOfRequest) -> dict[str, Any]:
     summary="Fold a read model anew beside the old one, which serves until the swap",
 )
 async def rebuild(name: str, asking: AskingOfRequest) -> dict[str, Any]:
-    known = sorted(view.name for view in VIEWS)
-    if name not in known:
-        raise UnknownView(f"there is no read model {name[:100]!r}; there are {', '.join(known)}")
+    view_named(name)
     async with asking.parts.pool.connection() as connection:
         # Not an event: it changes no fact. An open request for the view is joined, so repeats are harmless.
         identifier = await request_rebuild(

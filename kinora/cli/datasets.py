@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from kinora.cli.moment import At, AtPosition
 from kinora.cli.output import age, connect, door, print_facts, print_json, print_table, size, talk
 from kinora.cli.progress import add_folder, import_from, problems_text, retry_import
 from kinora.client import at
@@ -99,10 +100,12 @@ def ls(as_json: AsJson = False) -> None:
 
 @app.command()
 @door
-def show(dataset_id: str, as_json: AsJson = False) -> None:
+def show(
+    dataset_id: str, at_time: At = None, at_position: AtPosition = None, as_json: AsJson = False
+) -> None:
     """Show one dataset with its validation report."""
     with connect() as client:
-        item = client.get(at("datasets", dataset_id))
+        item = client.get(at("datasets", dataset_id), at=at_time, at_position=at_position)
     if as_json:
         print_json(item)
         return

@@ -13,6 +13,7 @@ from rich.markup import escape
 from command_api.wrong_fields import wrong_fields
 from kinora.artifacts import download_adapter
 from kinora.cli.datasets import AsJson
+from kinora.cli.moment import At, AtPosition
 from kinora.cli.output import (
     EXIT_JOB_FAILED,
     age,
@@ -148,10 +149,10 @@ def ls(
 
 @app.command()
 @door
-def show(job_id: str, as_json: AsJson = False) -> None:
+def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_json: AsJson = False) -> None:
     """Show one job."""
     with connect() as client:
-        job = client.get(at("jobs", job_id))
+        job = client.get(at("jobs", job_id), at=at_time, at_position=at_position)
     if as_json:
         print_json(job)
         return

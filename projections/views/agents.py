@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, LiteralString
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import class_row, dict_row
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from projections.documents import (
     Cursor,
@@ -54,7 +54,9 @@ class AgentView(AgentDocument):
     """An agent as people see it."""
 
     current: HeldItem | None = None
+    """What it works on; not known of moments past."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def online(self) -> bool:
         return self.status == "online"

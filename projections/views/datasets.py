@@ -53,6 +53,7 @@ class Datasets(DocumentView[DatasetView]):
     name = "datasets"
     version = 2
     table: ClassVar[LiteralString] = "datasets"
+    hidden = ("deleted",)
     model = DatasetView
     tables = (document_table("datasets"),)
     types = (
@@ -136,7 +137,7 @@ def _changes(recorded: Recorded) -> dict[str, Any]:
             return {}
 
 
-_QUERIES = DocumentQueries("datasets", "datasets", DatasetView, hidden=("deleted",))
+_QUERIES = DocumentQueries("datasets", "datasets", DatasetView, hidden=Datasets.hidden)
 
 
 async def get(connection: AsyncConnection[Any], organization_id: str, dataset_id: str) -> DatasetView | None:

@@ -62,6 +62,7 @@ class Models(DocumentView[ModelView]):
     name = "models"
     version = 2
     table: ClassVar[LiteralString] = "models"
+    hidden = ("deleted",)
     model = ModelView
     tables = (document_table("models"),)
     types = (
@@ -172,7 +173,7 @@ def _changes(recorded: Recorded) -> dict[str, Any]:
             return {}
 
 
-_QUERIES = DocumentQueries("models", "models", ModelView, hidden=("deleted",))
+_QUERIES = DocumentQueries("models", "models", ModelView, hidden=Models.hidden)
 
 
 async def get(connection: AsyncConnection[Any], organization_id: str, model_id: str) -> ModelView | None:
