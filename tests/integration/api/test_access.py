@@ -38,6 +38,7 @@ UNSCOPED = {("GET", "/api/v1/users/me")}
 
 SHARED = {
     ("POST", "/api/v1/projections/{name}/rebuild"),  # of the installation, and its operator's
+    ("POST", "/api/v1/projections/{name}/replay"),
     ("GET", "/api/v1/storage/collections/{collection_id}"),
     ("PUT", "/api/v1/secrets/{name}"),  # a name is everybody's own
 }
