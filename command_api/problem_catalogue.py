@@ -89,7 +89,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     413: {"body_too_large": "Send less than `detail` names; files go through an upload session."},
     415: {"unsupported_media_type": "Send application/json."},
     422: {
-        "address_refused": "Imports reach the public Internet only; upload the files, or ask the operator.",
+        "address_refused": "Name a host on the public Internet, or have the operator allow its network.",
         "archive_damaged": "Pack and upload the archive again.",
         "archive_unknown": "Offer a zip, tar, tar.gz or tar.bz2 of the folder.",
         "archive_unsafe": "Leave links, devices and names that climb out or collide out of the archive.",
@@ -112,6 +112,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "no_checkpoint": "Offer one folder with config.json and *.safetensors.",
         "object_outside_attempt": "Report only objects below the attempt's own prefixes.",
         "own_store_refused": "Import from a bucket of your own.",
+        "port_refused": "Let the receiver listen on 443 or on a port from 1024 on.",
         "parts_refused": "Send the named file's parts anew, and name each of them once, in order.",
         "secret_needed": "Store a secret of kind s3 and name it in source.secret.",
         "secret_in_clear": "Use an https address; secrets are not sent where others can read them.",
@@ -127,6 +128,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "unknown_file": "Complete only files that the session asked for.",
         "unknown_parameter": "Correct or leave out the query parameter that `errors` names.",
         "unknown_value": "Filter by the values that `errors` names.",
+        "url_not_https": "Use an https address.",
         "validation_failed": "Check the files and register them again.",
     },
     421: {

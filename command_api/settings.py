@@ -105,6 +105,23 @@ class ImportSettings(Message):
     """Left free on the disk of the work folder."""
 
 
+class WebhookSettings(Message):
+    """Where events may be delivered to, and how hard that is tried; set alike in API and orchestrator."""
+
+    allowed_networks: tuple[Network, ...] = ()
+    """Private networks that webhooks may reach all the same, by http too, such as ``127.0.0.0/8``."""
+    at_once: int = Field(32, ge=1)
+    """Deliveries under way, of all subscriptions."""
+    at_once_each: int = Field(4, ge=1)
+    """Of one subscription; events of one stream go one after the other all the same."""
+    pending_each: int = Field(1000, ge=1)
+    """Deliveries of one subscription that wait; what comes behind stays in the log until some are done."""
+    timeout_seconds: float = Field(15.0, gt=0)
+    """For a whole request: connecting, sending and the head of the answer."""
+    keep_days: float = Field(30.0, gt=0)
+    """How long the outcome of a delivery is kept."""
+
+
 class ApiSettings(Message):
     """Routes and feed."""
 
@@ -133,6 +150,7 @@ class ApiSettings(Message):
     """Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     rates: RateSettings = RateSettings()
     imports: ImportSettings = ImportSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     import_roots: tuple[Folder, ...] = ()
     """Folders of the server whose content the operator may import; none by default."""
     header_seconds: float = Field(15.0, gt=0)
@@ -164,6 +182,7 @@ class OrchestratorSettings(Message):
     s3: S3Settings
     secrets: ControlSecrets
     imports: ImportSettings = ImportSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     import_roots: tuple[Folder, ...] = ()
     """Folders of the server whose content the operator may import; none by default."""
     work_folder: str = ""

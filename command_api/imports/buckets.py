@@ -8,10 +8,9 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from command_api.imports.addresses import networks
-from command_api.imports.errors import SourceFailed
-from command_api.imports.guard import GuardedResolver, permitted_addresses
+from command_api.imports.errors import SourceFailed, import_guard
 from command_api.imports.work import BLOCK_BYTES, Fetched, Work
+from command_api.network.guard import GuardedResolver
 from schemas.api import SecretBody
 from schemas.settings import S3Settings
 
@@ -29,11 +28,11 @@ async def downloaded(uri: str, secret: SecretBody, own: S3Settings, work: Work) 
     bucket, prefix = parts.netloc, parts.path.lstrip("/")
     endpoint = urlsplit(secret.endpoint_url)
     _refuse_own(endpoint.geturl(), bucket, own)
-    allowed = networks(work.settings.allowed_networks)
+    guard = import_guard(work.settings)
     # The client asks its resolver for names only, and tries for long what cannot be.
-    await permitted_addresses(endpoint.hostname or "", endpoint.port or 443, allowed)
+    await guard.addresses(endpoint.hostname or "", endpoint.port or 443)
     config = AioConfig(
-        connector_args={"resolver": GuardedResolver(allowed), "use_dns_cache": False},
+        connector_args={"resolver": GuardedResolver(guard), "use_dns_cache": False},
         signature_version="s3v4",
         s3={"addressing_style": "path"},
         request_checksum_calculation="when_required",

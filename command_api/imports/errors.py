@@ -2,6 +2,9 @@
 
 import errno
 
+from command_api.network.addresses import networks
+from command_api.network.guard import Guard
+from command_api.settings import ImportSettings
 from schemas.errors import KinoraError
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -19,6 +22,11 @@ class SourceFailed(KinoraError):
     def __init__(self, message: str, *, code: str, retryable: bool = False) -> None:
         super().__init__(message, code=code)
         self.retryable = retryable
+
+
+def import_guard(settings: ImportSettings) -> Guard:
+    """What imports may connect to, told as a `SourceFailed`."""
+    return Guard(networks(settings.allowed_networks), "imports.allowed_networks", SourceFailed)
 
 
 def disk_failure(error: OSError) -> SourceFailed:

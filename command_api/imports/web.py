@@ -13,10 +13,9 @@ from typing import Any, Self
 import httpcore
 import httpx
 
-from command_api.imports.addresses import networks
-from command_api.imports.errors import SourceFailed
-from command_api.imports.guard import GuardedBackend
+from command_api.imports.errors import SourceFailed, import_guard
 from command_api.imports.work import BLOCK_BYTES, Work
+from command_api.network.guard import GuardedBackend
 from command_api.settings import ImportSettings
 
 MOST_REDIRECTS = 5
@@ -42,7 +41,7 @@ class Web:
     def __init__(self, settings: ImportSettings) -> None:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
-            network_backend=GuardedBackend(networks(settings.allowed_networks)),
+            network_backend=GuardedBackend(import_guard(settings)),
             max_connections=8,
         )
 

@@ -9,8 +9,8 @@ from command_api.domain.import_sources import check_secret, default_name, folder
 from command_api.domain.imports import ImportFailed, Importing
 from command_api.handlers.base import Loaded
 from command_api.imports import progress
-from command_api.imports.addresses import is_permitted, networks
 from command_api.imports.folders import is_below
+from command_api.network.addresses import is_permitted, networks
 from command_api.routes.commanding import Asking
 from command_api.routes.files import D, Kind
 from command_api.routes.parts import Parts

@@ -1,4 +1,4 @@
-"""Which network addresses an import may talk to: those of the public Internet, and no others."""
+"""Which network addresses others may have us talk to: those of the public Internet, and no others."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -61,7 +61,7 @@ def meant(address: Address) -> Address:
 
 
 def is_permitted(address: Address, allowed: Sequence[Network] = ()) -> bool:
-    """Whether an import may connect: to the public Internet, or to a network that the operator allowed."""
+    """Whether to connect: to the public Internet, or to a network that the operator allowed."""
     reached = meant(address)
     if any(reached in network or address in network for network in allowed):
         return True

@@ -1,4 +1,4 @@
-"""Imports reach the public Internet and nothing else, however an address is written."""
+"""Others have us reach the public Internet and nothing else, however an address is written."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from command_api.imports.addresses import is_permitted, meant, networks
+from command_api.network.addresses import is_permitted, meant, networks
 
 INSIDE = [
     ip_network(name)

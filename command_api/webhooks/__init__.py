@@ -1,0 +1,1 @@
+"""Events posted to receivers outside, signed by Standard Webhooks, at least once each."""
