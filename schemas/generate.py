@@ -7,6 +7,7 @@ event adds a file beside the old one. ``--check`` writes nothing and fails when 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from schemas.envelope import Envelope
 from schemas.events import REGISTRY, Event
@@ -60,8 +61,25 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _text(schema: dict[str, object]) -> str:
-    return json.dumps({"$schema": DIALECT} | schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+def _open(schema: Any) -> Any:
+    """Our own code refuses unknown fields; readers have to ignore them, because a version may gain some."""
+    match schema:
+        case dict():
+            return {
+                key: _open(each)
+                for key, each in schema.items()
+                if (key, each) != ("additionalProperties", False)
+            }
+        case list():
+            return [_open(each) for each in schema]
+        case _:
+            return schema
+
+
+def _text(schema: dict[str, Any]) -> str:
+    return (
+        json.dumps({"$schema": DIALECT} | _open(schema), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    )
 
 
 if __name__ == "__main__":
