@@ -60,10 +60,16 @@ def meant(address: Address) -> Address:
     return address
 
 
+def is_among(address: Address, allowed: Sequence[Network]) -> bool:
+    """Whether the operator allowed the address's network."""
+    reached = meant(address)
+    return any(reached in network or address in network for network in allowed)
+
+
 def is_permitted(address: Address, allowed: Sequence[Network] = ()) -> bool:
     """Whether to connect: to the public Internet, or to a network that the operator allowed."""
     reached = meant(address)
-    if any(reached in network or address in network for network in allowed):
+    if is_among(address, allowed):
         return True
     if isinstance(reached, IPv4Address):
         return not any(reached in network for network in _V4_REFUSED)

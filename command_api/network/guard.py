@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import httpcore
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from command_api.network.addresses import Network, is_permitted
+from command_api.network.addresses import Address, Network, is_among, is_permitted
 
 _RESOLVE_SECONDS = 10.0
 
@@ -31,6 +31,8 @@ class Guard:
     allowed: Sequence[Network]
     setting: str
     refusal: Refusal
+    public: bool = True
+    """Whether the public Internet may be reached, or only what is allowed."""
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """The addresses behind a name, all of which may be connected to.
@@ -48,14 +50,21 @@ class Guard:
                 f"the host {host} cannot be resolved; check its name", code="host_unknown", retryable=True
             ) from None
         addresses = list(dict.fromkeys(str(place[4][0]) for place in found))
-        if not addresses or not all(is_permitted(ip_address(each), self.allowed) for each in addresses):
+        if not addresses or not all(self.permits(ip_address(each)) for each in addresses):
             # The address itself is not told: it would map the inside for whoever asks.
-            raise self.refusal(
-                f"the host {host} is not on the public Internet; private, loopback and link-local addresses"
-                f" are not reached, unless the operator allows their network ({self.setting})",
-                code="address_refused",
-            )
+            raise self.refusal(f"the host {host} {self._why()} ({self.setting})", code="address_refused")
         return addresses
+
+    def permits(self, address: Address) -> bool:
+        return is_permitted(address, self.allowed) if self.public else is_among(address, self.allowed)
+
+    def _why(self) -> str:
+        if self.public:
+            return (
+                "is not on the public Internet; private, loopback and link-local addresses are not reached,"
+                " unless the operator allows their network"
+            )
+        return "is in no network that the operator allows; use https for the public Internet"
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
