@@ -18,6 +18,7 @@ from command_api.auth.nodes import Nodes
 from command_api.auth.tokens import AccessTokens
 from command_api.credentials.secrets import SecretKey, Secrets
 from command_api.credentials.store import Credentials
+from command_api.credentials.subscriptions import WebhookSecrets
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
 from command_api.feed.connection import FeedParts
@@ -46,6 +47,7 @@ from command_api.routes import (
     reference,
     secrets,
     storage,
+    subscriptions,
 )
 from command_api.routes.answers import AnswerHeaders
 from command_api.routes.middleware import BodyLimit, RequestStory
@@ -53,6 +55,7 @@ from command_api.routes.observing import Observed
 from command_api.routes.origins import HostCheck, host_names, origins
 from command_api.routes.parts import Parts
 from command_api.settings import ApiSettings
+from command_api.subscriptions.issuing import Subscriptions
 from command_api.tables import create_tables
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
@@ -159,6 +162,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         activity,
         projections,
         secrets,
+        subscriptions,
         storage,
         health,
         problem_pages,
@@ -214,6 +218,12 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             feed_slots=FeedSlots(settings.rates.feeds),
             origins=origins(settings),
             secrets=Secrets(pool, SecretKey.from_secrets(settings.secrets)),
+            subscriptions=Subscriptions(
+                bus,
+                WebhookSecrets.from_secrets(settings.secrets),
+                settings.nats,
+                most=settings.max_subscriptions,
+            ),
             feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify, log.foreign),
             health=HealthCheck(pool, store, telemetry, settings.disk_folder),
         )

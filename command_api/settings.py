@@ -142,6 +142,8 @@ class ApiSettings(Message):
     upload_part_bytes: int = Field(16 * 2**20, ge=5 * 2**20)
     max_upload_bytes: int = Field(2**40, ge=1)
     """Of one dataset or model."""
+    max_subscriptions: int = Field(100, ge=1)
+    """Of one organization, to its events."""
     allowed_origins: tuple[Origin, ...] = ()
     """Web pages of other origins that may call the API and the feed from a browser; exact, default none."""
     allowed_hosts: tuple[str, ...] = ()

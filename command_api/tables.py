@@ -44,6 +44,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
             "kinora_refresh_tokens",
             "kinora_secrets",
             "kinora_enrolment_tokens",
+            "kinora_subscriptions",
         ),
     ),
     TableSet((import_progress.TABLE,), derived=("kinora_import_progress",)),

@@ -9,8 +9,18 @@ from projections.views.jobs import Jobs
 from projections.views.logs import LogSegments
 from projections.views.loss_curve import LossCurves
 from projections.views.models import Models
+from projections.views.subscriptions import Subscriptions
 
-VIEWS: tuple[View, ...] = (Jobs(), LossCurves(), LogSegments(), Datasets(), Models(), Agents(), Activities())
+VIEWS: tuple[View, ...] = (
+    Jobs(),
+    LossCurves(),
+    LogSegments(),
+    Datasets(),
+    Models(),
+    Agents(),
+    Subscriptions(),
+    Activities(),
+)
 
 
 def view_named(name: str) -> View:

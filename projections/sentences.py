@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from schemas.envelope import Recorded
-from schemas.events import REGISTRY, Event, agent, dataset, identity, job, model
+from schemas.events import REGISTRY, Event, agent, dataset, identity, job, model, subscription
 from schemas.training import AdapterFacts
 
 Level = Literal["detail", "info", "warning", "error"]
@@ -34,6 +34,8 @@ _LEVELS: dict[type[Event], Level] = {
     job.AttemptFailed: "warning",
     job.WarningRaised: "warning",
     job.JobFailed: "error",
+    subscription.SubscriptionCredentialsIssued: "detail",
+    subscription.SubscriptionDisabled: "warning",
 }
 
 
@@ -321,3 +323,31 @@ _words(
 _words(job.JobSucceeded, lambda e: f"The job succeeded and produced {e.output_model_id}.")
 _words(job.JobFailed, lambda e: f"The job failed ({e.code}){_because(e.message)}")
 _words(job.JobStopped, lambda e: f"The job was cancelled at step {e.step}{_because(e.reason)}")
+
+# ---- subscriptions --------------------------------------------------------------------------------
+
+_words(
+    subscription.SubscriptionCreated,
+    lambda e: (
+        f"Subscriber “{e.name}” is sent events"
+        + (" over NATS" if e.kind == "nats" else f" by webhook to {e.url}")
+        + (f", from behind position {e.after:,}." if e.after else ", from the beginning.")
+    ),
+)
+_words(
+    subscription.SubscriptionCredentialsIssued,
+    lambda e: f"NATS credentials were issued to the subscriber, valid until {_minute(e.expires_at)}.",
+)
+_words(
+    subscription.SubscriptionSecretRotated,
+    lambda e: f"Deliveries are signed with a new secret, and until {_minute(e.former_until)} with both.",
+)
+_words(
+    subscription.SubscriptionDisabled,
+    lambda e: (
+        ("Delivery was stopped" if e.reason == "requested" else "Delivery was stopped, as it kept failing")
+        + _because(e.detail)
+    ),
+)
+_words(subscription.SubscriptionEnabled, lambda e: "Delivery goes on.")
+_words(subscription.SubscriptionDeleted, lambda e: "The subscription was deleted.")

@@ -27,6 +27,7 @@ class Prefix(StrEnum):
     MODEL = "mdl"
     AGENT = "agt"
     JOB = "job"
+    SUBSCRIPTION = "sub"
     EVENT = "evt"
     COMMAND = "cmd"
     REQUEST = "req"
@@ -42,10 +43,11 @@ DatasetId = Annotated[str, StringConstraints(pattern=r"^ds_[0-9a-f]{32}$")]
 ModelId = Annotated[str, StringConstraints(pattern=r"^mdl_[0-9a-f]{32}$")]
 AgentId = Annotated[str, StringConstraints(pattern=r"^agt_[0-9a-f]{32}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
+SubscriptionId = Annotated[str, StringConstraints(pattern=r"^sub_[0-9a-f]{32}$")]
 EventId = Annotated[str, StringConstraints(pattern=r"^evt_[0-9a-f]{32}$")]
 WorkItemId = Annotated[str, StringConstraints(pattern=r"^(job|ds|mdl)_[0-9a-f]{32}$")]
 """What an agent can be given: a job to train, or a dataset or model to validate."""
-StreamId = Annotated[str, StringConstraints(pattern=r"^(usr|org|ds|mdl|agt|job)_[0-9a-f]{32}$")]
+StreamId = Annotated[str, StringConstraints(pattern=r"^(usr|org|ds|mdl|agt|job|sub)_[0-9a-f]{32}$")]
 NatsPublicKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
 """A NATS user, as NATS itself names it."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -54,6 +54,8 @@ class NatsSettings(Message):
     url: str
     agents_url: str | None = None
     """Address for agents, where it differs."""
+    subscribers_url: str | None = None
+    """Address for subscribers of the organization's events, where it differs."""
     control: NatsAccount
     """Has every stream, and none but the control plane in it."""
     agents: NatsAccount

@@ -1,5 +1,6 @@
 """NATS subjects, streams and durable names: the only place that spells them."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 EVENTS_STREAM = "EVENTS"
@@ -55,6 +56,23 @@ def pool_durables(organization_id: str, pool: str) -> tuple[str, ...]:
 def subscriber_durable(organization_id: str, subscriber_id: str) -> str:
     """The one consumer of EVENTS that was made for a subscriber."""
     return f"events-{organization_id}-{subscriber_id}"
+
+
+def subscription_subjects(
+    organization_id: str, workspace_id: str | None, event_types: Sequence[str]
+) -> tuple[str, ...]:
+    """What a subscriber's consumer delivers of an organization: a workspace or all, some types or all."""
+    workspace = workspace_id or "*"
+    if not event_types:
+        everything = ORGANIZATION_EVENTS.format(organization_id=organization_id)
+        return (everything if workspace_id is None else f"{everything.removesuffix('>')}{workspace_id}.>",)
+    names = sorted({name.removeprefix("kinora.") for name in event_types})
+    return tuple(f"kinora.v1.{organization_id}.{workspace}.{name}" for name in names)
+
+
+def subscriber_inbox(subscription_id: str) -> str:
+    """Prefix of a subscriber's private inbox; it stays when the credentials change."""
+    return f"_INBOX.{subscription_id}"
 
 
 def claim_subject(organization_id: str, agent_id: str) -> str:

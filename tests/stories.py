@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 from schemas.datasets import DatasetFacts, ModelFacts, Problem
 from schemas.envelope import Metadata, Recorded
-from schemas.events import Event, agent, dataset, identity, job, model
+from schemas.events import Event, agent, dataset, identity, job, model, subscription
 from schemas.events.agent import Capabilities
 from schemas.events.job import Evaluation, PinnedInput, ProgressPoint
 from schemas.ids import Prefix, derived_id, new_id
 from schemas.imports import ImportSource
 from schemas.objects import StoredObject
+from schemas.subscriptions import EventFilter
 from schemas.training import AdapterFacts, Hyperparameters
 
 ORGANIZATION = "org_" + "0" * 31 + "1"
@@ -164,6 +165,46 @@ def whole_agent(name: str = "node-1") -> list[Event]:
     ]
 
 
+def whole_subscription() -> list[Event]:
+    """A NATS subscriber that was given new credentials and ended."""
+    end = datetime(2026, 12, 21, tzinfo=UTC)
+    return [
+        subscription.SubscriptionCreated(
+            name="warehouse",
+            owner_id=USER,
+            kind="nats",
+            filter=EventFilter(types=("kinora.job.succeeded",)),
+            after=0,
+            pinned={},
+        ),
+        subscription.SubscriptionCredentialsIssued(
+            public_key="U" + "A" * 55, expires_at=end, former_void=False
+        ),
+        subscription.SubscriptionCredentialsIssued(
+            public_key="U" + "B" * 55, expires_at=end, former_void=True
+        ),
+        subscription.SubscriptionDeleted(),
+    ]
+
+
+def whole_webhook() -> list[Event]:
+    """A webhook whose receiver failed for too long, and came back."""
+    return [
+        subscription.SubscriptionCreated(
+            name="chat",
+            owner_id=USER,
+            kind="webhook",
+            filter=EventFilter(),
+            after=7,
+            pinned={"kinora.job.succeeded": 1},
+            url="https://hooks.example.org/kinora",
+        ),
+        subscription.SubscriptionSecretRotated(former_until=datetime(2026, 11, 22, tzinfo=UTC)),
+        subscription.SubscriptionDisabled(reason="failing", detail="it answered 500 for 3 days"),
+        subscription.SubscriptionEnabled(),
+    ]
+
+
 DATASET_FACTS = DatasetFacts(
     clips=60, examples=60, frames=600, duration_seconds=60.0, size_bytes=1000, smallest_clip_frames=10
 )
@@ -262,6 +303,8 @@ EVERY_EVENT: list[Event] = [
     *whole_agent(),
     agent.AgentLost(reason="lease_expired"),
     agent.AgentRevoked(reason="stolen"),
+    *whole_subscription(),
+    *whole_webhook(),
     *whole_dataset(),
     *imported_dataset()[:3],
     dataset.DatasetRejected(attempt=1, problems=(PROBLEM,)),

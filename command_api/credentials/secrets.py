@@ -1,37 +1,22 @@
-"""The secret store: credentials for places outside, encrypted under a key derived from the control plane's.
+"""The secret store: credentials for places outside, sealed for their organization, workspace and name."""
 
-A value is bound to its organization, workspace and name, so that a row copied elsewhere opens nothing.
-"""
-
-import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from psycopg import AsyncConnection, Cursor
 from psycopg.rows import DictRow, class_row
 from psycopg_pool import AsyncConnectionPool
 
+from command_api.credentials.sealing import Sealer
 from command_api.domain.errors import NotFound
 from command_api.settings import ControlSecrets
 from schemas.api import SecretBody
-from schemas.errors import KinoraError
 from schemas.secrets import SecretKind
 
-NONCE_BYTES = 12
 _PURPOSE = b"kinora secret store v1"
 
 Pool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
-
-
-class SecretUnreadable(KinoraError):
-    """A stored secret cannot be decrypted with this installation's keys."""
-
-    code = "secret_unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +71,17 @@ class SecretGoneRow:
 
 
 class SecretKey:
-    """Seals and opens values. Its key is derived, so that no other use of the same secret shares it."""
+    """Seals and opens values."""
 
     def __init__(self, personal_key: bytes) -> None:
-        self._cipher = AESGCM(HKDF(SHA256(), 32, salt=None, info=_PURPOSE).derive(personal_key))
+        self._sealer = Sealer(personal_key, _PURPOSE)
 
     @classmethod
     def from_secrets(cls, secrets: ControlSecrets) -> Self:
         return cls(bytes.fromhex(secrets.personal_key_hex.get_secret_value()))
 
     def seal(self, place: SecretPlace, secret: SecretBody) -> bytes:
-        nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, secret.model_dump_json().encode(), _bound_to(place))
+        return self._sealer.seal(secret.model_dump_json().encode(), *_parts(place))
 
     def open(self, place: SecretPlace, sealed: bytes) -> SecretBody:
         """The secret in the clear: keep it no longer than it is needed.
@@ -105,13 +89,7 @@ class SecretKey:
         Raises:
             SecretUnreadable: when it was sealed with other keys or for another place.
         """
-        try:
-            content = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bound_to(place))
-        except (InvalidTag, ValueError):
-            raise SecretUnreadable(
-                f"secret {place.name} cannot be decrypted with this installation's keys; store it again"
-            ) from None
-        return SecretBody.model_validate_json(content)
+        return SecretBody.model_validate_json(self._sealer.open(sealed, *_parts(place)))
 
 
 class Secrets:
@@ -165,8 +143,8 @@ class Secrets:
         return self._key.open(place, bytes(row[0]))
 
 
-def _bound_to(place: SecretPlace) -> bytes:
-    return "\0".join((place.organization_id, place.workspace_id, place.name)).encode()
+def _parts(place: SecretPlace) -> tuple[str, str, str]:
+    return place.organization_id, place.workspace_id, place.name
 
 
 def _unknown(place: SecretPlace) -> NotFound:

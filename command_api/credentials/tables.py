@@ -1,6 +1,6 @@
 """The credential tables, as whole statements. Their rows can be deleted, which the log's never are."""
 
-from command_api.credentials import enrolment, operators
+from command_api.credentials import enrolment, operators, subscriptions
 
 CREATE_TABLES: tuple[str, ...] = (
     """
@@ -73,4 +73,6 @@ CREATE_TABLES: tuple[str, ...] = (
     """,
     enrolment.CREATE_TABLE,
     enrolment.CREATE_INDEX,
+    subscriptions.CREATE_TABLE,
+    subscriptions.CREATE_INDEX,
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from command_api.domain import agent, dataset, job, model, organization, user
+from command_api.domain import agent, dataset, job, model, organization, subscription, user
 from schemas.events import Event
 from schemas.ids import Prefix, id_prefix
 
@@ -32,6 +32,7 @@ AGGREGATES: dict[Prefix, Aggregate] = {
     Prefix.MODEL: Aggregate(model.INITIAL, model.decide, model.evolve),
     Prefix.AGENT: Aggregate(agent.INITIAL, agent.decide, agent.evolve),
     Prefix.JOB: Aggregate(job.INITIAL, job.decide, job.evolve),
+    Prefix.SUBSCRIPTION: Aggregate(subscription.INITIAL, subscription.decide, subscription.evolve),
 }
 
 

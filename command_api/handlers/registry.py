@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from command_api.handlers import agent, dataset, identity, job, model, reports
+from command_api.handlers import agent, dataset, identity, job, model, reports, subscription
 from command_api.handlers.base import Handler
 from schemas.commands import Command
 
@@ -13,4 +13,5 @@ HANDLERS: Mapping[type[Command], Handler] = {
     **agent.HANDLERS,
     **job.HANDLERS,
     **reports.HANDLERS,
+    **subscription.HANDLERS,
 }

@@ -41,7 +41,11 @@ AGENT_SERVICES = (
     *_consumers(subjects.WORK_STREAM),
 )
 AGENT_STREAMS = (subjects.control_subject("*", "*"),)
-SUBSCRIBER_SERVICES = _consumers(subjects.EVENTS_STREAM)
+SUBSCRIBER_SERVICES = (
+    # Official clients ask about a consumer before they read from it.
+    Service(f"$JS.API.CONSUMER.INFO.{subjects.EVENTS_STREAM}.*"),
+    *_consumers(subjects.EVENTS_STREAM),
+)
 
 
 def trust(

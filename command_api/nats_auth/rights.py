@@ -44,17 +44,19 @@ def telemetry_rights(user: str) -> Rights:
     return Rights(publish=(), subscribe=(subjects.telemetry_subject("*", "*"), f"{inbox_of(user)}.>"))
 
 
-def subscriber_rights(durable: str, user: str) -> Rights:
+def subscriber_rights(organization_id: str, subscription_id: str) -> Rights:
     """Reads the one pull consumer of EVENTS that was made for it, and acknowledges what it read."""
+    durable = subjects.subscriber_durable(organization_id, subscription_id)
     return Rights(
         publish=(
+            f"$JS.API.CONSUMER.INFO.{subjects.EVENTS_STREAM}.{durable}",
             f"$JS.API.CONSUMER.MSG.NEXT.{subjects.EVENTS_STREAM}.{durable}",
             f"$JS.ACK.{subjects.EVENTS_STREAM}.{durable}.>",
         ),
-        subscribe=(f"{inbox_of(user)}.>",),
+        subscribe=(f"{subjects.subscriber_inbox(subscription_id)}.>",),
     )
 
 
 def inbox_of(user: str) -> str:
-    """Prefix of the private inbox of everybody but agents: its public key."""
+    """Prefix of the private inbox of a part of the control plane: its public key."""
     return f"_INBOX.{user}"

@@ -57,9 +57,12 @@ def signed_agent(nats: NatsSettings, user: str, organization_id: str, agent_id: 
     return issuer.user(user, agent_id, agent_rights(organization_id, agent_id, pool))
 
 
-def signed_subscriber(nats: NatsSettings, user: str, durable: str) -> Signed:
-    """The right to read that one consumer of EVENTS, for whoever holds this key."""
-    return Issuer(nats.subscribers, nats.user_seconds).user(user, durable, subscriber_rights(durable, user))
+def signed_subscriber(
+    nats: NatsSettings, user: str, organization_id: str, subscription_id: str, seconds: int
+) -> Signed:
+    """The right to read the one consumer of EVENTS that was made for it, for whoever holds this key."""
+    rights = subscriber_rights(organization_id, subscription_id)
+    return Issuer(nats.subscribers, seconds).user(user, subscription_id, rights)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from command_api.health import HealthCheck
 from command_api.objects import ObjectStore
 from command_api.rates import Rates
 from command_api.settings import ApiSettings
+from command_api.subscriptions.issuing import Subscriptions
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
 from projections.reader import LogReader, LogTail
@@ -49,6 +50,7 @@ class Parts:
     accounts: Accounts
     secrets: Secrets
     nodes: Nodes
+    subscriptions: Subscriptions
     rates: Rates
     attempts: LoginAttempts
     feed_slots: FeedSlots

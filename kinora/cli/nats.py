@@ -29,6 +29,9 @@ def nats_setup(
     folder: Annotated[Path, typer.Argument(help="Where the two files go.")],
     url: Annotated[str, typer.Option(help="Address of the server, for the control plane.")],
     agents_url: Annotated[str | None, typer.Option(help="Address for agents, where it differs.")] = None,
+    subscribers_url: Annotated[
+        str | None, typer.Option(help="Address for subscribers to events, where it differs.")
+    ] = None,
 ) -> None:
     """Make operator and accounts for a NATS server of your own."""
     secrets_file, trust_file = folder / "nats-secrets.json", folder / "nats-trust.json"
@@ -41,6 +44,7 @@ def nats_setup(
     nats = NatsSettings(
         url=url,
         agents_url=agents_url,
+        subscribers_url=subscribers_url,
         control=_account(),
         agents=_account(),
         subscribers=_account(),

@@ -1,6 +1,6 @@
 """Every event of the log. Importing this package fills the registry."""
 
-from schemas.events import agent, dataset, identity, job, model
+from schemas.events import agent, dataset, identity, job, model, subscription
 from schemas.events.registry import REGISTRY, Event, Registry, UnknownEventType
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "identity",
     "job",
     "model",
+    "subscription",
 ]

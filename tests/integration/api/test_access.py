@@ -50,6 +50,7 @@ IDS = {
     "job_id": Prefix.JOB,
     "agent_id": Prefix.AGENT,
     "event_id": Prefix.EVENT,
+    "subscription_id": Prefix.SUBSCRIPTION,
 }
 
 
@@ -184,21 +185,27 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
     secret = await ada.http.put(
         "/api/v1/secrets/ada-s", json={"kind": "token", "value": "a-token-of-somewhere"}
     )
+    webhook = {"name": "chat", "kind": "webhook", "url": "https://hooks.example.org/kinora"}
+    subscription = (await ada.post("/event-subscriptions", webhook)).json()
     ids = {
         "dataset_id": inputs.dataset_id,
         "model_id": inputs.model_id,
         "job_id": job["id"],
         "agent_id": agent["id"],
         "event_id": event["id"],
+        "subscription_id": subscription["id"],
         "name": "ada-s",
     }
     bodies = {
         "CompleteUploadBody": {"upload_id": inputs.dataset_upload_id, "files": []},
+        "CredentialsBody": {},
+        "DisableSubscriptionBody": {},
         "EnrolmentTokenBody": {},
         "RevokeAgentBody": {},
+        "RotateSecretBody": {},
         "StopJobBody": {},
     }
-    behind = agent["last_position"]
+    behind = subscription["last_position"]
     tried = 0
     for each in operations(visit.service):
         if "{" not in each.template or (each.method, each.template) in SHARED:
@@ -217,7 +224,8 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
     )
     for path in (f"/datasets/{inputs.dataset_id}", f"/models/{inputs.model_id}", f"/jobs/{job['id']}"):
         assert (await ada.get(path)).json()["status"] not in ("deleted", "cancelling", "cancelled")
-    for path in ("/datasets", "/models", "/jobs", "/agents"):
+    assert (await ada.get(f"/event-subscriptions/{subscription['id']}")).json()["status"] == "active"
+    for path in ("/datasets", "/models", "/jobs", "/agents", "/event-subscriptions"):
         mine = {item["id"] for item in (await bob.get(path)).json()["data"]}
         assert not mine & set(ids.values())
     assert secret.status_code == 200, secret.text

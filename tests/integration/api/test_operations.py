@@ -30,7 +30,16 @@ async def test_read_models_can_be_listed_and_built_anew(operator: Person) -> Non
     await operator.get("/datasets", params={"min_position": item["last_position"]})
     answer = await operator.get("/projections")
     views = {view["name"]: view for view in answer.json()["data"]}
-    assert set(views) == {"activity", "agents", "datasets", "jobs", "logs", "loss_curve", "models"}
+    assert set(views) == {
+        "activity",
+        "agents",
+        "datasets",
+        "jobs",
+        "logs",
+        "loss_curve",
+        "models",
+        "subscriptions",
+    }
     assert views["datasets"]["position"] >= item["last_position"]
     assert all(view["lag"] >= 0 and view["parked"] == 0 for view in views.values())
     answer = await operator.post("/projections/datasets/rebuild")

@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from command_api.messaging.connection import connect
 from command_api.messaging.topology import Topology
 from command_api.nats_auth.keys import new_seed, public_key
-from command_api.nats_auth.rights import inbox_of, telemetry_rights
+from command_api.nats_auth.rights import telemetry_rights
 from command_api.nats_auth.users import FreshCredentials, credentials_text, signed_subscriber
 from kinora.local.servers import EmbeddedServers
 from schemas import subjects
@@ -30,10 +30,11 @@ OURS, THEIRS = new_id(Prefix.ORGANIZATION), new_id(Prefix.ORGANIZATION)
 AGENT, COLLEAGUE, FOREIGNER = (new_id(Prefix.AGENT) for _ in range(3))
 JOB = new_id(Prefix.JOB)
 STREAMS = ("EVENTS", "WORK", "REPORTS", "DEAD_LETTERS")
-READER = subjects.subscriber_durable(OURS, "reader")
-OTHER_READER = subjects.subscriber_durable(THEIRS, "reader")
+SUBSCRIPTION, OTHER_SUBSCRIPTION = new_id(Prefix.SUBSCRIPTION), new_id(Prefix.SUBSCRIPTION)
+READER = subjects.subscriber_durable(OURS, SUBSCRIPTION)
+OTHER_READER = subjects.subscriber_durable(THEIRS, OTHER_SUBSCRIPTION)
 READER_SEED = new_seed("user")
-READER_INBOX = inbox_of(public_key(READER_SEED))
+READER_INBOX = subjects.subscriber_inbox(SUBSCRIPTION)
 
 AGENTS = {"agent": (OURS, AGENT), "foreign agent": (THEIRS, FOREIGNER)}
 WHO = (*AGENTS, "subscriber")
@@ -76,6 +77,7 @@ def publish_rows() -> list[Row]:
                 rows.append((f"$JS.API.CONSUMER.INFO.WORK.{durable}", nobody))
     for durable in (READER, OTHER_READER):
         reads = lambda who, d=durable: who == "subscriber" and d == READER  # noqa: E731
+        rows.append((f"$JS.API.CONSUMER.INFO.EVENTS.{durable}", reads))
         rows.append((f"$JS.API.CONSUMER.MSG.NEXT.EVENTS.{durable}", reads))
         rows.append((f"$JS.ACK.EVENTS.{durable}.1.1.1.1.0", reads))
     rows += [(subject, nobody) for subject in closed_to_all()]
@@ -229,7 +231,7 @@ class Stage:
     @asynccontextmanager
     async def acting(self, who: str) -> AsyncIterator[Actor]:
         if who == "subscriber":
-            signed = signed_subscriber(self.nats, public_key(READER_SEED), READER)
+            signed = signed_subscriber(self.nats, public_key(READER_SEED), OURS, SUBSCRIPTION, 60)
             user = NatsUser(url=self.nats.url, jwt=signed.jwt, seed=READER_SEED)  # type: ignore[arg-type]
             inbox = READER_INBOX
         else:
@@ -251,10 +253,10 @@ async def stage(nats: NatsSettings, nats_agent: AgentUser) -> AsyncIterator[Stag
     async with connect(nats, "test") as control:
         topology = Topology(control.jetstream(), events_max_bytes=2**20)
         await topology.ensure_streams()
-        for organization_id in (OURS, THEIRS):
+        for organization_id, subscription_id in ((OURS, SUBSCRIPTION), (THEIRS, OTHER_SUBSCRIPTION)):
             for pool in ("default", "gpus"):
                 await topology.ensure_pool(organization_id, pool)
-            await topology.ensure_subscriber(organization_id, "reader")
+            await topology.ensure_subscriber(organization_id, subscription_id)
         yield Stage(nats, nats_agent, control)
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from command_api.credentials.secrets import SecretKey, SecretPlace, SecretRow, SecretUnreadable
+from command_api.credentials.sealing import SecretUnreadable
+from command_api.credentials.secrets import SecretKey, SecretPlace, SecretRow
 from schemas.api import SecretBody
 from tests.unit.domain.samples import ORGANIZATION, WORKSPACE, identifier
 

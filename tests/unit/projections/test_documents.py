@@ -97,5 +97,6 @@ def test_views_are_found_by_name() -> None:
         "models",
         "agents",
         "activity",
+        "subscriptions",
     }
     assert all(view_named(view.name) is view for view in VIEWS)
