@@ -47,7 +47,8 @@ SubscriptionId = Annotated[str, StringConstraints(pattern=r"^sub_[0-9a-f]{32}$")
 EventId = Annotated[str, StringConstraints(pattern=r"^evt_[0-9a-f]{32}$")]
 WorkItemId = Annotated[str, StringConstraints(pattern=r"^(job|ds|mdl)_[0-9a-f]{32}$")]
 """What an agent can be given: a job to train, or a dataset or model to validate."""
-StreamId = Annotated[str, StringConstraints(pattern=r"^(usr|org|ds|mdl|agt|job|sub)_[0-9a-f]{32}$")]
+StreamId = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,4}_[0-9a-f]{32}$")]
+"""Of any aggregate: which there are may grow, and whoever reads events has to take new ones."""
 NatsPublicKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
 """A NATS user, as NATS itself names it."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.events import Event
+from schemas.ids import Prefix
 
 FLOATS = (0.0, -1.5, 1e-7, 0.1, 1 / 3, 1e21, 2.0**53, 5e-324, 1.7976931348623157e308)
 TEXTS = ("", "a", 'quote " and \\', "é 🎬 \u2028", "\x00\x1f\n", "\ufeff", "中文")
@@ -38,7 +39,7 @@ def any_value(schema: dict[str, Any], definitions: dict[str, Any], random: Rando
             least = schema.get("minItems", 0)
             return [any_value(inner, definitions, random) for _ in range(random.randint(least, least + 2))]
         case {"type": "string", "pattern": pattern} if "[0-9a-f]{32}" in pattern:
-            prefix = random.choice(re.findall("[a-z]+", pattern.partition("_")[0]))
+            prefix = random.choice(re.findall("[a-z]{2,4}", pattern.partition("_")[0]) or list(Prefix))
             return f"{prefix}_{random.getrandbits(128):032x}"
         case {"type": "string", "pattern": "^[0-9a-f]{64}$"}:
             return f"{random.getrandbits(256):064x}"

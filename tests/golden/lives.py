@@ -24,6 +24,7 @@ from schemas.commands import Command, identity, job
 from schemas.commands import agent as agents
 from schemas.commands import dataset as datasets
 from schemas.commands import model as models
+from schemas.commands import subscription as subscriptions
 from schemas.envelope import versioned_type
 from schemas.imports import ImportSource
 from schemas.objects import (
@@ -33,6 +34,7 @@ from schemas.objects import (
     log_prefix,
     validation_prefix,
 )
+from schemas.subscriptions import EventFilter
 from schemas.training import Hyperparameters
 from tests.unit.domain import samples as s
 from tests.unit.domain.job_story import (
@@ -164,6 +166,50 @@ def node(_: Life) -> Story:
     yield agents.MarkAgentLost(agent_id=s.AGENT, reason="shut_down")
     yield agents.RevokeAgent(agent_id=s.AGENT, reason="sold")
     yield agents.MarkAgentOnline(agent_id=s.AGENT)
+
+
+def subscribers(_: Life) -> Story:
+    """A NATS subscriber with renewed credentials, and a webhook that rests, goes on and ends."""
+    warehouse, chat = s.identifier("sub", 1), s.identifier("sub", 2)
+    end = datetime(2026, 12, 21, tzinfo=UTC)
+    yield subscriptions.CreateSubscription(
+        subscription_id=warehouse,
+        name="warehouse",
+        owner_id=s.USER,
+        kind="nats",
+        filter=EventFilter(types=("kinora.job.succeeded",), workspace_id=s.WORKSPACE),
+        after=0,
+        pinned={},
+        public_key=NODE_KEY,
+        expires_at=end,
+    )
+    yield subscriptions.IssueSubscriptionCredentials(
+        subscription_id=warehouse, public_key="U" + "B" * 55, expires_at=end, keep_former=False
+    )
+    webhook = subscriptions.CreateSubscription(
+        subscription_id=chat,
+        name="chat",
+        owner_id=s.USER,
+        kind="webhook",
+        filter=EventFilter(stream_id=s.JOB),
+        after=7,
+        pinned={"kinora.job.succeeded": 1},
+        url="https://hooks.example.org/kinora",
+    )
+    yield webhook.model_copy(update={"url": "https://hooks.example.org/?token=1"})
+    yield webhook
+    yield subscriptions.IssueSubscriptionCredentials(
+        subscription_id=chat, public_key=NODE_KEY, expires_at=end, keep_former=False
+    )
+    yield subscriptions.RotateSubscriptionSecret(subscription_id=chat, former_until=end)
+    for _again in range(2):
+        yield subscriptions.DisableSubscription(
+            subscription_id=chat, reason="failing", detail="500 for 3 days"
+        )
+    yield subscriptions.EnableSubscription(subscription_id=chat)
+    for _again in range(2):
+        yield subscriptions.DeleteSubscription(subscription_id=chat)
+    yield subscriptions.EnableSubscription(subscription_id=chat)
 
 
 def _enrolled(number: int = 1) -> Command:
@@ -431,6 +477,7 @@ def _adapter(attempt: int) -> work.AdapterUploaded:
 
 
 STORIES: dict[str, Callable[[Life], Iterable[Command]]] = {
+    "subscribers": subscribers,
     "person": person,
     "node": node,
     "dataset": dataset,

@@ -16,6 +16,7 @@ from projections.views.agents import Agents
 from projections.views.datasets import Datasets
 from projections.views.jobs import Jobs
 from projections.views.models import Models
+from projections.views.subscriptions import Subscriptions
 from schemas.envelope import Envelope, Metadata, Recorded, envelope_fields, split_type, versioned_type
 from schemas.events import REGISTRY, Event
 from schemas.generate import FOLDER
@@ -29,6 +30,7 @@ DOCUMENTS: dict[Prefix, DocumentView[Any]] = {
     Prefix.DATASET: Datasets(),
     Prefix.JOB: Jobs(),
     Prefix.MODEL: Models(),
+    Prefix.SUBSCRIPTION: Subscriptions(),
 }
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
