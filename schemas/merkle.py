@@ -2,7 +2,7 @@
 
 Pure and of the standard library alone, because the control plane and whoever verifies offline need it. RFC
 6962 section 2.1 defines hashes and proofs, RFC 9162 section 2.1 the steps of checking them. A tree is known
-by its complete subtrees: `(level, index)` is the one over the leaves ``index * 2**level`` and following,
+by its complete subtrees: `(level, number)` is the one over the leaves ``number * 2**level`` and following,
 ``2**level`` of them; any root and any proof needs only O(log n) of these.
 """
 
@@ -19,10 +19,10 @@ _NODE = b"\x01"
 
 
 class Subtree(NamedTuple):
-    """A complete subtree: the 2**level leaves from ``index * 2**level`` on."""
+    """A complete subtree: the 2**level leaves from ``number * 2**level`` on."""
 
     level: int
-    index: int
+    number: int
 
 
 class Span(NamedTuple):
@@ -180,7 +180,7 @@ class Tile(NamedTuple):
 def tile_of(subtree: Subtree) -> Tile:
     """The tile whose hashes give the subtree's."""
     within = subtree.level % TILE_LEVELS
-    return Tile(subtree.level // TILE_LEVELS, subtree.index << within >> TILE_LEVELS)
+    return Tile(subtree.level // TILE_LEVELS, subtree.number << within >> TILE_LEVELS)
 
 
 def hash_in_tile(subtree: Subtree, hashes: bytes) -> bytes:
@@ -190,7 +190,7 @@ def hash_in_tile(subtree: Subtree, hashes: bytes) -> bytes:
         ValueError: when the tile does not reach so far yet.
     """
     within = subtree.level % TILE_LEVELS
-    first = (subtree.index << within) % TILE_WIDTH
+    first = (subtree.number << within) % TILE_WIDTH
     taken = split(hashes[first * HASH_BYTES : (first + (1 << within)) * HASH_BYTES])
     if len(taken) != 1 << within:
         raise ValueError(f"the tile of {subtree} ends before it")

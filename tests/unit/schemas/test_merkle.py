@@ -74,7 +74,7 @@ sizes = st.integers(1, len(LEAVES))
 
 def subtree_hashes(leaves: Sequence[bytes]) -> merkle.HashOf:
     return lambda subtree: merkle.root_of(
-        leaves[subtree.index << subtree.level : (subtree.index + 1) << subtree.level]
+        leaves[subtree.number << subtree.level : (subtree.number + 1) << subtree.level]
     )
 
 
