@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Reaches the recipe through the environment, so that any path survives the shell.
-export VIDEOS
+export VIDEOS SEED
 
 .DEFAULT_GOAL := help
 
@@ -48,6 +48,12 @@ WORKERS ?= 2
 .PHONY: test
 test: $(DEV_STAMP) ## Run every test
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
+
+MINUTES ?= 10
+
+.PHONY: soak
+soak: $(DEV_STAMP) ## Kill, freeze, cut and wipe for MINUTES=n, and judge what callers saw (SEED=n repeats)
+	$(BIN)/python -m benchmarks soak --minutes $(MINUTES) $${SEED:+--seed "$$SEED"}
 
 .PHONY: fuzz
 fuzz: $(DEV_STAMP) ## Send the API what nobody expects, for long and differently each time

@@ -1,10 +1,14 @@
-"""A stream of tiny jobs on a real `kinora up` whose processes are killed or frozen at random all the while.
+"""Trouble for as long as one likes, judged by the checkers of the fault tests. Half of the time each:
 
-At the end the whole history is judged by the checker of the fault tests: no job may be lost, none may end
-twice, and what a client of the feed saw must be the log. The seed decides on the kills, so a run can be
-repeated, as far as the machine's own timing allows.
+- a stream of tiny jobs on a real `kinora up` whose processes are killed or frozen at random all the while; no
+  job may be lost, none may end twice, and what a client of the feed saw must be the log;
+- the black box of `tests/faults/black_box.py`: callers and readers of a control plane whose processes, servers
+  and wires fail.
+
+The seed decides on the faults, so a run can be repeated, as far as the machine's own timing allows.
 """
 
+import asyncio
 import contextlib
 import random
 import signal
@@ -22,6 +26,7 @@ from kinora.client import ApiError, Client, Json, Unreachable
 from kinora.feed import FeedRefused, follow
 from kinora.watch import TERMINAL
 from schemas.ids import Prefix, new_id
+from tests.faults import black_box
 from tests.faults.history import Rule, Seen, Violation, check
 from tests.faults.observing import observe
 from tests.service import Service, running_service
@@ -52,6 +57,24 @@ def measure(minutes: float, seed: int | None) -> list[Result]:
     """Run for so long, and then until every job is over."""
     chosen = random.SystemRandom().randrange(2**32) if seed is None else seed
     console.print(f"soak: {minutes:g} minutes with seed {chosen}")
+    return [*_jobs(minutes / 2, chosen), *_black_box(minutes / 2, chosen)]
+
+
+def _black_box(minutes: float, seed: int) -> list[Result]:
+    with scratch() as folder:
+        run = asyncio.run(black_box.run(folder / "data", minutes * 60, seed))
+    for breach in run.broken:
+        console.print(f"black box: {breach}", style="red", highlight=False)
+    return [
+        Result("black box: promises broken", len(run.broken), "times", 0),
+        Result("black box: commands carried out", len(run.calls), "commands"),
+        Result("black box: requests sent for them", run.tries, "requests"),
+        Result("black box: faults", sum(run.faults.values()), "faults"),
+        Result("black box: epochs of the stream", run.epochs, "epochs"),
+    ]
+
+
+def _jobs(minutes: float, seed: int) -> list[Result]:
     with scratch() as folder:
         clips, model = make_samples(folder)
         with running_service(folder) as service:
@@ -72,7 +95,7 @@ def measure(minutes: float, seed: int | None) -> list[Result]:
             over = threading.Event()
             follower = threading.Thread(target=_follow, args=(service, run, over), daemon=True)
             follower.start()
-            _torment(service, body, run, random.Random(chosen), minutes * 60)
+            _torment(service, body, run, random.Random(seed), minutes * 60)
             over.set()
             statuses = _wait_for_the_end(service, run)
             with service.client() as client:
