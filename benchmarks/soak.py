@@ -2,8 +2,8 @@
 
 - a stream of tiny jobs on a real `kinora up` whose processes are killed or frozen at random all the while; no
   job may be lost, none may end twice, and what a client of the feed saw must be the log;
-- the black box of `tests/faults/black_box.py`: callers and readers of a control plane whose processes, servers
-  and wires fail.
+- the black box of `tests/faults/black_box.py`: callers and readers of a control plane whose processes,
+  servers and wires fail.
 
 The seed decides on the faults, so a run can be repeated, as far as the machine's own timing allows.
 """
