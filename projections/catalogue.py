@@ -35,6 +35,19 @@ CREATE TABLE IF NOT EXISTS projections.parked_streams (
     parked_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (view, generation, stream_id)
 );
+CREATE TABLE IF NOT EXISTS projections.fills (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    position bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS projections.fill_slices (
+    fill bigint NOT NULL REFERENCES projections.fills ON DELETE CASCADE,
+    number integer NOT NULL,
+    after uuid NOT NULL,
+    last uuid NOT NULL,
+    done boolean NOT NULL DEFAULT false,
+    sample jsonb,
+    PRIMARY KEY (fill, number)
+);
 CREATE TABLE IF NOT EXISTS projections.rebuilds (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     view text NOT NULL,
@@ -45,6 +58,9 @@ CREATE TABLE IF NOT EXISTS projections.rebuilds (
     generation integer,
     position bigint NOT NULL DEFAULT 0,
     target bigint NOT NULL DEFAULT 0,
+    fill bigint,
+    filled boolean NOT NULL DEFAULT false,
+    checked jsonb,
     error text,
     requested_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,
@@ -91,6 +107,16 @@ async def lock_active(connection: AsyncConnection[Any], view: str) -> Active | N
             SELECT view, generation, version, position, log_id
               FROM projections.views WHERE view = %s FOR UPDATE
             """,
+            [view],
+        )
+        return await cursor.fetchone()
+
+
+async def read_active(connection: AsyncConnection[Any], view: str) -> Active | None:
+    """The active generation as it is now."""
+    async with connection.cursor(row_factory=class_row(Active)) as cursor:
+        await cursor.execute(
+            "SELECT view, generation, version, position, log_id FROM projections.views WHERE view = %s",
             [view],
         )
         return await cursor.fetchone()

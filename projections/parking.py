@@ -65,6 +65,11 @@ async def parked_streams(
         return tuple(await cursor.fetchall())
 
 
+def described(error: Exception) -> str:
+    """What the books keep of an error."""
+    return f"{type(error).__name__}: {error}".replace("\x00", "\ufffd")[:4000]
+
+
 async def park(
     connection: AsyncConnection[Any],
     view: str,
@@ -79,14 +84,21 @@ async def park(
     log.error(
         "projection.parked", view=view, stream_id=row.stream_id, position=row.position, reason=str(error)
     )
-    text = f"{type(error).__name__}: {error}".replace("\x00", "\ufffd")[:4000]
     await connection.execute(
         """
         INSERT INTO projections.parked_streams
                (view, generation, stream_id, first_position, last_position, events, error)
         VALUES (%s, %s, %s, %s, %s, %s, %s)
         """,
-        [view, generation, row.stream_id, row.position, last_position or row.position, events, text],
+        [
+            view,
+            generation,
+            row.stream_id,
+            row.position,
+            last_position or row.position,
+            events,
+            described(error),
+        ],
     )
 
 

@@ -126,6 +126,38 @@ async def read_page(
         return []
 
 
+_STREAMS = f"""
+SELECT {_COLUMNS}, state
+  FROM public.kinora_events
+ WHERE originator_id = ANY(%(originators)s) AND stream_id = ANY(%(streams)s)
+   AND notification_id > %(after)s AND notification_id <= %(until)s
+   AND (%(types)s::text[] IS NULL OR topic = ANY(%(types)s))
+ ORDER BY notification_id
+ LIMIT %(limit)s
+"""  # noqa: S608 - only constants are put in
+
+
+async def read_streams(
+    connection: AsyncConnection[Any],
+    streams: Sequence[str],
+    after: int,
+    limit: int,
+    *,
+    until: int,
+    types: Sequence[str] | None,
+) -> list[LogRow]:
+    """At most `limit` events of some streams, together in log order."""
+    values = {
+        "originators": [id_uuid(stream_id) for stream_id in streams],
+        "streams": list(streams),
+        "after": after,
+        "until": until,
+        "types": None if types is None else list(types),
+        "limit": limit,
+    }
+    return await _rows(connection, _STREAMS, values)
+
+
 async def scan(
     connection: AsyncConnection[Any], after: int, limit: int, types: Sequence[str] | None
 ) -> list[LogRow]:

@@ -11,10 +11,36 @@ from projections.errors import ProjectionError
 from projections.listening import REBUILDS_CHANNEL
 
 _SELECT = """
-SELECT id, view, reason, requested_by, state, version, generation, position, target, error,
-       requested_at, started_at, finished_at
+SELECT id, view, reason, requested_by, state, version, generation, position, target, fill, filled, checked,
+       error, requested_at, started_at, finished_at
   FROM projections.rebuilds
 """
+
+
+class TableChecksum(BaseModel):
+    """All rows of a table, in any order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    checksum: str
+    """Of as many rows with the same values: the same; 16 hexadecimal digits."""
+
+
+class Checked(BaseModel):
+    """What was compared before the swap."""
+
+    model_config = ConfigDict(frozen=True)
+
+    position: int
+    """As of which both folds, and the former tables, were compared."""
+    streams: int
+    """How many were folded a second time, event by event as the running view does it."""
+    events: int
+    tables: dict[str, TableChecksum]
+    differing: tuple[str, ...] | None
+    """Tables that held something else before: they were damaged. None where there was nothing to compare, as
+    with tables of another version."""
 
 
 class Rebuild(BaseModel):
@@ -31,9 +57,15 @@ class Rebuild(BaseModel):
     """Of the view's code that builds."""
     generation: int | None
     position: int
-    """How far the new tables have read."""
+    """How far the new tables have read; while they are filled in no order of the log, the share that is."""
     target: int
     """The log's head as last seen."""
+    fill: int | None
+    """The pass over the log that fills the tables; views that are rebuilt together share one."""
+    filled: bool
+    """From here on the log is followed in its order."""
+    checked: Checked | None
+    """What the new tables were found to hold before the swap."""
     error: str | None
     requested_at: datetime
     started_at: datetime | None

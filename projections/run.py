@@ -1,7 +1,8 @@
 """The projections process: one active per database, every view a task of its own, rebuilds by request."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -10,11 +11,11 @@ from psycopg import AsyncConnection
 from psycopg.rows import scalar_row
 
 from projections import catalogue
-from projections.errors import ProjectionError, RebuildBusy
+from projections.errors import RebuildBusy
 from projections.listening import CONNECTION_LOST, REBUILDS_CHANNEL, backoff, connect
 from projections.metrics import LAG, PARKED
 from projections.reader import LogTail, read_head
-from projections.rebuild import rebuild
+from projections.rebuild import rebuild_together
 from projections.rebuild_requests import fail_rebuild, open_rebuilds
 from projections.registry import VIEWS
 from projections.runner import Projector
@@ -147,19 +148,32 @@ class _Process:
 
     async def _rebuild_all(self) -> None:
         async with await connect(self._conninfo) as connection:
+            asked: defaultdict[int | None, dict[str, int]] = defaultdict(dict)
             for request in await open_rebuilds(connection):
-                view = self._views.get(request.view)
-                if view is None:
+                if request.view in self._views:
+                    # What was begun together goes on together.
+                    asked[request.fill][request.view] = request.id
+                else:
                     known = ", ".join(sorted(self._views))
                     await fail_rebuild(
                         connection, request.id, f"no view is named {request.view}; there are {known}"
                     )
-                    continue
-                try:
-                    await rebuild(
-                        self._conninfo, view, identifier=request.id, page_size=self._settings.page_size
-                    )
-                except RebuildBusy:
-                    continue
-                except ProjectionError as refused:
-                    log.error("rebuild.refused", view=view.name, reason=refused.message)  # noqa: TRY400
+        for requests in asked.values():
+            await self._rebuild_together(requests)
+
+    async def _rebuild_together(self, requests: Mapping[str, int]) -> None:
+        try:
+            outcomes = await rebuild_together(
+                self._conninfo,
+                [self._views[name] for name in requests],
+                requests,
+                page_size=self._settings.page_size,
+                slice_events=self._settings.rebuild_slice_events,
+                processes=self._settings.rebuild_processes,
+            )
+        except RebuildBusy as busy:
+            log.info("rebuild.postponed", reason=busy.message)
+            return
+        for name, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                log.error("rebuild.refused", view=name, reason=str(outcome))

@@ -213,7 +213,7 @@ async def test_a_rebuild_takes_parked_streams_up_again(
 async def test_a_rebuild_that_was_cut_off_goes_on_from_its_position(
     connection: AsyncConnection[Any], writer: Writer, conninfo: str, settings: ProjectionsSettings
 ) -> None:
-    users = new_users(2)
+    users = new_users(20)
     last = writer.logins(40, users)
     async with running(settings, [Tally()]):
         await caught_up(connection, ["tally"], last)
@@ -223,15 +223,15 @@ async def test_a_rebuild_that_was_cut_off_goes_on_from_its_position(
             cut_connections(conninfo)
 
     with pytest.raises(Exception, match=r"terminat|closed|lost"):
-        await rebuild(conninfo, Tally(), page_size=5, progress=cut)
+        await rebuild(conninfo, Tally(), slice_events=4, progress=cut)
     (half,) = await recent_rebuilds(connection)
     assert half.state == "running"
     assert 0 < half.position < last
     seen: list[Rebuild] = []
-    done = await rebuild(conninfo, Tally(), identifier=half.id, page_size=5, progress=seen.append)
+    done = await rebuild(conninfo, Tally(), identifier=half.id, slice_events=4, progress=seen.append)
     assert done.state == "done"
     assert min(each.position for each in seen) > half.position
-    assert await tallies(connection) == dict.fromkeys(users, 20)
+    assert await tallies(connection) == dict.fromkeys(users, 2)
     assert await position_of(connection, "tally") == last
 
 
