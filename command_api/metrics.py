@@ -61,3 +61,17 @@ ATTEMPTS_FAILED = Counter(
 )
 LEASE_EXPIRIES = Counter("kinora_lease_expiries_total", "Attempts taken back from silent agents.", ("lane",))
 AGENTS = Gauge("kinora_agents", "Enrolled agents, online or offline.", ("pool", "state"))
+
+# ---- webhooks ---------------------------------------------------------------------------------------
+
+WEBHOOK_ATTEMPTS = Counter(
+    "kinora_webhook_attempts_total",
+    "Requests to receivers by what came of them: delivered, repeated_later or given_up.",
+    ("outcome",),
+)
+WEBHOOK_SECONDS = Histogram(
+    "kinora_webhook_attempt_seconds", "Time until a receiver answered, or was given up on.", buckets=_FAST
+)
+WEBHOOK_PENDING = Gauge("kinora_webhook_pending", "Deliveries that wait for their first or next attempt.")
+WEBHOOK_OLDEST = Gauge("kinora_webhook_oldest_pending_seconds", "How long the first of them has waited.")
+WEBHOOK_FAILING = Gauge("kinora_webhook_failing", "Webhooks whose last attempt failed.")

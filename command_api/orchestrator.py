@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 
 import psycopg
 from nats.js.errors import APIError
@@ -15,6 +16,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from command_api.credentials.secrets import SecretKey, Secrets
+from command_api.credentials.subscriptions import WebhookSecrets
 from command_api.eventlog.errors import LogTooNew, LogUnavailable
 from command_api.eventlog.log import EventLog
 from command_api.handlers.bus import CommandBus
@@ -54,6 +56,9 @@ from command_api.storage.schedule import Collections
 from command_api.storage.sweeps import ReportCursors, UploadSessions, row_sweeps
 from command_api.tables import ensure_tables
 from command_api.uploads import Uploads
+from command_api.webhooks.delivery import Webhooks
+from command_api.webhooks.ledger import Ledger
+from command_api.webhooks.sender import Sender
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +150,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
         admission = Admission(follower, bus, store)
         gauges = Gauges(follower, topology, log, lambda: relay.position)
         imports = await stack.enter_async_context(_imports(settings, follower, bus, store))
+        webhooks = await stack.enter_async_context(_webhooks(settings, log, bus, wake))
 
         desk = Desk(
             claim=Claims(follower, bus, leases, clock).claim,
@@ -179,6 +185,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             Revocations(follower, settings.nats, settings.nats_operator).run(),
             gauges.run(),
             imports.run(),
+            webhooks.run(),
             Watchdog(topology, inbox, reports.again).run(),
             stay_open(client, broker.connection),
             stay_fresh(broker.connection, requests),
@@ -209,6 +216,30 @@ async def _imports(
             folder,
         )
         yield Imports(follower, importer, at_once=settings.imports.at_once)
+
+
+@asynccontextmanager
+async def _webhooks(
+    settings: OrchestratorSettings, log: EventLog, bus: CommandBus, wake: LogWake
+) -> AsyncIterator[Webhooks]:
+    pool: AsyncConnectionPool[AsyncConnection] = AsyncConnectionPool(
+        settings.postgres.conninfo(),
+        min_size=0,
+        max_size=4,
+        kwargs={"autocommit": True, "application_name": "kinora-webhooks"},
+        open=False,
+    )
+    async with pool, Sender(settings.webhooks) as sender:
+        yield Webhooks(
+            log,
+            Ledger(pool),
+            WebhookSecrets.from_secrets(settings.secrets),
+            sender.post,
+            bus,
+            settings.webhooks,
+            wake.waiter(),
+            clock=lambda: datetime.now(UTC),
+        )
 
 
 async def _until_answered(what: str, ask: Callable[[], Awaitable[None]]) -> None:

@@ -14,6 +14,7 @@ from command_api.eventlog.errors import LogUnavailable
 from command_api.imports import progress as import_progress
 from command_api.messaging import tables as messaging
 from command_api.storage import tables as storage
+from command_api.webhooks import tables as webhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ TABLE_SETS: tuple[TableSet, ...] = (
     TableSet((import_progress.TABLE,), derived=("kinora_import_progress",)),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),
     TableSet(storage.CREATE_TABLES, derived=("kinora_collections",)),
+    # Kept, because a webhook without its place would be sent everything again.
+    TableSet(webhooks.CREATE_TABLES, kept=webhooks.NAMES),
     TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epochs")),
 )
 

@@ -342,12 +342,11 @@ _words(
     subscription.SubscriptionSecretRotated,
     lambda e: f"Deliveries are signed with a new secret, and until {_minute(e.former_until)} with both.",
 )
-_words(
-    subscription.SubscriptionDisabled,
-    lambda e: (
-        ("Delivery was stopped" if e.reason == "requested" else "Delivery was stopped, as it kept failing")
-        + _because(e.detail)
-    ),
-)
+_STOPPED = {
+    "requested": "Delivery was stopped",
+    "failing": "Delivery was stopped, as it kept failing",
+    "gone": "Delivery was stopped, as the receiver wants no more",
+}
+_words(subscription.SubscriptionDisabled, lambda e: _STOPPED[e.reason] + _because(e.detail))
 _words(subscription.SubscriptionEnabled, lambda e: "Delivery goes on.")
 _words(subscription.SubscriptionDeleted, lambda e: "The subscription was deleted.")

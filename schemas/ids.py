@@ -31,6 +31,8 @@ class Prefix(StrEnum):
     EVENT = "evt"
     COMMAND = "cmd"
     REQUEST = "req"
+    DELIVERY = "dlv"
+    REDELIVERY = "rdl"
     UPLOAD = "upl"
 
 
@@ -44,6 +46,7 @@ ModelId = Annotated[str, StringConstraints(pattern=r"^mdl_[0-9a-f]{32}$")]
 AgentId = Annotated[str, StringConstraints(pattern=r"^agt_[0-9a-f]{32}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
 SubscriptionId = Annotated[str, StringConstraints(pattern=r"^sub_[0-9a-f]{32}$")]
+DeliveryId = Annotated[str, StringConstraints(pattern=r"^dlv_[0-9a-f]{32}$")]
 EventId = Annotated[str, StringConstraints(pattern=r"^evt_[0-9a-f]{32}$")]
 WorkItemId = Annotated[str, StringConstraints(pattern=r"^(job|ds|mdl)_[0-9a-f]{32}$")]
 """What an agent can be given: a job to train, or a dataset or model to validate."""

@@ -35,7 +35,7 @@ class SubscriptionView(Document):
     pinned: dict[str, int]
     url: str | None = None
     """Of a webhook."""
-    disabled_reason: Literal["requested", "failing"] | None = None
+    disabled_reason: Literal["requested", "failing", "gone"] | None = None
     disabled_detail: str = ""
     credentials_expire_at: datetime | None = None
     """Of the newest NATS credentials."""

@@ -44,7 +44,7 @@ class RotateSubscriptionSecret(Command):
 class DisableSubscription(Command):
     TYPE: ClassVar[str] = "disable_subscription"
     subscription_id: SubscriptionId
-    reason: Literal["requested", "failing"]
+    reason: Literal["requested", "failing", "gone"]
     detail: str = ""
 
 

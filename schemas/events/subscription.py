@@ -50,8 +50,8 @@ class SubscriptionDisabled(Event):
     """Nothing is delivered until it is enabled again, which goes on where it stopped."""
 
     TYPE: ClassVar[str] = "kinora.subscription.disabled"
-    reason: Literal["requested", "failing"]
-    """``failing``: the receiver refused one delivery for as long as deliveries are repeated."""
+    reason: Literal["requested", "failing", "gone"]
+    """``failing``: the receiver took nothing for three days; ``gone``: it answered 410."""
     detail: str = ""
 
 
