@@ -7,6 +7,7 @@ import sys
 from benchmarks.report import show, versions
 
 BENCHMARKS = {
+    "append": ("commands and imported events per second, against the stock recorder", ()),
     "api": ("job submissions and reads by 20 concurrent clients", ()),
     "latency": ("from a committed command to the frame at a WebSocket client", ()),
     "engine": (
@@ -16,6 +17,8 @@ BENCHMARKS = {
     "soak": ("a stream of tiny jobs under random kills", ()),
 }
 
+QUICK = ("append",)
+
 
 def main() -> int:
     """0 when every target is met, 1 when one is missed."""
@@ -24,6 +27,8 @@ def main() -> int:
     for name, (what, _) in BENCHMARKS.items():
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--json", action="store_true", help="one JSON object as the last line")
+        if name in QUICK:
+            command.add_argument("--quick", action="store_true", help="in seconds, roughly")
         if name == "soak":
             command.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")
             command.add_argument("--seed", type=int, default=None, help="repeat the same kills")
