@@ -108,21 +108,20 @@ def split_type(versioned: str) -> tuple[str, int]:
 
 def envelope_fields(stream_id: str, version: int, metadata: Metadata, event: Event) -> dict[str, Any]:
     """The envelope as JSON values; a value without an exact JSON form is left for the writer to refuse."""
-    meta = metadata.model_dump(mode="json")
     fields = {
         "specversion": SPEC_VERSION,
-        "id": meta["event_id"],
+        "id": metadata.event_id,
         "type": versioned_type(type(event)),
         "subject": stream_id,
-        "time": meta["recorded_at"],
+        "time": metadata.recorded_at.isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "streamversion": version,
-        "organization": meta["organization_id"],
-        "workspace": meta["workspace_id"],
-        "actor": meta["actor"],
-        "correlationid": meta["correlation_id"],
-        "causationid": meta["causation_id"],
-        "traceparent": meta["traceparent"],
+        "organization": metadata.organization_id,
+        "workspace": metadata.workspace_id,
+        "actor": metadata.actor,
+        "correlationid": metadata.correlation_id,
+        "causationid": metadata.causation_id,
+        "traceparent": metadata.traceparent,
         # Not through `Envelope`, whose untyped payload would let pydantic turn NaN into null silently.
         "data": event.model_dump(mode="json"),
     }

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated
 from uuid import UUID, uuid5
 
@@ -57,6 +58,10 @@ NatsPublicKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+_REMEMBERED = 16384
+"""Ids whose parts are kept, because the same few streams are asked for all the time."""
+
+
 class Ticks:
     """Unix milliseconds and a counter within each, that only go forward however the wall clock jumps."""
 
@@ -96,6 +101,7 @@ def derived_id(prefix: Prefix, parent: str, name: str) -> str:
     return f"{prefix}_{uuid5(id_uuid(parent), name).hex}"
 
 
+@lru_cache(_REMEMBERED)
 def id_uuid(identifier: str) -> UUID:
     """The UUID inside an id.
 
@@ -110,6 +116,7 @@ def id_uuid(identifier: str) -> UUID:
     return UUID(hex=match.group(2))
 
 
+@lru_cache(_REMEMBERED)
 def id_prefix(identifier: str) -> Prefix:
     """The kind of thing that `identifier` names.
 

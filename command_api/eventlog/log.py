@@ -1,13 +1,12 @@
 """The log as the rest of the control plane sees it: append, read, and look a command up."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, TypeVar
-from uuid import UUID
 
-from eventsourcing.persistence import EventStore, IntegrityError, InterfaceError, OperationalError
+from eventsourcing.persistence import IntegrityError, InterfaceError, OperationalError
 from eventsourcing.postgres import PostgresDatastore
 from psycopg import Cursor
 from psycopg import errors as pg
@@ -61,7 +60,7 @@ class EventLog:
         """The logs whose backups this one was restored from."""
         self._datastore = datastore
         self._recorder = recorder
-        self._store: EventStore[UUID] = EventStore(EnvelopeMapper(), recorder)
+        self._mapper = EnvelopeMapper()
 
     @classmethod
     def open(cls, settings: PostgresSettings, *, create_tables: bool = True) -> Self:
@@ -124,8 +123,8 @@ class EventLog:
         events = [event for append in appends for event in append.events]
         entries = [Entry(len(append.events), append.command, append.rows) for append in appends]
         try:
-            recordings = self._store.put(events, entries=entries)
-            positions = [recording.notification.id for recording in recordings]
+            stored = [self._mapper.to_stored_event(event) for event in events]
+            positions = list(self._recorder.insert_events(stored, entries=entries))
         except IntegrityError as error:
             positions = self._positions_if_stored(events)
             if not positions:
@@ -187,6 +186,22 @@ class EventLog:
                 cursor, after, limit, types=types, organization_id=organization_id, stream_id=stream_id
             )
         )
+
+    def look_up(
+        self, keys: Sequence[tuple[str, str]], streams: Mapping[str, int]
+    ) -> tuple[dict[tuple[str, str], StoredCommand], dict[str, list[RawEvent]]]:
+        """`find_commands`, and of each stream the events after its version, all in one round trip.
+
+        Every stream is among the answers, with its new events in order or none. They are not decoded, so
+        that one that cannot be spoils no other stream.
+        """
+        if not keys and not streams:
+            return {}, {}
+        commands, raws = self._read(lambda cursor: reader.look_up(cursor, keys, streams))
+        tails: dict[str, list[RawEvent]] = {stream_id: [] for stream_id in streams}
+        for raw in raws:
+            tails[raw.stream_id].append(raw)
+        return commands, tails
 
     def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredCommand]:
         """Those of the (principal, key) pairs that were carried out."""

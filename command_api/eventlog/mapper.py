@@ -8,6 +8,7 @@ from uuid import UUID
 import rfc8785
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
+from command_api.eventlog.canonical import canonical_json
 from command_api.eventlog.errors import EventNotCanonical, EventTooLarge
 from schemas.envelope import Envelope, Metadata, envelope_fields
 from schemas.events import Event
@@ -58,8 +59,8 @@ def canonical_state(logged: LoggedEvent) -> bytes:
         )
     envelope = envelope_fields(logged.stream_id, logged.version, logged.metadata, logged.event)
     try:
-        state = rfc8785.dumps(envelope)
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        state = canonical_json(envelope)
+    except rfc8785.CanonicalizationError as error:
         raise EventNotCanonical(
             f"{event_type} v{logged.version} of {logged.stream_id} cannot be written exactly: {error};"
             " send finite numbers, integers below 2**53 and valid Unicode"

@@ -1,11 +1,12 @@
 """The log's queries; each takes a cursor and returns plain rows."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
+from command_api.eventlog.arrays import bigints, takes_arrays, texts, uuids
 from command_api.eventlog.tables import MEASUREMENTS, NO_MEASUREMENT
 from schemas.envelope import Recorded
 from schemas.ids import id_uuid
@@ -50,6 +51,20 @@ STREAM = """
     FROM kinora_events
     WHERE originator_id = %s AND originator_version > %s AND stream_id = %s
     ORDER BY originator_version
+"""
+
+# The inner ORDER BY keeps the planner from anything but one index probe for each stream.
+TAILS = """
+    SELECT tail.*
+    FROM unnest(%s::uuid[], %s::bigint[], %s::text[]) AS known (originator_id, version, stream_id)
+    CROSS JOIN LATERAL (
+        SELECT notification_id, stream_id, originator_version, topic, event_id,
+               organization_id, workspace_id, state
+        FROM kinora_events
+        WHERE originator_id = known.originator_id AND originator_version > known.version
+          AND stream_id = known.stream_id
+        ORDER BY originator_version
+    ) AS tail
 """
 
 PAGE = """
@@ -118,10 +133,32 @@ def commands(
     cursor: Cursor[DictRow], keys: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], StoredCommand]:
     cursor.execute(COMMANDS, ([principal for principal, _ in keys], [key for _, key in keys]), prepare=True)
-    found = [
-        StoredCommand(**{**row, "request_hmac": bytes(row["request_hmac"])}) for row in cursor.fetchall()
-    ]
-    return {(command.principal, command.key): command for command in found}
+    return _by_key(cursor.fetchall())
+
+
+def look_up(
+    cursor: Cursor[DictRow], keys: Sequence[tuple[str, str]], streams: Mapping[str, int]
+) -> tuple[dict[tuple[str, str], StoredCommand], list[RawEvent]]:
+    """`commands` and the tails of streams after their versions, in one round trip."""
+    found: dict[tuple[str, str], StoredCommand] = {}
+    raws: list[RawEvent] = []
+    with cursor.connection.cursor() as other:
+        takes_arrays(cursor)
+        takes_arrays(other)
+        with cursor.connection.pipeline():
+            if streams:
+                ids = uuids([id_uuid(one) for one in streams])
+                other.execute(
+                    TAILS, (ids, bigints(list(streams.values())), texts(list(streams))), prepare=True
+                )
+            if keys:
+                pairs = texts([principal for principal, _ in keys]), texts([key for _, key in keys])
+                cursor.execute(COMMANDS, pairs, prepare=True)
+        if streams:
+            raws = [_raw(row) for row in other.fetchall()]
+        if keys:
+            found = _by_key(cursor.fetchall())
+    return found, raws
 
 
 def positions_of(cursor: Cursor[DictRow], event_ids: Sequence[str]) -> dict[str, int]:
@@ -141,3 +178,8 @@ def _raw(row: DictRow) -> RawEvent:
         workspace_id=row["workspace_id"],
         state=bytes(row["state"]),
     )
+
+
+def _by_key(rows: Sequence[DictRow]) -> dict[tuple[str, str], StoredCommand]:
+    found = [StoredCommand(**{**row, "request_hmac": bytes(row["request_hmac"])}) for row in rows]
+    return {(command.principal, command.key): command for command in found}

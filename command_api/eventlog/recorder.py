@@ -15,6 +15,7 @@ from psycopg import Cursor
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Composed
 
+from command_api.eventlog.arrays import Array, bigints, byteas, takes_arrays, texts, timestamps, uuids
 from command_api.eventlog.mapper import StoredLoggedEvent
 from command_api.eventlog.tables import CREATE_TABLES, EVENTS, LOCK_ID
 
@@ -66,16 +67,20 @@ INSERT_EVENTS = """
     RETURNING notification_id
 """
 
+# Under the table lock nobody else draws positions, so those of a transaction follow one another without a
+# gap and the last one is the head. That spares a round trip: nobody has to ask for them first. Without
+# events there is no lock, and a command stands at whatever head it sees.
 INSERT_COMMANDS = """
     INSERT INTO kinora_commands (
         principal, key, request_hmac, stream_id, first_position, position, event_count
     )
-    SELECT * FROM unnest(
-        %s::text[], %s::text[], %s::bytea[], %s::text[], %s::bigint[], %s::bigint[], %s::integer[]
-    )
+    SELECT principal, key, request_hmac, stream_id,
+           head.position - first_back, head.position - last_back, event_count
+    FROM unnest(
+        %s::text[], %s::text[], %s::bytea[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[]
+    ) AS new (principal, key, request_hmac, stream_id, first_back, last_back, event_count)
+    CROSS JOIN (SELECT coalesce(max(notification_id), 0) AS position FROM kinora_events) AS head
 """
-
-HEAD = "SELECT coalesce(max(notification_id), 0) AS head FROM kinora_events"
 
 
 class LogRecorder(PostgresApplicationRecorder):
@@ -108,40 +113,60 @@ class LogRecorder(PostgresApplicationRecorder):
         After a lost COMMIT reply the retry raises `IntegrityError` although everything is stored:
         callers look their event ids up before they believe it.
         """
-        with self.datastore.get_connection() as conn, conn.transaction(), conn.cursor() as curs:
-            positions: Sequence[int] = ()
-            if stored_events:
-                with conn.pipeline():
-                    self._insert_stored_events(curs, stored_events, **kwargs)
-                positions = self._fetch_ids_after_insert_events(curs, stored_events, **kwargs) or ()
-            self._insert_command_rows(curs, positions, entries)
-            for entry in entries:
-                for row in entry.rows:
-                    row.write(curs)
-        return positions
+        rows = [row for entry in entries for row in entry.rows]
+        with self.datastore.get_connection() as conn, conn.cursor() as curs:
+            takes_arrays(curs)
+            try:
+                if not rows:
+                    # One round trip in all: where a statement fails, those behind it are skipped.
+                    with conn.pipeline(), conn.transaction():
+                        self._insert(curs, stored_events, entries)
+                else:
+                    with conn.transaction():
+                        with conn.pipeline():
+                            self._insert(curs, stored_events, entries)
+                        with conn.cursor() as rows_cursor:
+                            for row in rows:
+                                row.write(rows_cursor)
+            except BaseException:
+                if not conn.closed:
+                    conn.rollback()
+                raise
+            return [row["notification_id"] for row in curs.fetchall()] if stored_events else ()
+
+    def _insert(
+        self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], entries: Sequence[Entry]
+    ) -> None:
+        if stored_events:
+            self._lock_table(curs)
+            self._notify_channel(curs)
+            self._insert_stored_events(curs, stored_events)
+        columns = _command_columns(len(stored_events), entries)
+        if columns is not None:
+            commands = curs.connection.cursor()
+            takes_arrays(commands)
+            commands.execute(INSERT_COMMANDS, columns)
 
     def _insert_stored_events(
         self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **_: Any
     ) -> None:
-        self._lock_table(curs)
-        self._notify_channel(curs)
         logged = [self.with_columns(event) for event in stored_events]
         metadata = [event.metadata for event in logged]
         curs.execute(
             INSERT_EVENTS,
             (
-                [event.originator_id for event in logged],
-                [event.originator_version for event in logged],
-                [event.topic for event in logged],
-                [event.state for event in logged],
-                [one.event_id for one in metadata],
-                [event.stream_id for event in logged],
-                [one.organization_id for one in metadata],
-                [one.workspace_id for one in metadata],
-                [one.actor for one in metadata],
-                [one.correlation_id for one in metadata],
-                [one.causation_id for one in metadata],
-                [one.recorded_at for one in metadata],
+                uuids([event.originator_id for event in logged]),
+                bigints([event.originator_version for event in logged]),
+                texts([event.topic for event in logged]),
+                byteas([event.state for event in logged]),
+                texts([one.event_id for one in metadata]),
+                texts([event.stream_id for event in logged]),
+                texts([one.organization_id for one in metadata]),
+                texts([one.workspace_id for one in metadata]),
+                texts([one.actor for one in metadata]),
+                texts([one.correlation_id for one in metadata]),
+                texts([one.causation_id for one in metadata]),
+                timestamps([one.recorded_at for one in metadata]),
             ),
         )
 
@@ -151,21 +176,30 @@ class LogRecorder(PostgresApplicationRecorder):
             raise TypeError(f"{type(stored_event).__name__} has no metadata; write through EventLog.append")
         return stored_event
 
-    def _insert_command_rows(
-        self, curs: Cursor[DictRow], positions: Sequence[int], entries: Sequence[Entry]
-    ) -> None:
-        head = 0
-        if any(entry.command is not None and entry.event_count == 0 for entry in entries):
-            row = curs.execute(HEAD).fetchone()
-            head = row["head"] if row else 0
-        records: list[tuple[str, str, bytes, str | None, int, int, int]] = []
-        start = 0
-        for entry in entries:
-            own = positions[start : start + entry.event_count]
-            start += entry.event_count
-            if entry.command is not None:
-                first, last = (own[0], own[-1]) if own else (head, head)
-                c = entry.command
-                records.append((c.principal, c.key, c.request_hmac, c.stream_id, first, last, len(own)))
-        if records:
-            curs.execute(INSERT_COMMANDS, [list(column) for column in zip(*records, strict=True)])
+
+def _command_columns(events: int, entries: Sequence[Entry]) -> tuple[Array, ...] | None:
+    """The command rows, their positions as distances from the last of the transaction's events."""
+    commands: list[CommandRow] = []
+    firsts: list[int] = []
+    lasts: list[int] = []
+    counts: list[int] = []
+    left = events
+    for entry in entries:
+        first = left - 1
+        left -= entry.event_count
+        if entry.command is not None:
+            commands.append(entry.command)
+            firsts.append(first if entry.event_count else 0)
+            lasts.append(left if entry.event_count else 0)
+            counts.append(entry.event_count)
+    if not commands:
+        return None
+    return (
+        texts([command.principal for command in commands]),
+        texts([command.key for command in commands]),
+        byteas([command.request_hmac for command in commands]),
+        texts([command.stream_id for command in commands]),
+        bigints(firsts),
+        bigints(lasts),
+        bigints(counts),
+    )

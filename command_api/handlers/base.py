@@ -111,6 +111,25 @@ Handler = Callable[[Any, Context, Streams], Changes]
 """``(command, context, streams) -> changes``: synchronous, and pure apart from what `streams` reads."""
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """A handler that says beforehand which streams it is going to read, so that many are read at once.
+
+    No more than a hint: what it reads beside these is read when it asks.
+    """
+
+    handler: Handler
+    streams_of: Callable[[Any], Sequence[str]]
+
+    def __call__(self, command: Any, context: Context, streams: Streams) -> Changes:
+        return self.handler(command, context, streams)
+
+
+def reading(streams_of: Callable[[Any], Sequence[str]]) -> Callable[[Handler], Foreseen]:
+    """Decorator for a handler that reads these streams."""
+    return lambda handler: Foreseen(handler, streams_of)
+
+
 def single_aggregate(decide: Callable[[S, C], Sequence[Event]], stream_of: Callable[[C], str]) -> Handler:
     """The handler of a command that one aggregate decides alone.
 
@@ -122,4 +141,4 @@ def single_aggregate(decide: Callable[[S, C], Sequence[Event]], stream_of: Calla
         loaded = streams.load(stream_id)
         return [StreamEvents(stream_id, loaded.version, decide(loaded.state, command))]
 
-    return handle
+    return Foreseen(handle, lambda command: (stream_of(command),))

@@ -68,22 +68,21 @@ class CommandBus:
 
     async def load(self, stream_id: str) -> Loaded:
         """Fold a stream as it is after everything that was handed in before. Checks no organization."""
-        unit = LoadUnit(stream_id)
-        self._writer.submit(unit)
-        return await asyncio.wrap_future(unit.future)
+        reply: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._writer.submit(LoadUnit(stream_id, reply))
+        return await reply
 
     async def _hand_in(self, requests: Sequence[tuple[Command, Context, Sequence[SideRow]]]) -> list[Answer]:
         traced = [Traced.begin(command, context) for command, context, _ in requests]
-        unit = Unit(
-            tuple(
-                Request(one.command, one.context, tuple(rows))
-                for one, (_, _, rows) in zip(traced, requests, strict=True)
-            )
+        units = tuple(
+            Request(one.command, one.context, tuple(rows))
+            for one, (_, _, rows) in zip(traced, requests, strict=True)
         )
+        reply: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
         answers: Sequence[Answer | BaseException] = [asyncio.CancelledError()] * len(traced)
         try:
-            self._writer.submit(unit)
-            answers = answered = await asyncio.wrap_future(unit.future)
+            self._writer.submit(Unit(units, reply))
+            answers = answered = await reply
         except Exception as error:
             answers = [error] * len(traced)
             raise

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from command_api.domain import dataset
 from command_api.handlers.agent import enrolled_agent
-from command_api.handlers.base import Changes, Context, Handler, Streams, single_aggregate
+from command_api.handlers.base import Changes, Context, Handler, Streams, reading, single_aggregate
 from schemas.commands import Command
 from schemas.commands.dataset import (
     ClaimDatasetValidation,
@@ -23,6 +23,7 @@ from schemas.commands.dataset import (
 _alone = single_aggregate(dataset.decide, lambda command: command.dataset_id)
 
 
+@reading(lambda command: (command.dataset_id, command.agent_id))
 def claim_validation(command: ClaimDatasetValidation, context: Context, streams: Streams) -> Changes:
     enrolled_agent(streams, command.agent_id)
     return _alone(command, context, streams)

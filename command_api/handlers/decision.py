@@ -9,15 +9,13 @@ from command_api.eventlog.log import Append
 from command_api.eventlog.mapper import LoggedEvent
 from command_api.eventlog.recorder import CommandRow, SideRow
 from command_api.handlers.base import Context, Handler, Loaded
-from command_api.handlers.streams import PendingStreams, VisibleStreams
+from command_api.handlers.streams import PendingStreams, Place, VisibleStreams
 from schemas.commands import Command
 from schemas.envelope import Metadata
 from schemas.ids import Prefix, derived_id, id_prefix, new_id
 
 Clock = Callable[[], datetime]
 Handlers = Mapping[type[Command], Handler]
-Place = tuple[str | None, str | None]
-"""Organization and workspace."""
 
 
 def utc_now() -> datetime:

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 
 from command_api.domain import organization, user
-from command_api.handlers.base import Changes, Context, Handler, StreamEvents, Streams, single_aggregate
+from command_api.handlers.base import (
+    Changes,
+    Context,
+    Handler,
+    StreamEvents,
+    Streams,
+    reading,
+    single_aggregate,
+)
 from schemas.commands import Command
 from schemas.commands.identity import (
     CreateOrganization,
@@ -16,6 +24,7 @@ from schemas.commands.identity import (
 )
 
 
+@reading(lambda command: (command.user_id, command.organization_id))
 def sign_up(command: SignUp, _context: Context, streams: Streams) -> Changes:
     person = streams.load(command.user_id)
     home = streams.load(command.organization_id)

@@ -15,6 +15,7 @@ from command_api.handlers.base import (
     Loaded,
     StreamEvents,
     Streams,
+    reading,
     single_aggregate,
 )
 from schemas.commands import Command
@@ -30,6 +31,7 @@ def _stream_of(command: JobAlone) -> str:
 _alone = single_aggregate(job.decide, _stream_of)
 
 
+@reading(lambda command: (command.job_id, command.dataset_id, command.model_id))
 def request_job(command: RequestJob, context: Context, streams: Streams) -> Changes:
     requested = streams.load(command.job_id)
     dataset = _of_same_organization(streams.load(command.dataset_id), command.dataset_id, context)
@@ -38,6 +40,7 @@ def request_job(command: RequestJob, context: Context, streams: Streams) -> Chan
     return [StreamEvents(command.job_id, requested.version, events)]
 
 
+@reading(lambda command: (command.job_id, command.agent_id))
 def claim_job(command: ClaimJob, context: Context, streams: Streams) -> Changes:
     agent = enrolled_agent(streams, command.agent_id)
     state: job.State = streams.load(command.job_id).state

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from command_api.domain import model
 from command_api.handlers.agent import enrolled_agent
-from command_api.handlers.base import Changes, Context, Handler, Streams, single_aggregate
+from command_api.handlers.base import Changes, Context, Handler, Streams, reading, single_aggregate
 from schemas.commands import Command
 from schemas.commands.model import (
     ClaimModelValidation,
@@ -24,6 +24,7 @@ from schemas.commands.model import (
 _alone = single_aggregate(model.decide, lambda command: command.model_id)
 
 
+@reading(lambda command: (command.model_id, command.agent_id))
 def claim_validation(command: ClaimModelValidation, context: Context, streams: Streams) -> Changes:
     enrolled_agent(streams, command.agent_id)
     return _alone(command, context, streams)

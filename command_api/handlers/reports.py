@@ -12,7 +12,7 @@ from command_api.domain.errors import Invalid
 from command_api.domain.fencing import attempt_not_held
 from command_api.domain.job_phases import Absent
 from command_api.domain.job_reports import output_model_id
-from command_api.handlers.base import Changes, Context, Handler, StreamEvents, Streams
+from command_api.handlers.base import Changes, Context, Handler, StreamEvents, Streams, reading
 from schemas import work
 from schemas.commands import Command
 from schemas.commands.dataset import InterruptDatasetValidation, JudgeDataset
@@ -24,6 +24,7 @@ from schemas.ids import Prefix, id_prefix
 from schemas.objects import StoredObject, adapter_prefix, checkpoint_prefix, log_prefix, validation_prefix
 
 
+@reading(lambda command: (command.report.item_id,))
 def report_attempt(command: ReportAttempt, _context: Context, streams: Streams) -> Changes:
     item_id = command.report.item_id
     loaded = streams.load(item_id)

@@ -3,16 +3,20 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from contextlib import suppress
 
 from command_api.domain.aggregates import Aggregate
 from command_api.domain.errors import NotFound
 from command_api.eventlog.log import EventLog
+from command_api.eventlog.reader import RawEvent
 from command_api.handlers.base import Context, Loaded
+from schemas.envelope import Recorded
 from schemas.events import Event
 from schemas.ids import Prefix, id_prefix
 
 CACHED_STREAMS = 4096
+Place = tuple[str | None, str | None]
+"""Organization and workspace."""
 
 
 class MustWait(Exception):
@@ -32,26 +36,48 @@ class FoldCache:
 
     def load(self, stream_id: str) -> Loaded:
         """The stream as the log has it now."""
-        loaded = self._kept.get(stream_id) or Loaded(self._aggregate(stream_id).initial, 0)
-        tail = self._log.read_stream(stream_id, loaded.version)
+        loaded = self._last(stream_id)
+        return self._advanced(stream_id, loaded, self._log.read_stream(stream_id, loaded.version))
+
+    def versions(self, stream_ids: Iterable[str]) -> dict[str, int]:
+        """How far each of the streams is known; what names no stream is left out."""
+        versions: dict[str, int] = {}
+        for stream_id in stream_ids:
+            with suppress(NotFound):
+                versions[stream_id] = self._last(stream_id).version
+        return versions
+
+    def advance(self, tails: Mapping[str, Sequence[RawEvent]]) -> dict[str, Loaded]:
+        """The streams with what came after the version known; one that cannot be read is left out.
+
+        Whoever needs that one loads it and gets the error, alone.
+        """
+        advanced: dict[str, Loaded] = {}
+        for stream_id, tail in tails.items():
+            with suppress(Exception):
+                events = [raw.recorded() for raw in tail]
+                advanced[stream_id] = self._advanced(stream_id, self._last(stream_id), events)
+        return advanced
+
+    def _last(self, stream_id: str) -> Loaded:
+        return self._kept.get(stream_id) or Loaded(self._aggregate(stream_id).initial, 0)
+
+    def _advanced(self, stream_id: str, loaded: Loaded, tail: Sequence[Recorded]) -> Loaded:
         if tail:
-            first = tail[0].metadata
-            if loaded.version == 0:
-                loaded = replace(
-                    loaded, organization_id=first.organization_id, workspace_id=first.workspace_id
-                )
-            loaded = self.evolve(stream_id, loaded, [recorded.event for recorded in tail])
+            first = tail[0].metadata if loaded.version == 0 else loaded
+            place = first.organization_id, first.workspace_id
+            loaded = self.evolve(stream_id, loaded, [recorded.event for recorded in tail], place)
         if loaded.version:
             self.keep(stream_id, loaded)
         return loaded
 
-    def evolve(self, stream_id: str, loaded: Loaded, events: Iterable[Event]) -> Loaded:
+    def evolve(self, stream_id: str, loaded: Loaded, events: Iterable[Event], place: Place) -> Loaded:
         """The stream with these events after it."""
         aggregate = self._aggregate(stream_id)
         state, version = loaded.state, loaded.version
         for event in events:
             state, version = aggregate.evolve(state, event), version + 1
-        return replace(loaded, state=state, version=version)
+        return Loaded(state, version, *place)
 
     def keep(self, stream_id: str, loaded: Loaded) -> None:
         """Remember a committed fold; the one unused for longest makes room."""
@@ -70,8 +96,15 @@ class FoldCache:
 class PendingStreams:
     """The streams as a transaction in the making has them: the log's, and what was decided before."""
 
-    def __init__(self, cache: FoldCache, barred: AbstractSet[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        cache: FoldCache,
+        barred: AbstractSet[str] = frozenset(),
+        fresh: dict[str, Loaded] | None = None,
+    ) -> None:
         self._cache = cache
+        self._fresh = {} if fresh is None else fresh
+        """Read not long ago: after every request of the transaction was handed in."""
         self._barred = barred
         self._loaded: dict[str, Loaded] = {}
         self._written: set[str] = set()
@@ -79,19 +112,18 @@ class PendingStreams:
     def load(self, stream_id: str) -> Loaded:
         if stream_id in self._barred:
             raise MustWait
-        if stream_id not in self._loaded:
-            self._loaded[stream_id] = self._cache.load(stream_id)
-        return self._loaded[stream_id]
+        loaded = self._loaded.get(stream_id)
+        if loaded is None:
+            loaded = self._loaded[stream_id] = self._fresh.get(stream_id) or self._cache.load(stream_id)
+        return loaded
 
-    def write(self, stream_id: str, events: Sequence[Event], place: tuple[str | None, str | None]) -> None:
-        organization_id, workspace_id = place
-        loaded = self._cache.evolve(stream_id, self.load(stream_id), events)
-        self._loaded[stream_id] = replace(loaded, organization_id=organization_id, workspace_id=workspace_id)
+    def write(self, stream_id: str, events: Sequence[Event], place: Place) -> None:
+        self._loaded[stream_id] = self._cache.evolve(stream_id, self.load(stream_id), events, place)
         self._written.add(stream_id)
 
     def fork(self) -> "PendingStreams":
         """A copy for one request, which is dropped when the request is refused."""
-        copy = PendingStreams(self._cache, self._barred)
+        copy = PendingStreams(self._cache, self._barred, self._fresh)
         copy._loaded = dict(self._loaded)
         copy._written = set(self._written)
         return copy
@@ -104,6 +136,7 @@ class PendingStreams:
         """Remember what was written."""
         for stream_id in self._written:
             self._cache.keep(stream_id, self._loaded[stream_id])
+            self._fresh[stream_id] = self._loaded[stream_id]
 
 
 class VisibleStreams:

@@ -5,21 +5,24 @@ No transaction holds two units that touch the same stream, and when one cannot b
 units gets one of its own.
 """
 
+import asyncio
 import hmac
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from command_api.domain.aggregates import Aggregate
 from command_api.domain.errors import Conflict
 from command_api.eventlog.errors import CommandRepeated, LogUnavailable, VersionConflict
 from command_api.eventlog.log import Append, EventLog
 from command_api.eventlog.reader import StoredCommand
-from command_api.handlers.base import Idempotency, Loaded
+from command_api.handlers.base import Foreseen, Idempotency, Loaded
 from command_api.handlers.decision import Clock, Handlers, Request, decide
 from command_api.handlers.streams import FoldCache, MustWait, PendingStreams
 from command_api.metrics import APPEND_EVENTS, APPEND_SECONDS
@@ -44,6 +47,7 @@ class Outcome:
 
 Answer = Outcome | Exception
 Key = tuple[str, str]
+Settled = tuple["asyncio.Future[Any]", object, Exception | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Unit:
     """Requests that were handed in together: decided in order, and committed together if at all possible."""
 
     requests: tuple[Request, ...]
-    future: "Future[list[Answer]]" = field(default_factory=Future)
+    reply: "asyncio.Future[list[Answer]]"
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class LoadUnit:
     """A stream that somebody wants to see as it is after everything handed in before."""
 
     stream_id: str
-    future: "Future[Loaded]" = field(default_factory=Future)
+    reply: "asyncio.Future[Loaded]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,46 @@ class Decided:
         return [one for one in self.verdicts if isinstance(one, Append) and _has_rows(one)]
 
 
+@dataclass(slots=True)
+class Known:
+    """What one look at the log found for all commands that wait, and what was committed since."""
+
+    commands: Mapping[Key, StoredCommand]
+    streams: dict[str, Loaded]
+    taken: set[Key] = field(default_factory=set)
+    """Keys of commands that were not carried out then, and are now."""
+
+
+class Replies:
+    """Answers on their way to the event loops that wait: waking a loop takes longer than all else."""
+
+    def __init__(self) -> None:
+        self._ready: dict[asyncio.AbstractEventLoop, list[Settled]] = {}
+
+    def add(self, unit: Unit | LoadUnit, answer: object) -> None:
+        self._ready.setdefault(unit.reply.get_loop(), []).append((unit.reply, answer, None))
+
+    def fail(self, units: Iterable[Unit | LoadUnit], error: Exception) -> None:
+        for unit in units:
+            self._ready.setdefault(unit.reply.get_loop(), []).append((unit.reply, None, error))
+
+    def send(self) -> None:
+        for loop, settled in self._ready.items():
+            with suppress(RuntimeError):  # the loop was closed, so nobody waits any more
+                loop.call_soon_threadsafe(_settle, settled)
+        self._ready = {}
+
+
+def _settle(settled: Iterable[Settled]) -> None:
+    for reply, answer, error in settled:
+        if reply.done():  # cancelled: nobody waits for it
+            continue
+        if error is None:
+            reply.set_result(answer)
+        else:
+            reply.set_exception(error)
+
+
 class Writer:
     """Owns the thread. Everything but `submit`, `start` and `stop` runs on it."""
 
@@ -100,6 +144,7 @@ class Writer:
         self._guard = threading.Lock()
         self._open = False
         self._last_gathered = 1
+        self._replies = Replies()
         self._thread = threading.Thread(target=self._run, name="kinora-writer", daemon=True)
 
     def start(self) -> None:
@@ -124,7 +169,7 @@ class Writer:
     def _run(self) -> None:
         while True:
             units, stopping = self._gather()
-            self._work_off(deque(unit for unit in units if unit.future.set_running_or_notify_cancel()))
+            self._work_off(deque(unit for unit in units if not unit.reply.cancelled()))
             if stopping:
                 return
 
@@ -152,85 +197,98 @@ class Writer:
         return units, False
 
     def _work_off(self, waiting: deque[Unit | LoadUnit]) -> None:
+        known: Known | None = None
         while waiting:
             first = waiting[0]
             if isinstance(first, LoadUnit):
                 waiting.popleft()
                 self._load(first)
             else:
-                self._commit_some(waiting)
+                known = self._commit_some(waiting, first, known)
+            self._replies.send()
 
     def _load(self, unit: LoadUnit) -> None:
         try:
-            unit.future.set_result(self._cache.load(unit.stream_id))
+            self._replies.add(unit, self._cache.load(unit.stream_id))
         except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
-            unit.future.set_exception(error)
+            self._replies.fail([unit], error)
 
-    def _commit_some(self, waiting: deque[Unit | LoadUnit]) -> None:
-        """Decide units in order until one must wait, and commit those together."""
+    def _commit_some(self, waiting: deque[Unit | LoadUnit], first: Unit, known: Known | None) -> Known | None:
+        """Decide units in order until one must wait, and commit those together.
+
+        Returns what is known for those behind; None when the log has to be looked at again.
+        """
         units: list[Unit] = []
         for unit in waiting:
             if not isinstance(unit, Unit):
                 break
             units.append(unit)
         try:
-            batch = self._decide_some(units)
+            if known is None or known.taken & _keys(first.requests):
+                known = self._look_up(
+                    request for unit in waiting if isinstance(unit, Unit) for request in unit.requests
+                )
+            batch = self._decide_some(units, known)
         except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
             # All of them, because those behind would each wait for the same dead database.
-            _fail(units, error)
-            done = len(units)
+            self._replies.fail(units, error)
+            batch, known, done = [], None, len(units)
         else:
-            self._commit_together(batch)
             done = len(batch)
+        if batch and not self._commit_together(batch):
+            known = None
         for _ in range(done):
             waiting.popleft()
+        return known
 
-    def _commit_together(self, batch: Sequence[tuple[Unit, Decided]]) -> None:
+    def _commit_together(self, batch: Sequence[tuple[Unit, Decided]]) -> bool:
+        """False when that could not be."""
         units = [unit for unit, _ in batch]
         try:
             answers = self._commit([decided for _, decided in batch])
         except LogUnavailable as error:
-            _fail(units, error)
+            self._replies.fail(units, error)
         except Exception:  # noqa: BLE001 - whatever it was, giving each unit its own transaction finds it
             self._commit_each(units)
         else:
             for unit, own in zip(units, answers, strict=True):
-                unit.future.set_result(own)
+                self._replies.add(unit, own)
+            return True
+        return False
 
-    def _decide_some(self, units: Sequence[Unit]) -> list[tuple[Unit, Decided]]:
-        known = self._carried_out([request for unit in units for request in unit.requests])
+    def _decide_some(self, units: Sequence[Unit], known: Known) -> list[tuple[Unit, Decided]]:
         batch: list[tuple[Unit, Decided]] = []
         barred: set[str] = set()
-        keys: set[Key] = set()
         for unit in units:
-            own_keys = {_key(one) for request in unit.requests if (one := request.context.idempotency)}
-            if keys & own_keys:
+            own_keys = _keys(unit.requests)
+            if known.taken & own_keys:
                 break
             try:
-                decided = self._decide(unit.requests, known, frozenset(barred))
+                decided = self._decide(unit.requests, known, barred)
             except MustWait:
                 break
             batch.append((unit, decided))
             barred |= decided.pending.written
-            keys |= own_keys
+            known.taken |= own_keys
         return batch
 
     def _commit_each(self, units: Sequence[Unit]) -> None:
         for index, unit in enumerate(units):
             try:
-                unit.future.set_result(self._alone(unit.requests))
+                self._replies.add(unit, self._alone(unit.requests))
             except LogUnavailable as error:
-                _fail(units[index:], error)
+                self._replies.fail(units[index:], error)
                 return
             except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
-                unit.future.set_exception(error)
+                self._replies.fail([unit], error)
+            self._replies.send()
 
     def _alone(self, requests: tuple[Request, ...]) -> list[Answer]:
         """Decide and commit one unit by itself; when even that fails, each of its requests by itself."""
         problem: Exception
         for _ in range(1 + RETRIES):
             try:
-                decided = self._decide(requests, self._carried_out(requests), frozenset())
+                decided = self._decide(requests, self._look_up(requests), frozenset())
                 return self._commit([decided])[0]
             except (VersionConflict, CommandRepeated) as error:
                 problem = error
@@ -245,20 +303,27 @@ class Writer:
 
     # ---- deciding -------------------------------------------------------------------------------
 
-    def _carried_out(self, requests: Iterable[Request]) -> dict[Key, StoredCommand]:
-        keys = [_key(one) for request in requests if (one := request.context.idempotency)]
-        return self._log.find_commands(keys)
+    def _look_up(self, requests: Iterable[Request]) -> Known:
+        """Everything that is likely to be asked for, at once: a round trip for each takes longest of all."""
+        keys: list[Key] = []
+        streams: list[str] = []
+        for request in requests:
+            if one := request.context.idempotency:
+                keys.append(_key(one))
+            handler = self._handlers.get(type(request.command))
+            if isinstance(handler, Foreseen):
+                streams.extend(handler.streams_of(request.command))
+        commands, tails = self._log.look_up(keys, self._cache.versions(streams))
+        return Known(commands, self._cache.advance(tails))
 
-    def _decide(
-        self, requests: Sequence[Request], known: Mapping[Key, StoredCommand], barred: frozenset[str]
-    ) -> Decided:
-        pending = PendingStreams(self._cache, barred)
+    def _decide(self, requests: Sequence[Request], known: Known, barred: AbstractSet[str]) -> Decided:
+        pending = PendingStreams(self._cache, barred, known.streams)
         verdicts: list[Verdict] = []
         here: dict[Key, int] = {}
         for index, request in enumerate(requests):
             fork = pending.fork()
             try:
-                verdict = self._verdict(request, known, here, verdicts, fork)
+                verdict = self._verdict(request, known.commands, here, verdicts, fork)
             except (MustWait, LogUnavailable):
                 raise
             except Exception as error:  # noqa: BLE001 - refused, or a bug: the answer of this request alone
@@ -336,13 +401,12 @@ class Writer:
         return answers
 
 
-def _fail(units: Iterable[Unit], error: Exception) -> None:
-    for unit in units:
-        unit.future.set_exception(error)
-
-
 def _has_rows(append: Append) -> bool:
     return bool(append.events or append.command or append.rows)
+
+
+def _keys(requests: Iterable[Request]) -> set[Key]:
+    return {_key(one) for request in requests if (one := request.context.idempotency)}
 
 
 def _key(idempotency: Idempotency) -> Key:
