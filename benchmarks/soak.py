@@ -37,7 +37,7 @@ BETWEEN_FAULTS = (5.0, 10.0)
 FROZEN = (0.5, 4.0)
 """Seconds that a frozen process sleeps."""
 ENDING_SECONDS = 240.0
-ROLES = ("api", "orchestrator", "projections", "agent")
+ROLES = ("api", "orchestrator", "projections", "auditor", "agent")
 SERVERS = ("postgres", "nats-server", "rclone")
 VICTIMS = (*ROLES, *SERVERS, "engine")
 LOST: tuple[Rule, ...] = ("job_lost", "job_unfinished")

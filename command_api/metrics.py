@@ -75,3 +75,20 @@ WEBHOOK_SECONDS = Histogram(
 WEBHOOK_PENDING = Gauge("kinora_webhook_pending", "Deliveries that wait for their first or next attempt.")
 WEBHOOK_OLDEST = Gauge("kinora_webhook_oldest_pending_seconds", "How long the first of them has waited.")
 WEBHOOK_FAILING = Gauge("kinora_webhook_failing", "Webhooks whose last attempt failed.")
+# ---- the auditor ------------------------------------------------------------------------------------
+
+AUDITOR_ACTIVE = Gauge("kinora_auditor_active", "1 in the one auditor that is active.")
+AUDIT_FINDINGS = Gauge(
+    "kinora_audit_open_findings",
+    "What was found to differ from the log and still does.",
+    ("check", "subject"),
+)
+AUDITED_STREAMS = Counter(
+    "kinora_audited_aggregates_total",
+    "Aggregates that were folded again, by what came of it: same, differs, or parked.",
+    ("view", "outcome"),
+)
+AUDITED_MESSAGES = Counter(
+    "kinora_audited_messages_total", "Messages of EVENTS that were compared with the log."
+)
+AUDIT_LAG = Gauge("kinora_audit_stream_lag_positions", "How far EVENTS was behind the log when looked at.")

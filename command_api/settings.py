@@ -1,4 +1,4 @@
-"""What the control plane's two processes need to run."""
+"""What the control plane's processes need to run."""
 
 from ipaddress import ip_network
 from os.path import normpath
@@ -163,6 +163,19 @@ class ApiSettings(Message):
     """Where the servers keep their data, when that is on this machine: its free room is part of health."""
     metrics_token: SecretStr | None = None
     """What a scraper of /metrics sends; without it only the installation's operator may read them."""
+
+
+class AuditorSettings(Message):
+    """Compares stream and read models with the log; one active at a time."""
+
+    postgres: PostgresSettings
+    nats: NatsSettings
+    round_seconds: float = Field(5.0, gt=0)
+    """Between two looks where nothing asks for the next one sooner."""
+    effort: float = Field(0.05, gt=0, le=1)
+    """The part of its time that it may spend looking."""
+    metrics: MetricsSettings | None = None
+    """Without it nothing listens."""
 
 
 class NatsOperatorSettings(Message):

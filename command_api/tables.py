@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psycopg
 
 from command_api import uploads
+from command_api.audit import tables as audit
 from command_api.credentials import tables as credentials
 from command_api.eventlog import tables as eventlog
 from command_api.eventlog.errors import LogUnavailable
@@ -53,6 +54,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
     TableSet(storage.CREATE_TABLES, derived=("kinora_collections",)),
     # Kept, because a webhook without its place would be sent everything again.
     TableSet(webhooks.CREATE_TABLES, kept=webhooks.NAMES),
+    TableSet(audit.CREATE_TABLES, derived=("kinora_audit_sweeps",)),
     TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epochs")),
 )
 

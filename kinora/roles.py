@@ -13,7 +13,7 @@ from typing import Literal, assert_never
 import structlog
 from pydantic import BaseModel
 
-from command_api.settings import ApiSettings, OrchestratorSettings
+from command_api.settings import ApiSettings, AuditorSettings, OrchestratorSettings
 from kinora.http import configuration, serve_http
 from kinora.local.private_file import write_private
 from kinora.logs import configure_logging
@@ -26,13 +26,14 @@ from schemas.base import Message
 from schemas.settings import MetricsSettings
 from trainer_agent.settings import AgentSettings
 
-Role = Literal["api", "orchestrator", "projections", "agent"]
-ROLES: tuple[Role, ...] = ("api", "orchestrator", "projections", "agent")
+Role = Literal["api", "orchestrator", "projections", "auditor", "agent"]
+ROLES: tuple[Role, ...] = ("api", "orchestrator", "projections", "auditor", "agent")
 
 SETTINGS: Mapping[str, type[Message]] = {
     "api": ApiSettings,
     "orchestrator": OrchestratorSettings,
     "projections": ProjectionsSettings,
+    "auditor": AuditorSettings,
     "agent": AgentSettings,
 }
 """What each role reads."""
@@ -106,6 +107,11 @@ def _prepare(role: Role) -> _Prepared:
                 projection,
                 projection.metrics,
             )
+        case "auditor":
+            from command_api import auditor
+
+            audit = read_settings(AuditorSettings)
+            return _Prepared(lambda stop, ready: auditor.run(audit, stop, ready=ready), audit, audit.metrics)
         case "agent":
             from trainer_agent import run as agent
 

@@ -18,6 +18,7 @@ from kinora.local.errors import ChildFailed, LocalError
 from kinora.local.role_settings import (
     agent_settings,
     api_settings,
+    auditor_settings,
     orchestrator_settings,
     projections_settings,
 )
@@ -129,12 +130,13 @@ class Supervisor:
         self._began = True
         servers = self.servers
         self._watching = [asyncio.create_task(self._keep_server(name)) for name in get_args(ServerName)]
-        self._tell("roles", "starting API, orchestrator and projections")
+        self._tell("roles", "starting API, orchestrator, projections and auditor")
         # Alone and first: it creates the log that the others read.
         await self._start_role("api", api_settings(servers, self._import_roots))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._start_role("projections", projections_settings(servers)))
+                group.create_task(self._start_role("auditor", auditor_settings(servers)))
                 orchestrator = orchestrator_settings(servers, self._import_roots)
                 group.create_task(self._start_role("orchestrator", orchestrator))
                 self._credentials = await asyncio.to_thread(
@@ -254,7 +256,7 @@ class Supervisor:
         if self._roles:
             self._tell("stopping", "stopping: a running job is given back first")
         # The agent hands its job back to the others; requests need the read side until the API is gone.
-        for group in (("agent",), ("api",), ("orchestrator", "projections")):
+        for group in (("agent",), ("api",), ("orchestrator", "projections", "auditor")):
             await asyncio.gather(*(self._roles[role].stop() for role in group if role in self._roles))
         await self._stack.aclose()
         if self._began:

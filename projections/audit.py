@@ -1,7 +1,7 @@
 """Folds streams again from the log and compares the rows with those that queries read.
 
-A comparison looks at one moment: log, books and rows of one snapshot, at the position that the view had reached
-in it. So a view that lags is never taken for one that differs.
+A comparison looks at one moment: log, books and rows of one snapshot, at the position that the view had
+reached in it. So a view that lags is never taken for one that differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from projections.catalogue import Active
 from projections.parking import parked_ids
 from projections.reader import LogRow
 from projections.view import StreamFold, Table, View, active_schema
-from schemas.ids import id_uuid
+from schemas.ids import ID_PATTERN, id_uuid
 
 FETCH = 500
 _SHOWN_FIELDS = 8
@@ -130,7 +130,7 @@ async def _fold(
     failures: dict[str, _Found] = {}
     organizations: dict[str, str | None] = {}
     values = {
-        "originators": [id_uuid(stream_id) for stream_id in stream_ids],
+        "originators": [id_uuid(each) for each in stream_ids if ID_PATTERN.fullmatch(each)],
         "streams": list(stream_ids),
         "position": position,
         "types": None if view.types is None else list(view.types),
@@ -186,7 +186,9 @@ def _told(found: _Found) -> str:
         elif len(missing) == len(unexpected) == 1:
             parts.append(f"{table} differs in {_fields(missing[0], unexpected[0])}")
         else:
-            parts.append(f"{table} lacks {len(missing)} rows and has {len(unexpected)} that no event explains")
+            parts.append(
+                f"{table} lacks {len(missing)} rows and has {len(unexpected)} that no event explains"
+            )
     return "; ".join(parts)
 
 
@@ -230,9 +232,7 @@ SELECT DISTINCT {stream} FROM {schema}.{table} WHERE {stream} > %(after)s ORDER 
 """
 
 
-async def changed_streams(
-    connection: AsyncConnection[Any], after: int, until: int, limit: int
-) -> list[str]:
+async def changed_streams(connection: AsyncConnection[Any], after: int, until: int, limit: int) -> list[str]:
     """Streams with events between two positions, newest first."""
     return await _ids(connection, _CHANGED, {"after": after, "until": until, "limit": limit})
 
@@ -243,7 +243,7 @@ async def any_streams(connection: AsyncConnection[Any], head: int, limit: int) -
 
 
 async def next_streams(connection: AsyncConnection[Any], after: str, limit: int) -> list[str]:
-    """The streams that follow one (empty for the first) when all are walked through by the digits of their ids."""
+    """The streams behind one (or the first, for an empty id) in the order of the digits of their ids."""
     digits = id_uuid(after) if after else id_uuid("str_" + "0" * 32)
     return await _ids(connection, _NEXT, {"after": digits, "limit": limit})
 

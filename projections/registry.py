@@ -5,6 +5,7 @@ from projections.view import View
 from projections.views.activity import Activities
 from projections.views.agents import Agents
 from projections.views.datasets import Datasets
+from projections.views.findings import Findings
 from projections.views.jobs import Jobs
 from projections.views.logs import LogSegments
 from projections.views.loss_curve import LossCurves
@@ -19,6 +20,7 @@ VIEWS: tuple[View, ...] = (
     Models(),
     Agents(),
     Subscriptions(),
+    Findings(),
     Activities(),
 )
 

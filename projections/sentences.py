@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from schemas.envelope import Recorded
-from schemas.events import REGISTRY, Event, agent, dataset, identity, job, model, subscription
+from schemas.events import REGISTRY, Event, agent, dataset, finding, identity, job, model, subscription
 from schemas.training import AdapterFacts
 
 Level = Literal["detail", "info", "warning", "error"]
@@ -26,6 +26,7 @@ _LEVELS: dict[type[Event], Level] = {
     agent.AgentProbed: "detail",
     agent.AgentLost: "warning",
     agent.AgentRevoked: "warning",
+    finding.FindingOpened: "error",
     job.JobValidationStarted: "detail",
     job.JobProgressed: "detail",
     job.LogSegmentStored: "detail",
@@ -350,3 +351,11 @@ _STOPPED = {
 _words(subscription.SubscriptionDisabled, lambda e: _STOPPED[e.reason] + _because(e.detail))
 _words(subscription.SubscriptionEnabled, lambda e: "Delivery goes on.")
 _words(subscription.SubscriptionDeleted, lambda e: "The subscription was deleted.")
+
+# ---- findings of the auditor ------------------------------------------------------------------------
+
+_words(
+    finding.FindingOpened,
+    lambda e: f"The auditor found that {e.subject} differs from the log for {e.about}{_because(e.detail)}",
+)
+_words(finding.FindingResolved, lambda e: f"What was found agrees with the log again{_because(e.detail)}")

@@ -35,6 +35,7 @@ class Prefix(StrEnum):
     DELIVERY = "dlv"
     REDELIVERY = "rdl"
     UPLOAD = "upl"
+    FINDING = "fnd"
 
 
 ID_PATTERN = re.compile(r"^([a-z]{2,4})_([0-9a-f]{32})\Z")
@@ -48,6 +49,7 @@ AgentId = Annotated[str, StringConstraints(pattern=r"^agt_[0-9a-f]{32}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
 SubscriptionId = Annotated[str, StringConstraints(pattern=r"^sub_[0-9a-f]{32}$")]
 DeliveryId = Annotated[str, StringConstraints(pattern=r"^dlv_[0-9a-f]{32}$")]
+FindingId = Annotated[str, StringConstraints(pattern=r"^fnd_[0-9a-f]{32}$")]
 EventId = Annotated[str, StringConstraints(pattern=r"^evt_[0-9a-f]{32}$")]
 WorkItemId = Annotated[str, StringConstraints(pattern=r"^(job|ds|mdl)_[0-9a-f]{32}$")]
 """What an agent can be given: a job to train, or a dataset or model to validate."""

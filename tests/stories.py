@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from schemas.datasets import DatasetFacts, ModelFacts, Problem
 from schemas.envelope import Metadata, Recorded
-from schemas.events import Event, agent, dataset, identity, job, model, subscription
+from schemas.events import Event, agent, dataset, finding, identity, job, model, subscription
 from schemas.events.agent import Capabilities
 from schemas.events.job import Evaluation, PinnedInput, ProgressPoint
 from schemas.ids import Prefix, derived_id, new_id
@@ -292,6 +292,10 @@ def imported_model() -> list[Event]:
 
 
 EVERY_EVENT: list[Event] = [
+    finding.FindingOpened(
+        check="read_model", subject="jobs", about=JOB, detail="jobs differs in status", remedy="rebuild it"
+    ),
+    finding.FindingResolved(detail="compared up to position 12"),
     identity.UserRegistered(username_ciphertext="x", email_ciphertext="y"),
     identity.UserLoggedIn(),
     identity.TokenFamilyRevoked(family_id="f", reason="reuse_detected"),

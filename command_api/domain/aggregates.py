@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from command_api.domain import agent, dataset, job, model, organization, subscription, user
+from command_api.domain import agent, dataset, finding, job, model, organization, subscription, user
 from schemas.events import Event
 from schemas.ids import Prefix, id_prefix
 
@@ -31,6 +31,7 @@ AGGREGATES: dict[Prefix, Aggregate] = {
     Prefix.DATASET: Aggregate(dataset.INITIAL, dataset.decide, dataset.evolve),
     Prefix.MODEL: Aggregate(model.INITIAL, model.decide, model.evolve),
     Prefix.AGENT: Aggregate(agent.INITIAL, agent.decide, agent.evolve),
+    Prefix.FINDING: Aggregate(finding.INITIAL, finding.decide, finding.evolve),
     Prefix.JOB: Aggregate(job.INITIAL, job.decide, job.evolve),
     Prefix.SUBSCRIPTION: Aggregate(subscription.INITIAL, subscription.decide, subscription.evolve),
 }

@@ -79,6 +79,8 @@ def _place(stream_id: str, loaded: Loaded, context: Context, events: Sequence[Lo
             return None, None
         case Prefix.ORGANIZATION:
             return stream_id, None
+        case Prefix.FINDING:
+            return context.organization_id, None  # some concern no organization alone
         case _ if context.organization_id is not None:
             return context.organization_id, context.workspace_id
     # A part of the control plane need not know: a stream that it begins belongs beside those it goes on with.

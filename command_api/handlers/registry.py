@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from command_api.handlers import agent, dataset, identity, job, model, reports, subscription
+from command_api.handlers import agent, dataset, finding, identity, job, model, reports, subscription
 from command_api.handlers.base import Handler
 from schemas.commands import Command
 
@@ -14,4 +14,5 @@ HANDLERS: Mapping[type[Command], Handler] = {
     **job.HANDLERS,
     **reports.HANDLERS,
     **subscription.HANDLERS,
+    **finding.HANDLERS,
 }

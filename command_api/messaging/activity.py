@@ -1,4 +1,4 @@
-"""One orchestrator is active at a time: whoever holds an advisory lock, while its connection lives."""
+"""One process of a kind is active at a time: whoever holds its advisory lock, while its connection lives."""
 
 import asyncio
 import logging
@@ -10,25 +10,28 @@ import psycopg
 logger = logging.getLogger(__name__)
 
 LOCK = 0x6B696E6F7261_01
+"""The orchestrator's."""
 WAIT_SECONDS = 0.5
 CHECK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 
 
 class ActivityLost(Exception):
-    """The connection that held the lock is gone, so another orchestrator may be active by now."""
+    """The connection that held the lock is gone, so another process may be active by now."""
 
 
 class Activity:
     """The lock's own connection, on which nothing else happens."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, lock: int = LOCK, role: str = "orchestrator") -> None:
         self._conninfo = conninfo
+        self._lock = lock
+        self._role = role
         self._connection: psycopg.AsyncConnection | None = None
 
     async def __aenter__(self) -> Self:
         self._connection = await psycopg.AsyncConnection.connect(
-            self._conninfo, autocommit=True, connect_timeout=5, application_name="kinora orchestrator lock"
+            self._conninfo, autocommit=True, connect_timeout=5, application_name=f"kinora {self._role} lock"
         )
         return self
 
@@ -39,17 +42,17 @@ class Activity:
             await self._connection.close()
 
     async def acquire(self) -> None:
-        """Wait until no other orchestrator is active."""
+        """Wait until no other process of this kind is active."""
         connection = self._connected()
         said = False
         while True:
-            cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,))
+            cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (self._lock,))
             row = await cursor.fetchone()
             if row is not None and row[0]:
-                logger.info("this orchestrator is the active one")
+                logger.info("this %s is the active one", self._role)
                 return
             if not said:
-                logger.info("another orchestrator is active; waiting for it to end")
+                logger.info("another %s is active; waiting for it to end", self._role)
                 said = True
             await asyncio.sleep(WAIT_SECONDS)
 

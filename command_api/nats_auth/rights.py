@@ -57,6 +57,15 @@ def subscriber_rights(organization_id: str, subscription_id: str) -> Rights:
     )
 
 
+def auditor_rights(user: str) -> Rights:
+    """Of the auditor, which reads EVENTS and says nothing there."""
+    stream = subjects.EVENTS_STREAM
+    return Rights(
+        publish=(f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.DIRECT.GET.{stream}"),
+        subscribe=(f"{inbox_of(user)}.>",),
+    )
+
+
 def inbox_of(user: str) -> str:
     """Prefix of the private inbox of a part of the control plane: its public key."""
     return f"_INBOX.{user}"

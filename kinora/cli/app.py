@@ -46,7 +46,7 @@ app.command()(doctor)
 app.command()(nats_setup)
 app.add_typer(backup.app, name="backup")
 app.command()(backup.restore)
-for role in (roles.api, roles.orchestrator, roles.agent):
+for role in (roles.api, roles.orchestrator, roles.auditor, roles.agent):
     app.command()(role)
 # Alone the role, with a subcommand what one can do to read models.
 app.add_typer(

@@ -1,4 +1,4 @@
-"""`kinora api|orchestrator|projections|agent`: one process of the service each."""
+"""`kinora api|orchestrator|projections|auditor|agent`: one process of the service each."""
 
 import structlog
 import typer
@@ -27,6 +27,12 @@ def projections(context: typer.Context) -> None:
     """Run the read side, or do something to a read model."""
     if context.invoked_subcommand is None:
         run_role("projections")
+
+
+@door
+def auditor() -> None:
+    """Compare stream and read models with the log, for ever; a second one waits for its turn."""
+    run_role("auditor")
 
 
 @door

@@ -14,7 +14,7 @@ from kinora.local.errors import LocalError
 from kinora.local.folder import DataFolder
 from kinora.local.ports import kept_ports, taken_by
 
-_PROCESSES = ("postgres", "nats", "s3", "api", "orchestrator", "projections", "agent")
+_PROCESSES = ("postgres", "nats", "s3", "api", "orchestrator", "projections", "auditor", "agent")
 _PRIVATE = ("secrets.json", "credentials.json", "agent.json", "ports.json")
 _LOG_LINES = 3
 

@@ -27,6 +27,7 @@ class Ports(Message):
     s3: int
     orchestrator_metrics: int
     projections_metrics: int
+    auditor_metrics: int
     agent_metrics: int
 
 

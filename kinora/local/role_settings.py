@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from pydantic import SecretStr
 
-from command_api.settings import ApiSettings, ControlSecrets, NatsOperatorSettings, OrchestratorSettings
+from command_api.settings import (
+    ApiSettings,
+    AuditorSettings,
+    ControlSecrets,
+    NatsOperatorSettings,
+    OrchestratorSettings,
+)
 from kinora.local.ports import LOOPBACK
 from kinora.local.servers import EmbeddedServers
 from projections.settings import ProjectionsSettings
@@ -67,6 +73,15 @@ def projections_settings(servers: EmbeddedServers) -> ProjectionsSettings:
     """The read side of an embedded installation."""
     return ProjectionsSettings(
         postgres=servers.postgres, metrics=_metrics(servers, servers.ports.projections_metrics)
+    )
+
+
+def auditor_settings(servers: EmbeddedServers) -> AuditorSettings:
+    """The auditor of an embedded installation."""
+    return AuditorSettings(
+        postgres=servers.postgres,
+        nats=servers.nats_control,
+        metrics=_metrics(servers, servers.ports.auditor_metrics),
     )
 
 

@@ -21,6 +21,7 @@ def write_scrape_configuration(servers: EmbeddedServers) -> None:
         "api": ports.api,
         "orchestrator": ports.orchestrator_metrics,
         "projections": ports.projections_metrics,
+        "auditor": ports.auditor_metrics,
         "agent": ports.agent_metrics,
     }
     jobs = "".join(

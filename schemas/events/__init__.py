@@ -1,6 +1,6 @@
 """Every event of the log. Importing this package fills the registry."""
 
-from schemas.events import agent, dataset, identity, job, model, subscription
+from schemas.events import agent, dataset, finding, identity, job, model, subscription
 from schemas.events.registry import REGISTRY, Event, Registry, UnknownEventType
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "UnknownEventType",
     "agent",
     "dataset",
+    "finding",
     "identity",
     "job",
     "model",

@@ -179,7 +179,7 @@ def test_metrics_move_with_the_work(traced: Json, scraper: Scraper) -> None:
     )
 
 
-@pytest.mark.parametrize("role", ["orchestrator", "projections", "agent"])
+@pytest.mark.parametrize("role", ["orchestrator", "projections", "auditor", "agent"])
 def test_roles_tell_their_health_to_anybody_and_their_metrics_to_the_scraper(
     scraper: Scraper, role: str
 ) -> None:

@@ -14,6 +14,7 @@ CONTROL_PROCESSES = {
     "api": "command_api.app",
     "orchestrator": "command_api.orchestrator",
     "projections": "projections.run",
+    "auditor": "command_api.auditor",
     "agent": "trainer_agent.run",
     "cli": "kinora.__main__",
     "supervisor": "kinora.supervisor",

@@ -21,7 +21,7 @@ STREAMS = {
     "agent": "agt",
     "job": "job",
     "subscription": "sub",
-    "audit": "fnd",
+    "finding": "fnd",
 }
 
 

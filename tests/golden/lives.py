@@ -23,6 +23,7 @@ from schemas import work
 from schemas.commands import Command, identity, job
 from schemas.commands import agent as agents
 from schemas.commands import dataset as datasets
+from schemas.commands import finding as findings
 from schemas.commands import model as models
 from schemas.commands import subscription as subscriptions
 from schemas.envelope import versioned_type
@@ -210,6 +211,25 @@ def subscribers(_: Life) -> Story:
     for _again in range(2):
         yield subscriptions.DeleteSubscription(subscription_id=chat)
     yield subscriptions.EnableSubscription(subscription_id=chat)
+
+
+def finding(_: Life) -> Story:
+    finding_id = s.identifier("fnd", 1)
+    found = findings.OpenFinding(
+        finding_id=finding_id,
+        check="read_model",
+        subject="jobs",
+        about=s.JOB,
+        detail="jobs differs in status",
+        remedy="kinora projections rebuild jobs",
+    )
+    healed = findings.ResolveFinding(finding_id=finding_id, detail="compared at position 12")
+    yield healed
+    yield found
+    yield found
+    yield healed
+    yield healed
+    yield found
 
 
 def _enrolled(number: int = 1) -> Command:
@@ -484,6 +504,7 @@ STORIES: dict[str, Callable[[Life], Iterable[Command]]] = {
     "imported_dataset": imported_dataset,
     "model": model,
     "imported_model": imported_model,
+    "finding": finding,
     "finished_job": finished_job,
     "unlucky_job": unlucky_job,
     "stopped_job": stopped_job,

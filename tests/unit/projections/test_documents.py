@@ -96,6 +96,7 @@ def test_views_are_found_by_name() -> None:
         "datasets",
         "models",
         "agents",
+        "findings",
         "activity",
         "subscriptions",
     }

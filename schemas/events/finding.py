@@ -1,0 +1,32 @@
+"""Findings of the auditor: where something derived was not what the log says."""
+
+from typing import ClassVar, Literal
+
+from schemas.events.registry import REGISTRY, Event
+
+Check = Literal["stream", "read_model"]
+"""``stream``: EVENTS against the log. ``read_model``: rows of a view against their stream folded again."""
+
+
+@REGISTRY.register
+class FindingOpened(Event):
+    """Looked at twice, something derived differed from the log both times."""
+
+    TYPE: ClassVar[str] = "kinora.finding.opened"
+    check: Check
+    subject: str
+    """The stream, or the view."""
+    about: str
+    """The stream of the log whose rows differ; the log's id where all of it is concerned."""
+    detail: str
+    """What differs: names, never values."""
+    remedy: str
+    """What to do, or what is done already."""
+
+
+@REGISTRY.register
+class FindingResolved(Event):
+    """Looked at again, it agrees with the log."""
+
+    TYPE: ClassVar[str] = "kinora.finding.resolved"
+    detail: str
