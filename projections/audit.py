@@ -17,7 +17,7 @@ from projections.reader import LogRow
 from projections.view import StreamFold, Table, View, active_schema
 from schemas.ids import ID_PATTERN, id_uuid
 
-FETCH = 500
+FETCH = 2000
 _SHOWN_FIELDS = 8
 
 _ACTIVE = "SELECT view, generation, version, position, log_id FROM projections.views WHERE view = %s"
@@ -27,9 +27,10 @@ SELECT notification_id AS position, stream_id, originator_version AS version, to
        organization_id, workspace_id, state
   FROM public.kinora_events
  WHERE originator_id = ANY(%(originators)s) AND stream_id = ANY(%(streams)s)
-   AND notification_id <= %(position)s
+   AND notification_id > %(after)s AND notification_id <= %(position)s
    AND (%(types)s::text[] IS NULL OR topic = ANY(%(types)s))
  ORDER BY notification_id
+ LIMIT %(limit)s
 """
 _COMPARE: LiteralString = """
 WITH expected AS (SELECT {stream} AS stream, to_jsonb(t) AS row FROM pg_temp.{table} t),
@@ -134,10 +135,12 @@ async def _fold(
         "streams": list(stream_ids),
         "position": position,
         "types": None if view.types is None else list(view.types),
+        "after": 0,
+        "limit": FETCH,
     }
-    async with connection.cursor(name="audited_events", row_factory=class_row(LogRow)) as cursor:
-        await cursor.execute(_EVENTS, values)
-        while rows := await cursor.fetchmany(FETCH):
+    async with connection.cursor(row_factory=class_row(LogRow)) as cursor:
+        while rows := await (await cursor.execute(_EVENTS, values)).fetchall():
+            values["after"] = rows[-1].position
             for row in rows:
                 organizations.setdefault(row.stream_id, row.organization_id)
                 if row.stream_id in failures:

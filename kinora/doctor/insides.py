@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
 from pydantic import ValidationError
 
+from command_api.audit.sweeps import STREAM, STREAMS, Sweep, sweeps
 from command_api.messaging.connection import connect
 from command_api.settings import OrchestratorSettings
 from kinora.doctor.finding import Finding, bad, doubtful, fine
@@ -19,6 +21,7 @@ from kinora.local.folder import DataFolder
 from projections.catalogue import statuses
 from projections.parking import ParkedStream, parked_streams
 from projections.reader import read_head, read_log_id
+from projections.views.findings import findings
 from schemas.settings import MetricsSettings
 from schemas.subjects import (
     DEAD_LETTERS_STREAM,
@@ -35,6 +38,7 @@ from trainer_agent.settings import AgentSettings
 _WAIT_SECONDS = 5.0
 _LAG = 1000
 _SKEW_SECONDS = 5.0
+_AUDIT_SILENCE = timedelta(minutes=10)
 
 
 def insides(folder: DataFolder) -> list[Finding]:
@@ -68,20 +72,21 @@ async def _database(settings: OrchestratorSettings) -> tuple[int, str, list[Find
             row = await (await connection.execute("SELECT extract(epoch FROM clock_timestamp())")).fetchone()
             skew = float(row[0]) - time.time() if row is not None else 0.0
             head, log_id = await read_head(connection), await read_log_id(connection)
-            findings = []
+            told = []
             for view in await statuses(connection):
                 lag = head - view.position
                 if lag > _LAG and not view.rebuilding:
                     remedy = "wait, and see logs/projections.log when it does not fall"
-                    findings.append(doubtful("projections", f"{view.view} is {lag} events behind", remedy))
-            findings += [_parked(parked) for parked in await parked_streams(connection)]
+                    told.append(doubtful("projections", f"{view.view} is {lag} events behind", remedy))
+            told += [_parked(parked) for parked in await parked_streams(connection)]
+            told += await _audit(connection)
     except (psycopg.Error, TimeoutError) as error:
         detail = f"does not answer ({type(error).__name__})"
         return 0, "", [bad("database", detail, "see logs/postgres.log; start the service: kinora up")]
     if abs(skew) > _SKEW_SECONDS:
         detail = f"the database's clock is {skew:+.0f} s from this machine's"
-        findings.append(bad("clock", detail, "set both by NTP"))
-    return head, log_id or "", [fine("database", f"{head} is the newest position"), *findings]
+        told.append(bad("clock", detail, "set both by NTP"))
+    return head, log_id or "", [fine("database", f"{head} is the newest position"), *told]
 
 
 def _parked(parked: ParkedStream) -> Finding:
@@ -91,6 +96,33 @@ def _parked(parked: ParkedStream) -> Finding:
         f" kinora projections rebuild {parked.view}"
     )
     return bad("parked", f"{stopped}: {parked.error[:200]}", remedy)
+
+
+async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
+    """What the auditor found, and how far its walks through everything are."""
+    try:
+        found = await findings(connection, status="open")
+    except psycopg.errors.UndefinedTable:
+        return []  # the read side was never started, which is said elsewhere
+    walks = {each.sweep: each for each in await sweeps(connection)}
+    told = [
+        bad("auditor", f"{each.subject} differs from the log for {each.about}: {each.detail}", each.remedy)
+        for each in found
+    ]
+    if STREAM not in walks or STREAMS not in walks:
+        return [*told, doubtful("auditor", "has compared nothing yet", "start it: kinora auditor")]
+    quiet = datetime.now(UTC) - max(each.updated_at for each in walks.values())
+    if quiet > _AUDIT_SILENCE:
+        detail = f"last compared anything {quiet.total_seconds() / 60:.0f} minutes ago"
+        return [*told, doubtful("auditor", detail, "see logs/auditor.log; start it: kinora auditor")]
+    return told or [
+        fine("auditor", f"{_walk('stream', walks[STREAM])}; {_walk('aggregates', walks[STREAMS])}")
+    ]
+
+
+def _walk(what: str, sweep: Sweep) -> str:
+    ended = f"whole at {sweep.finished_at:%Y-%m-%d %H:%M}" if sweep.finished_at else "never whole yet"
+    return f"{what}: {ended}, {sweep.compared} compared since" if sweep.compared else f"{what}: {ended}"
 
 
 async def _streams(settings: OrchestratorSettings, head: int, log_id: str) -> list[Finding]:

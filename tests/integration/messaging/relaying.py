@@ -63,15 +63,16 @@ class Outside:
 
         await eventually(look, "a relay that has caught up")
 
-    async def in_epoch(self, epoch: int, log: EventLog) -> None:
-        """Wait until the whole log is in the stream under that epoch."""
+    async def in_epoch(self, epoch: int, log: EventLog | None) -> None:
+        """Wait until the epoch has begun, and the whole `log` is in the stream under it."""
 
         async def look() -> bool:
             known = await self.epochs.current()
             return known is not None and known.epoch == epoch
 
         await eventually(look, f"epoch {epoch}")
-        await self.caught_up(log)
+        if log is not None:
+            await self.caught_up(log)
 
 
 @asynccontextmanager
