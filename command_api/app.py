@@ -21,9 +21,13 @@ from command_api.credentials.store import Credentials
 from command_api.credentials.subscriptions import WebhookSecrets
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
-from command_api.feed.connection import FeedParts
+from command_api.feed.encoding import EventTexts
+from command_api.feed.frames import SCOPE
+from command_api.feed.parts import FeedParts
+from command_api.feed.rights import Rights
 from command_api.feed.slots import FeedSlots
 from command_api.feed.telemetry import TelemetryHub
+from command_api.feed.tickets import Tickets
 from command_api.handlers.bus import CommandBus
 from command_api.handlers.registry import HANDLERS
 from command_api.health import HealthCheck
@@ -37,6 +41,7 @@ from command_api.routes import (
     datasets,
     enrolment,
     events,
+    following,
     health,
     jobs,
     metrics,
@@ -59,7 +64,8 @@ from command_api.subscriptions.issuing import Subscriptions
 from command_api.tables import create_tables
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
-from projections.reader import LogReader, LogTail
+from projections.reader import LogReader
+from projections.tail import LogTail
 from schemas.ids import uuid7
 
 _TAIL_BYTES = 16 * 2**20
@@ -71,6 +77,7 @@ _HEADERS_TAKEN = (
     "Idempotency-Key",
     "If-Match",
     "If-None-Match",
+    "Last-Event-ID",
     "X-Request-ID",
     "traceparent",
 )
@@ -83,6 +90,9 @@ _HEADERS_SHOWN = (
     "RateLimit-Policy",
     "Retry-After",
     "X-Event-Position",
+    "X-Kinora-Last-Position",
+    "X-Kinora-Log-Id",
+    "X-Kinora-Until",
     "X-Projection-Position",
     "X-Request-ID",
 )
@@ -151,6 +161,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(HostCheck, names=host_names(settings))
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     api = APIRouter(prefix="/api/v1")
+    api.include_router(following.ticketed)
     for module in (
         auth,
         datasets,
@@ -158,6 +169,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         jobs,
         agents,
         enrolment,
+        following,
         events,
         activity,
         projections,
@@ -193,6 +205,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
         reader, tokens = LogReader(pool), AccessTokens.from_settings(settings)
         tail = await stack.enter_async_context(LogTail(conninfo, keep_bytes=_TAIL_BYTES))
         telemetry = await stack.enter_async_context(TelemetryHub(settings.nats))
+        rights = await stack.enter_async_context(Rights(pool, SCOPE))
         uploads = await stack.enter_async_context(
             Uploads(store, pool, part_bytes=settings.upload_part_bytes, max_bytes=settings.max_upload_bytes)
         )
@@ -216,6 +229,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             rates=rates,
             attempts=LoginAttempts(rates),
             feed_slots=FeedSlots(settings.rates.feeds),
+            tickets=Tickets(pool),
             origins=origins(settings),
             secrets=Secrets(pool, SecretKey.from_secrets(settings.secrets)),
             subscriptions=Subscriptions(
@@ -224,6 +238,15 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
                 settings.nats,
                 most=settings.max_subscriptions,
             ),
-            feed=FeedParts(log.log_id, reader, tail, telemetry, tokens.verify, log.foreign),
+            feed=FeedParts(
+                log_id=log.log_id,
+                reader=reader,
+                tail=tail,
+                telemetry=telemetry,
+                rights=rights,
+                authenticate=tokens.verify,
+                foreign=log.foreign,
+                texts=EventTexts(log.log_id),
+            ),
             health=HealthCheck(pool, store, telemetry, settings.disk_folder),
         )

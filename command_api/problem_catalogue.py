@@ -24,6 +24,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "enrolment_token_unknown": "Copy the token whole, or issue a new one.",
         "proof_expired": "Set the node's clock, and ask again.",
         "proof_invalid": "Sign with the node's own key: the one that joins, or that has joined.",
+        "ticket_invalid": "Get another at POST /events/tickets: each opens one feed, within 30 s.",
         "token_expired": "Exchange the refresh token at POST /auth/refresh, or log in.",
         "token_invalid": "Log in again.",
         "token_missing": "Log in and send `Authorization: Bearer <access token>`.",

@@ -34,6 +34,7 @@ Bucket = Literal[
     "uploads",
     "job_creation",
     "event_replay",
+    "event_export",
 ]
 
 

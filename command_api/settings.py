@@ -85,8 +85,10 @@ class RateSettings(Message):
     job_creation: Quota = "1200/minute"
     event_replay: Quota = "1200/minute"
     """Pages of the event log, and feeds opened."""
+    event_export: Quota = "60/minute"
+    """Downloads of the event log."""
     feeds: int = Field(64, ge=1)
-    """Open WebSockets of one person in this process."""
+    """Open WebSockets and event streams of one person in this process."""
 
 
 class ImportSettings(Message):

@@ -12,6 +12,7 @@ from command_api.audit import tables as audit
 from command_api.credentials import tables as credentials
 from command_api.eventlog import tables as eventlog
 from command_api.eventlog.errors import LogUnavailable
+from command_api.feed import tickets
 from command_api.imports import progress as import_progress
 from command_api.messaging import tables as messaging
 from command_api.storage import tables as storage
@@ -49,6 +50,7 @@ TABLE_SETS: tuple[TableSet, ...] = (
             "kinora_subscriptions",
         ),
     ),
+    TableSet((tickets.TABLE,), derived=("kinora_feed_tickets",)),
     TableSet((import_progress.TABLE,), derived=("kinora_import_progress",)),
     TableSet((uploads.TABLES,), kept=("kinora_uploads", "kinora_upload_files")),
     TableSet(storage.CREATE_TABLES, derived=("kinora_collections",)),

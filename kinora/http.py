@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from command_api.feed.event_stream import ENDLESS
 from command_api.settings import ApiSettings
 from kinora.local.errors import ChildFailed, PortTaken
 
@@ -63,6 +64,8 @@ def configuration(settings: ApiSettings, app: ASGIApp) -> uvicorn.Config:
         limit_concurrency=settings.connections,
         ws="websockets-sansio",
         ws_max_size=_FRAME_BYTES,
+        # Every client would cost a window of memory, and every frame more time than all the rest of it.
+        ws_per_message_deflate=False,
         timeout_graceful_shutdown=5,
     )
 
@@ -94,6 +97,13 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         _upgraded = False
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            # Answers that have an end may come to it.
+            if self.cycle is not None and self.cycle.scope["state"].get(ENDLESS):
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
 
         def _wait_for_headers(self) -> None:
             if self._reading_headers is None and not self._upgraded and not self.transport.is_closing():

@@ -1,23 +1,21 @@
-"""Reading the log: pages for whoever catches up, one shared tail for everybody who follows."""
+"""Reading the log in pages, by whoever catches up."""
 
-import asyncio
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, LiteralString, Self
+from datetime import datetime, timedelta
+from typing import Any, LiteralString
 
 from psycopg import AsyncConnection, errors
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import args_row, scalar_row
 from psycopg_pool import AsyncConnectionPool
 
-from projections.listening import EVENTS_CHANNEL, follow
-from schemas.envelope import Recorded, public_event
+from schemas.envelope import Recorded, public_bytes, public_event
 from schemas.ids import id_uuid
 
 _COLUMNS = """notification_id AS position, stream_id, originator_version AS version, topic AS type, event_id,
        organization_id, workspace_id"""
+
+_NAMES: LiteralString = "position, stream_id, version, type, event_id, organization_id, workspace_id"
 
 # Only the filters that are asked for: a plan that must also fit their absence can use no index for them.
 _PAGE_FILTERS: dict[str, LiteralString] = {
@@ -27,6 +25,37 @@ _PAGE_FILTERS: dict[str, LiteralString] = {
     "stream_id": "AND originator_id = %(originator_id)s AND stream_id = %(stream_id)s",
     "until": "AND notification_id <= %(until)s",
 }
+
+_AT = f"""
+SELECT {_COLUMNS}, state
+  FROM public.kinora_events
+ WHERE notification_id = ANY(%(positions)s)
+ ORDER BY notification_id
+"""  # noqa: S608 - only constants are put in
+
+_LAST = """
+SELECT max(notification_id)
+  FROM public.kinora_events
+ WHERE organization_id = %(organization_id)s AND notification_id <= %(until)s
+"""
+
+_CLOCKS_APART = timedelta(minutes=1)
+
+_NEXT_TIME = """
+SELECT notification_id, recorded_at
+  FROM public.kinora_events
+ WHERE notification_id > %(after)s
+ ORDER BY notification_id
+ LIMIT 1
+"""
+
+_FIRST_SINCE = """
+SELECT notification_id
+  FROM public.kinora_events
+ WHERE notification_id > %(after)s AND recorded_at >= %(time)s
+ ORDER BY notification_id
+ LIMIT 1
+"""
 
 # Rows of no interest still move the position, but their bytes need not travel.
 _SCAN = f"""
@@ -61,6 +90,10 @@ class LogRow:
         """
         return Recorded.from_state(self.position, self.state)
 
+    def public_bytes(self, log_id: str) -> bytes:
+        """The event as clients see it, in the stored bytes."""
+        return public_bytes(self.position, log_id, self.state)
+
     def public(self, log_id: str) -> dict[str, Any]:
         """The event as clients see it."""
         return public_event(self.position, log_id, self.state)
@@ -69,7 +102,8 @@ class LogRow:
 async def _rows(
     connection: AsyncConnection[Any], query: LiteralString, values: dict[str, Any]
 ) -> list[LogRow]:
-    async with connection.cursor(row_factory=class_row(LogRow)) as cursor:
+    # In binary: as text, the stored bytes would travel as twice as many hexadecimal digits.
+    async with connection.cursor(row_factory=args_row(LogRow), binary=True) as cursor:
         await cursor.execute(query, values)
         return await cursor.fetchall()
 
@@ -86,16 +120,30 @@ async def _scalar(connection: AsyncConnection[Any], query: LiteralString) -> Any
 
 
 def page_query(filters: Collection[str]) -> LiteralString:
-    """A page of events that fit these filters, in log order."""
+    """A page of events that fit these filters, in log order, of at most `max_bytes` if that is among them.
+
+    The first event comes whatever its size, so that there is always a next page.
+    """
     wanted: list[LiteralString] = [text for name, text in _PAGE_FILTERS.items() if name in filters]
     # A stream's events are in log order too, and by version the primary key already has them so.
     order: LiteralString = "originator_version" if "stream_id" in filters else "notification_id"
-    return f"""
+    page: LiteralString = f"""
         SELECT {_COLUMNS}, state
           FROM public.kinora_events
          WHERE notification_id > %(after)s {" ".join(wanted)}
          ORDER BY {order}
          LIMIT %(limit)s
+        """  # noqa: S608 - only constants are put in
+    if "max_bytes" not in filters:
+        return page
+    # The length of a value is known without fetching it, so what is cut off is never read.
+    return f"""
+        SELECT {_NAMES}, state
+          FROM (SELECT *, sum(octet_length(state)) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING)
+                          - octet_length(state) AS bytes_before
+                  FROM ({page}) AS whole) AS measured
+         WHERE bytes_before < %(max_bytes)s
+         ORDER BY position
         """  # noqa: S608 - only constants are put in
 
 
@@ -108,13 +156,19 @@ async def read_page(
     organization_id: str | None = None,
     stream_id: str | None = None,
     until: int | None = None,
+    max_bytes: int | None = None,
 ) -> list[LogRow]:
-    """At most `limit` events behind `after`, in log order, that fit every filter given."""
+    """At most `limit` events behind `after`, in log order, that fit every filter given.
+
+    With `max_bytes` there are no more than make so many stored bytes, but for the last of them: an empty
+    page is then the only sign of the end.
+    """
     filters = {
         "types": None if types is None else list(types),
         "organization_id": organization_id,
         "stream_id": stream_id,
         "until": until,
+        "max_bytes": max_bytes,
     }
     asked = {name: value for name, value in filters.items() if value is not None}
     values: dict[str, object] = {**asked, "after": after, "limit": limit}
@@ -166,6 +220,11 @@ async def scan(
     return await _rows(connection, _SCAN, values)
 
 
+async def read_events(connection: AsyncConnection[Any], positions: Sequence[int]) -> list[LogRow]:
+    """The events at these positions, in log order."""
+    return await _rows(connection, _AT, {"positions": list(positions)})
+
+
 async def read_head(connection: AsyncConnection[Any]) -> int:
     """The position of the newest event; 0 for an empty log."""
     return int(await _scalar(connection, "SELECT max(notification_id) FROM public.kinora_events") or 0)
@@ -175,6 +234,25 @@ async def read_log_id(connection: AsyncConnection[Any]) -> str | None:
     """The name of this log, so that a restored one is never mistaken for it; None before it is created."""
     log_id = await _scalar(connection, "SELECT log_id FROM public.kinora_log")
     return None if log_id is None else str(log_id)
+
+
+async def read_place_of(connection: AsyncConnection[Any], time: datetime) -> int:
+    """The position behind which everything lies that was recorded at `time` or later.
+
+    Times grow with positions but for the clocks of several machines and the moments between a decision and
+    its commit: events whose times are out of order by more than a minute may lie before the place found.
+    No index is needed: a search by halves over the positions, then a look through that minute.
+    """
+    low, high = 0, await read_head(connection)
+    while low < high:
+        middle = (low + high) // 2
+        found = await (await connection.execute(_NEXT_TIME, {"after": middle})).fetchone()
+        if found is None or found[1] >= time - _CLOCKS_APART:
+            high = middle
+        else:
+            low = int(found[0])
+    first = await (await connection.execute(_FIRST_SINCE, {"after": low, "time": time})).fetchone()
+    return await read_head(connection) if first is None else int(first[0]) - 1
 
 
 class LogReader:
@@ -190,12 +268,38 @@ class LogReader:
         types: Sequence[str] | None = None,
         organization_id: str | None = None,
         stream_id: str | None = None,
+        until: int | None = None,
+        max_bytes: int | None = None,
     ) -> list[LogRow]:
-        """At most `limit` events behind `after`, in log order, that fit every filter given."""
+        """As `read_page`."""
         async with self._pool.connection() as connection:
             return await read_page(
-                connection, after, limit, types=types, organization_id=organization_id, stream_id=stream_id
+                connection,
+                after,
+                limit,
+                types=types,
+                organization_id=organization_id,
+                stream_id=stream_id,
+                until=until,
+                max_bytes=max_bytes,
             )
+
+    async def place_of(self, time: datetime) -> int:
+        """The position behind which everything lies that was recorded at `time` or later."""
+        async with self._pool.connection() as connection:
+            return await read_place_of(connection, time)
+
+    async def events(self, positions: Sequence[int]) -> list[LogRow]:
+        """The events at these positions, in log order."""
+        async with self._pool.connection() as connection:
+            return await read_events(connection, positions)
+
+    async def last(self, organization_id: str, until: int) -> int:
+        """The position of the organization's newest event up to `until`; 0 when there is none."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_LAST, {"organization_id": organization_id, "until": until})
+            found = await cursor.fetchone()
+        return int(found[0] or 0) if found else 0
 
     async def head(self) -> int:
         """The position of the newest event; 0 for an empty log."""
@@ -206,85 +310,3 @@ class LogReader:
         """The name of this log; None before the command side created it."""
         async with self._pool.connection() as connection:
             return await read_log_id(connection)
-
-
-class LogTail:
-    """The newest events, read once per process and shared by all who wait.
-
-    With `keep_bytes` it also keeps that much of the newest events, so that followers which are not far
-    behind are served by `since` without a query.
-    """
-
-    def __init__(self, conninfo: str, *, poll_seconds: float = 1.0, keep_bytes: int = 0) -> None:
-        self._conninfo = conninfo
-        self._poll_seconds = poll_seconds
-        self._keep_bytes = keep_bytes
-        self._moved = asyncio.Condition()
-        self._known = False
-        self._head = 0
-        self._floor = 0
-        self._kept: list[LogRow] = []
-        self._kept_bytes = 0
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(
-            follow(self._conninfo, EVENTS_CHANNEL, self._wake, poll_seconds=self._poll_seconds),
-            name="log-tail",
-        )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-
-    @property
-    def head(self) -> int:
-        """The newest position seen; 0 before the first look."""
-        return self._head
-
-    async def wait(self, after: int, timeout: float | None = None) -> int:
-        """Return the head once it is beyond `after`, or as it is when `timeout` seconds have passed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout), self._moved:
-                await self._moved.wait_for(lambda: self._head > after)
-        return self._head
-
-    def since(self, after: int) -> list[LogRow] | None:
-        """The events behind `after`, or None when they are no longer (or not yet) kept: then read pages."""
-        if not self._keep_bytes or not self._known or after < self._floor:
-            return None
-        return self._kept[bisect_right(self._kept, after, key=lambda row: row.position) :]
-
-    async def _wake(self, connection: AsyncConnection[Any], _payloads: tuple[str, ...]) -> None:
-        head = await read_head(connection)
-        if not self._known or head < self._head:
-            # The first look, or a log that was restored to an earlier point: start afresh from its end.
-            self._kept, self._kept_bytes, self._floor, self._known = [], 0, head, True
-            await self._move(head)
-        while self._head < head:
-            if not self._keep_bytes:
-                await self._move(head)
-                break
-            rows = await read_page(connection, self._head, 500, until=head)
-            self._keep(rows)
-            await self._move(rows[-1].position if len(rows) == 500 else head)
-
-    def _keep(self, rows: list[LogRow]) -> None:
-        self._kept.extend(rows)
-        self._kept_bytes += sum(len(row.state) for row in rows)
-        drop = 0
-        while self._kept_bytes > self._keep_bytes and drop < len(self._kept):
-            self._kept_bytes -= len(self._kept[drop].state)
-            self._floor = self._kept[drop].position
-            drop += 1
-        del self._kept[:drop]
-
-    async def _move(self, head: int) -> None:
-        async with self._moved:
-            self._head = head
-            self._moved.notify_all()

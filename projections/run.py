@@ -14,12 +14,13 @@ from projections import catalogue
 from projections.errors import RebuildBusy
 from projections.listening import CONNECTION_LOST, REBUILDS_CHANNEL, backoff, connect
 from projections.metrics import LAG, PARKED
-from projections.reader import LogTail, read_head
+from projections.reader import read_head
 from projections.rebuild import rebuild_together
 from projections.rebuild_requests import fail_rebuild, open_rebuilds
 from projections.registry import VIEWS
 from projections.runner import Projector
 from projections.settings import ProjectionsSettings
+from projections.tail import LogTail
 from projections.view import View
 
 log = structlog.get_logger(__name__)

@@ -11,8 +11,9 @@ from projections import catalogue
 from projections.folding import fold
 from projections.listening import CONNECTION_LOST, PROJECTIONS_CHANNEL, backoff, connect
 from projections.metrics import EVENTS
-from projections.reader import LogTail, scan
+from projections.reader import scan
 from projections.rebuild_requests import request_rebuild
+from projections.tail import LogTail
 from projections.view import View, active_schema
 
 log = structlog.get_logger(__name__)

@@ -54,6 +54,13 @@ def level(event: Event) -> Level:
     return _LEVELS.get(type(event), "info")
 
 
+def types_from(least: Level) -> frozenset[str]:
+    """The event types that deserve at least so much attention."""
+    return frozenset(
+        cls.TYPE for cls in REGISTRY.types if LEVELS.index(_LEVELS.get(cls, "info")) >= LEVELS.index(least)
+    )
+
+
 def told(recorded: Recorded) -> tuple[str, Level]:
     """Sentence and level of a recorded event."""
     return sentence(recorded.event), level(recorded.event)

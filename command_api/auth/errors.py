@@ -4,6 +4,7 @@ AuthError             answered with 401
 ├── TokenMissing
 ├── TokenExpired
 ├── TokenInvalid      also a refresh token that was revoked
+├── TicketInvalid     for the feed; used, too old, or never one
 ├── WrongCredentials  unknown user or wrong password; never says which
 ├── EnrolmentTokenUnknown, EnrolmentTokenExpired   a node that wants to join
 └── ProofInvalid, ProofExpired                     a node that wants to join, or its next JWT
@@ -28,6 +29,10 @@ class TokenExpired(AuthError):
 
 class TokenInvalid(AuthError):
     code = "token_invalid"
+
+
+class TicketInvalid(AuthError):
+    code = "ticket_invalid"
 
 
 class WrongCredentials(AuthError):

@@ -48,6 +48,11 @@ CREATE_TABLES: tuple[str, ...] = (
     CREATE INDEX IF NOT EXISTS kinora_events_lifecycle_idx
         ON kinora_events (notification_id) WHERE {NO_MEASUREMENT}
     """,
+    # What came of an event; most events follow from a command or report, and are not in it.
+    """
+    CREATE INDEX IF NOT EXISTS kinora_events_effects_idx
+        ON kinora_events (causation_id) WHERE left(causation_id, 4) = 'evt_'
+    """,
     # A command's events are positions first_position .. position; both are the head where it made none.
     """
     CREATE TABLE IF NOT EXISTS kinora_commands (

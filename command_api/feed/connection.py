@@ -3,8 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 from pydantic import ValidationError
@@ -12,59 +12,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from command_api.auth.tokens import Principal
 from command_api.feed import frames
-from command_api.feed.frames import CLIENT_FRAME, Ack, FromPosition, Ping, Reauth, Subscribe, Unsubscribe
-from command_api.feed.subscription import Selection, Subscription
-from command_api.feed.telemetry import TelemetryHub
+from command_api.feed.frames import CLIENT_FRAME, Ack, Ping, Reauth, Subscribe, Unsubscribe
+from command_api.feed.opening import Fault, Foreign, open_subscription
+from command_api.feed.parts import Closing, FeedParts
+from command_api.feed.subscription import Subscription
 from command_api.wrong_fields import wrong_fields
-from projections.reader import LogReader, LogTail
+from projections.reader import LogRow
 from schemas.errors import KinoraError
-from schemas.events import REGISTRY
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FeedLimits:
-    """How patient the feed is."""
-
-    heartbeat_seconds: float = 10.0
-    stall_seconds: float = 30.0
-    """A client that takes no frame for so long is cut off; it resumes by position."""
-    subscriptions: int = 16
-    frames: int = 100
-    """Client frames within `frames_seconds`."""
-    frames_seconds: float = 10.0
-    frame_bytes: int = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class FeedParts:
-    """What every connection shares."""
-
-    log_id: str
-    reader: LogReader
-    tail: LogTail
-    telemetry: TelemetryHub
-    authenticate: Callable[[str], Principal]
-    foreign: Callable[[str | None], str | None]
-    """Why positions of a log mean nothing here; None when they do."""
-    limits: FeedLimits = FeedLimits()
-    connections: "set[FeedConnection]" = field(default_factory=set)
-    """Those that are being served."""
-
-    def lag(self) -> int:
-        """How many positions the slowest subscription is behind what the log is known to hold."""
-        positions = (position for connection in self.connections for position in connection.positions())
-        return max(0, self.tail.head - min(positions, default=self.tail.head))
-
-
-class Closing(Exception):
-    """The connection ends with this WebSocket close code."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
 
 class FeedConnection:
@@ -92,6 +48,7 @@ class FeedConnection:
                 group.create_task(self._receive(group), name="feed-receive")
                 group.create_task(self._heartbeats(), name="feed-heartbeat")
                 group.create_task(self._expire(), name="feed-expiry")
+                group.create_task(self._lose_rights(), name="feed-rights-end")
         except* WebSocketDisconnect:
             closing = None
         except* Closing as ended:
@@ -106,16 +63,34 @@ class FeedConnection:
 
     def positions(self) -> list[int]:
         """How far each subscription has sent."""
-        return [subscription.position for subscription, _ in self._running.values()]
+        return [subscription.progress for subscription, _ in self._running.values()]
 
     # ---- out -------------------------------------------------------------------------------------
 
+    async def events(self, sub: str, rows: Sequence[LogRow]) -> None:
+        head, rest = frames.event_head(sub), self._parts.texts.frame_rest
+        await self._send_texts([head + rest(row) for row in rows])
+
+    async def caught_up(self, sub: str, position: int) -> None:
+        await self._send(frames.caught_up(sub, position))
+
+    async def reset(self, sub: str, reason: str) -> None:
+        await self._send(frames.reset(sub, self._parts.log_id, reason))
+
     async def _send(self, frame: frames.Frame) -> None:
-        text = json.dumps(frame, separators=(",", ":"), ensure_ascii=False)
+        await self._send_texts([json.dumps(frame, separators=(",", ":"), ensure_ascii=False)])
+
+    async def _send_texts(self, texts: Sequence[str]) -> None:
+        stall_seconds, now = self._parts.limits.stall_seconds, asyncio.get_running_loop().time
         async with self._sending:
             try:
-                async with asyncio.timeout(self._parts.limits.stall_seconds):
-                    await self._socket.send_text(text)
+                async with asyncio.timeout(stall_seconds) as patience:
+                    begun = now()
+                    for text in texts:
+                        await self._socket.send_text(text)
+                        if now() - begun > stall_seconds / 4:  # slow, but it does take frames
+                            begun = now()
+                            patience.reschedule(begun + stall_seconds)
             except TimeoutError:
                 raise Closing(frames.STALLED, "no frame was taken for too long; resume by position") from None
             except RuntimeError as error:  # Starlette's answer to sending after the other side has gone
@@ -135,7 +110,7 @@ class FeedConnection:
 
     async def _heartbeat(self) -> None:
         states = {
-            name: {"position": subscription.position, "acknowledged": subscription.acknowledged}
+            name: {"position": subscription.progress, "acknowledged": subscription.acknowledged}
             for name, (subscription, _) in self._running.items()
         }
         await self._send(frames.heartbeat(self._parts.tail.head, states))
@@ -148,6 +123,11 @@ class FeedConnection:
                     await self._reauthenticated.wait()
             except TimeoutError:
                 raise Closing(frames.UNAUTHENTICATED, "the access token has ended; connect anew") from None
+
+    async def _lose_rights(self) -> None:
+        with self._parts.rights.watched(self._caller) as ended:
+            await ended.wait()
+            raise Closing(frames.FORBIDDEN, "you may not follow this organization's events any more")
 
     # ---- in --------------------------------------------------------------------------------------
 
@@ -186,80 +166,42 @@ class FeedConnection:
             raise Closing(frames.TOO_MUCH, "too many frames")
 
     async def _subscribe(self, frame: Subscribe, group: asyncio.TaskGroup) -> None:
-        # First of all: whatever else is wrong with positions and ids of another log does not matter.
-        foreign = self._parts.foreign(frame.log_id)
-        if foreign is not None:
-            await self._send(frames.reset(frame.sub, self._parts.log_id, foreign))
-            return
-        head = await self._parts.reader.head()
-        fault = self._fault(frame, head) or await self._unknown_stream(frame)
-        if fault is not None:
-            await self._send(frames.error(*fault, frame.sub))
-            return
-        match frame.start:
-            case FromPosition(position=position):
-                start = position
-            case "earliest":
-                start = 0
-            case "latest":
-                start = head
-        wanted = frame.filter
-        selection = Selection(
-            organization_id=self._caller.organization_id,
-            types=None if wanted.types is None else frozenset(wanted.types),
-            stream_id=wanted.job_id or wanted.stream_id,
-            workspace_id=wanted.workspace_id,
-        )
-        subscription = Subscription(
-            frame.sub, selection, start, self._parts.reader, self._parts.tail, self._parts.log_id
-        )
-        job_id = wanted.job_id if wanted.telemetry else None
-        task = group.create_task(self._run(subscription, head, job_id), name=f"feed-{frame.sub}")
-        self._running[frame.sub] = (subscription, task)
+        match self._room(frame) or await open_subscription(self._parts, self._caller, frame):
+            case Foreign(reason):
+                await self._send(frames.reset(frame.sub, self._parts.log_id, reason))
+            case Fault(code, message):
+                await self._send(frames.error(code, message, frame.sub))
+            case Subscription() as subscription:
+                job_id = frame.filter.job_id if frame.filter.telemetry else None
+                task = group.create_task(self._run(subscription, job_id), name=f"feed-{frame.sub}")
+                self._running[frame.sub] = (subscription, task)
 
-    async def _run(self, subscription: Subscription, head: int, telemetry_of: str | None) -> None:
-        if telemetry_of is None:
-            await subscription.run(self._send, head)
-            return
-        hub = self._parts.telemetry
-        async with (
-            hub.watch(self._caller.organization_id, telemetry_of) as watch,
-            asyncio.TaskGroup() as group,
-        ):
-            group.create_task(subscription.run(self._send, head))
-            group.create_task(watch.run(self._send, subscription.name, telemetry_of))
-
-    def _fault(self, frame: Subscribe, head: int) -> tuple[str, str] | None:
-        wanted = frame.filter
-        known = {event_type.TYPE for event_type in REGISTRY.types}
-        unknown = sorted(set(wanted.types or ()) - known)
-        if frame.mode != "lossless":
-            return "unsupported_mode", "mode conflated is not offered; use lossless"
+    def _room(self, frame: Subscribe) -> Fault | None:
         if frame.sub in self._running:
-            return (
+            return Fault(
                 "subscription_exists",
                 f"{frame.sub} is subscribed already; unsubscribe it or choose a name",
             )
         if len(self._running) >= self._parts.limits.subscriptions:
-            return "too_many_subscriptions", f"{len(self._running)} subscriptions are open; end one first"
-        if unknown:
-            return "unknown_type", f"there are no events of type {', '.join(unknown)}"
-        if wanted.job_id and wanted.stream_id not in (None, wanted.job_id):
-            return "bad_filter", "job_id and stream_id name different streams; give one of them"
-        if wanted.telemetry and wanted.job_id is None:
-            return "bad_filter", "telemetry is a job's; name it in job_id"
-        if isinstance(frame.start, FromPosition) and frame.start.position > head:
-            return "bad_position", f"position {frame.start.position} is beyond the log's end {head}"
+            return Fault(
+                "too_many_subscriptions", f"{len(self._running)} subscriptions are open; end one first"
+            )
         return None
 
-    async def _unknown_stream(self, frame: Subscribe) -> tuple[str, str] | None:
-        stream_id = frame.filter.job_id or frame.filter.stream_id
-        if stream_id is None:
-            return None
-        organization_id = self._caller.organization_id
-        if await self._parts.reader.page(0, 1, organization_id=organization_id, stream_id=stream_id):
-            return None
-        return "not_found", f"{stream_id} does not exist"
+    async def _run(self, subscription: Subscription, telemetry_of: str | None) -> None:
+        if telemetry_of is None:
+            await subscription.run(self)
+        else:
+            hub = self._parts.telemetry
+            async with (
+                hub.watch(self._caller.organization_id, telemetry_of) as watch,
+                asyncio.TaskGroup() as group,
+            ):
+                watching = group.create_task(watch.run(self._send, subscription.name, telemetry_of))
+                await subscription.run(self)
+                watching.cancel()
+        # It ended by itself, with a reset: its name is free again.
+        del self._running[subscription.name]
 
     async def _unsubscribe(self, name: str) -> None:
         running = self._running.pop(name, None)
@@ -270,7 +212,7 @@ class FeedConnection:
 
     async def _acknowledge(self, frame: Ack) -> None:
         running = self._running.get(frame.sub)
-        if running is None or frame.position > running[0].position:
+        if running is None or frame.position > running[0].progress:
             message = f"position {frame.position} was never sent to {frame.sub}"
             await self._send(frames.error("bad_position", message, frame.sub))
             return

@@ -1,9 +1,11 @@
 """The frames of the WebSocket subprotocol `kinora.events.v1`, each a JSON object with a `type`."""
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import AwareDatetime, Field, TypeAdapter, model_validator
 
+from projections.sentences import Level
 from schemas.base import Message
 from schemas.ids import JobId, StreamId, WorkspaceId
 
@@ -27,14 +29,27 @@ class EventFilter(Message):
     job_id: JobId | None = None
     stream_id: StreamId | None = None
     workspace_id: WorkspaceId | None = None
+    min_level: Level | None = None
+    """Only events that deserve at least so much attention, as `GET /activity` shows it."""
     telemetry: bool = False
     """Full-rate measurements of `job_id` beside its events, at most ten frames a second."""
 
 
-class FromPosition(Message):
-    """Begin behind this position; 0 is the beginning."""
+class From(Message):
+    """Where a subscription begins: behind a position, 0 being the beginning, or at a time."""
 
-    position: int = Field(ge=0)
+    position: int | None = Field(None, ge=0, le=2**62)
+    time: AwareDatetime | None = None
+    """At the first event that was recorded then or later."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.position is None) == (self.time is None):
+            raise ValueError("give a position or a time")
+        return self
+
+
+Mode = Literal["lossless", "conflated"]
 
 
 class Subscribe(Message):
@@ -43,8 +58,8 @@ class Subscribe(Message):
     type: Literal["subscribe"]
     sub: SubscriptionName
     filter: EventFilter = EventFilter()
-    start: Annotated[FromPosition | Literal["earliest", "latest"], Field(alias="from")] = "latest"
-    mode: Literal["lossless", "conflated"] = "lossless"
+    start: Annotated[From | Literal["earliest", "latest"], Field(alias="from")] = "latest"
+    mode: Mode = "lossless"
     log_id: str | None = Field(None, max_length=64)
     """The log that the position belongs to; another one is answered with `reset`."""
 
@@ -88,9 +103,14 @@ def hello(head: int, log_id: str, heartbeat_seconds: float) -> Frame:
     return {"type": "hello", "head": head, "log_id": log_id, "heartbeat_seconds": heartbeat_seconds}
 
 
-def event(sub: str, position: int, public: Frame) -> Frame:
-    """One event of the log."""
-    return {"type": "event", "sub": sub, "position": position, "event": public}
+def event_head(sub: str) -> str:
+    """How the event frames of a subscription begin; `event_rest` is the same for all of them."""
+    return f'{{"type":"event","sub":{json.dumps(sub, ensure_ascii=False)}'
+
+
+def event_rest(position: int, public: bytes) -> str:
+    """One event of the log; its bytes are put in as they are, never written anew."""
+    return f',"position":{position},"event":{public.decode()}}}'
 
 
 def caught_up(sub: str, position: int) -> Frame:

@@ -33,7 +33,10 @@ async def _caller(
 
 
 def _recognised(parts: Parts, credentials: HTTPAuthorizationCredentials | None) -> Principal:
-    caller = parts.tokens.verify(None if credentials is None else credentials.credentials)
+    return _bound(parts.tokens.verify(None if credentials is None else credentials.credentials))
+
+
+def _bound(caller: Principal) -> Principal:
     structlog.contextvars.bind_contextvars(organization_id=caller.organization_id, actor=caller.user_id)
     return caller
 
@@ -96,10 +99,8 @@ class ClosedRoute(StrictRoute):
         bucket: Bucket | None = (self.openapi_extra or {}).get(RATE_LIMIT)
 
         async def recognise(request: Request) -> Response:
-            parts: Parts = request.app.state.parts
-            credentials = await _BEARER(request)
             try:
-                caller = _recognised(parts, credentials)
+                caller = await self.caller_of(request)
             except AuthError:
                 await spend(request, "anonymous", address(request))
                 raise
@@ -110,6 +111,25 @@ class ClosedRoute(StrictRoute):
             return await handle(request)
 
         return recognise
+
+    async def caller_of(self, request: Request) -> Principal:
+        """Who asks.
+
+        Raises:
+            AuthError: nobody who is known here.
+        """
+        return _recognised(request.app.state.parts, await _BEARER(request))
+
+
+class TicketRoute(ClosedRoute):
+    """A closed route that takes a ticket, too, from whoever cannot send a header."""
+
+    async def caller_of(self, request: Request) -> Principal:
+        ticket = request.query_params.get("ticket")
+        if ticket is None or "authorization" in request.headers:
+            return await super().caller_of(request)
+        parts: Parts = request.app.state.parts
+        return _bound(await parts.tickets.redeem(ticket))
 
 
 async def spend(request: Request, bucket: Bucket, *key: str) -> None:

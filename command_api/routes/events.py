@@ -1,25 +1,26 @@
-"""The organization's part of the log: pages over HTTP, the live feed over WebSocket."""
+"""The organization's part of the log: pages, single events and what they follow from, and all at once."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, WebSocket
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from command_api.auth.errors import AuthError
 from command_api.domain.errors import NotFound
-from command_api.feed import frames
-from command_api.feed.connection import FeedConnection
-from command_api.feed.slots import FeedsFull
+from command_api.feed.export import MEDIA_TYPE, Export
 from command_api.problems import BadPosition
-from command_api.rates import TooManyRequests
 from command_api.routes.calling import RATE_LIMIT, CallerOfRequest, ClosedRoute, needs
-from command_api.routes.origins import is_welcome
-from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import QUERY, problems
-from command_api.routes.reading import EVENT_TYPES, CursorParameter, Limit, ReadingOfRequest, chosen
+from command_api.routes.reading import EVENT_TYPES, CursorParameter, Limit, Page, ReadingOfRequest, chosen
+from projections import causality
 from schemas.ids import EventId, JobId, StreamId
 
 router = APIRouter(prefix="/events", tags=["events"], route_class=ClosedRoute)
+
+
+LogIdParameter = Annotated[
+    str | None, Query(max_length=64, description="The log that `after` belongs to; 409 if it is another.")
+]
 
 
 class EventPage(BaseModel):
@@ -31,6 +32,26 @@ class EventPage(BaseModel):
     head: int
     """Position of the newest event of the whole log."""
     log_id: str
+
+
+class EventCauses(BaseModel):
+    """The way back from an event."""
+
+    data: list[dict[str, Any]]
+    """The events that led to it, the nearest first."""
+    began_with: str
+    """The command (`cmd_…`), request or report that the first of them follows from."""
+    correlation_id: str
+    """What all events of the story share."""
+    complete: bool
+    """False when the chain goes on beyond what is shown: ask for the causes of the last event."""
+
+
+class EventEffects(Page[dict[str, Any]]):
+    """Everything that came of an event, in the order of the log; `causationid` says what of what."""
+
+    complete: bool
+    """False when there are more than are looked for: ask for the effects of those shown."""
 
 
 @router.get(
@@ -51,9 +72,7 @@ async def list_events(
     ] = None,
     job_id: JobId | None = None,
     stream_id: StreamId | None = None,
-    log_id: Annotated[
-        str | None, Query(max_length=64, description="The log that `after` belongs to; 409 if it is another.")
-    ] = None,
+    log_id: LogIdParameter = None,
     limit: Limit = 50,
     cursor: CursorParameter = None,
 ) -> dict[str, Any]:
@@ -78,6 +97,43 @@ async def list_events(
 
 
 @router.get(
+    "/export",
+    dependencies=[needs("events:read")],
+    operation_id="events_export",
+    response_class=StreamingResponse,
+    responses={
+        **problems(*QUERY, 409),
+        200: {"content": {MEDIA_TYPE: {}}, "description": "A line per event."},
+    },
+    summary="All of the organization's events between two positions, one a line",
+    openapi_extra={RATE_LIMIT: "event_export"},
+)
+async def export_events(
+    reading: ReadingOfRequest,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Begin behind this position.")] = 0,
+    until: Annotated[
+        int | None, Query(ge=0, le=2**62, description="End with this position; by default the newest.")
+    ] = None,
+    log_id: LogIdParameter = None,
+) -> StreamingResponse:
+    reading.in_log(log_id)
+    head = await reading.from_log()
+    for position in (after, until or 0):
+        if position > head:
+            raise BadPosition(f"position {position} is beyond the log's end {head}")
+    parts = reading.parts
+    export = Export(
+        reader=parts.reader,
+        log_id=parts.log.log_id,
+        organization_id=reading.organization_id,
+        after=after,
+        until=head if until is None else until,
+    )
+    headers = dict(reading.response.headers) | await export.headers()
+    return StreamingResponse(export.lines(), media_type=MEDIA_TYPE, headers=headers)
+
+
+@router.get(
     "/{event_id}",
     dependencies=[needs("events:read")],
     operation_id="events_get",
@@ -95,38 +151,65 @@ async def get(event_id: EventId, reading: ReadingOfRequest, caller: CallerOfRequ
         )
         found = await cursor.fetchone()
     if found is None:
-        raise NotFound(f"event {event_id} does not exist")
+        raise _unknown(event_id)
     (row,) = await reading.parts.reader.page(int(found[0]) - 1, 1)
     return row.public(reading.parts.log.log_id)
 
 
-@router.websocket("/ws", name="events_feed")
-async def feed(socket: WebSocket) -> None:
-    """The live feed; see `command_api.feed.frames` for its frames."""
-    parts: Parts = socket.app.state.parts
-    offered = socket.headers.get("sec-websocket-protocol", "")
-    protocols = [name.strip() for name in offered.split(",")]
-    known = frames.SUBPROTOCOL in protocols
-    # Accepted even when it is refused next: before that a browser would not learn the close code.
-    await socket.accept(subprotocol=frames.SUBPROTOCOL if known else None)
-    if not known:
-        await socket.close(frames.BAD_FRAME, f"ask for the subprotocol {frames.SUBPROTOCOL}")
-        return
-    if not is_welcome(socket.headers.get("origin"), parts.origins):
-        await socket.close(frames.FORBIDDEN, "this origin may not use the feed")
-        return
-    scheme, _, token = socket.headers.get("authorization", "").partition(" ")
-    try:
-        caller = parts.tokens.verify(token if scheme.lower() == "bearer" else None)
-    except AuthError:
-        await socket.close(frames.UNAUTHENTICATED, "send a valid access token as Authorization: Bearer …")
-        return
-    if frames.SCOPE not in caller.scopes:
-        await socket.close(frames.FORBIDDEN, f"the token lacks the scope {frames.SCOPE}")
-        return
-    try:
-        await parts.rates.take("event_replay", caller.user_id)
-        with parts.feed_slots.hold(caller.user_id):
-            await FeedConnection(socket, caller, parts.feed).serve()
-    except (TooManyRequests, FeedsFull) as error:
-        await socket.close(frames.TOO_MUCH, error.message)
+@router.get(
+    "/{event_id}/causes",
+    dependencies=[needs("events:read")],
+    operation_id="events_causes",
+    response_model=EventCauses,
+    responses=problems(*QUERY),
+    summary="What led to an event, back to the command or report that began it",
+)
+async def list_causes(
+    event_id: EventId, reading: ReadingOfRequest, caller: CallerOfRequest
+) -> dict[str, Any]:
+    await reading.from_log()
+    async with reading.parts.pool.connection() as connection:
+        found = await causality.causes(
+            connection, event_id, organization_id=reading.organization_id, user_id=caller.user_id
+        )
+    if found is None:
+        raise _unknown(event_id)
+    rows = await reading.parts.reader.events(found.positions)
+    return {
+        "data": [row.public(reading.parts.log.log_id) for row in reversed(rows)],
+        "began_with": found.began_with,
+        "correlation_id": found.correlation_id,
+        "complete": found.complete,
+    }
+
+
+@router.get(
+    "/{event_id}/effects",
+    dependencies=[needs("events:read")],
+    operation_id="events_effects",
+    response_model=EventEffects,
+    responses=problems(*QUERY, 409),
+    summary="What came of an event, and of that, and so on",
+)
+async def list_effects(
+    event_id: EventId,
+    reading: ReadingOfRequest,
+    caller: CallerOfRequest,
+    limit: Limit = 50,
+    cursor: CursorParameter = None,
+) -> dict[str, Any]:
+    await reading.from_log()
+    after = reading.log_place(cursor) or 0
+    async with reading.parts.pool.connection() as connection:
+        found = await causality.effects(
+            connection, event_id, organization_id=reading.organization_id, user_id=caller.user_id
+        )
+    if found is None:
+        raise _unknown(event_id)
+    positions = [position for position in found.positions if position > after]
+    rows = await reading.parts.reader.events(positions[: limit + 1])
+    return {**reading.log_answer(rows, limit), "complete": found.complete}
+
+
+def _unknown(event_id: str) -> NotFound:
+    return NotFound(f"event {event_id} does not exist")

@@ -15,9 +15,10 @@ from command_api.auth.tokens import AccessTokens
 from command_api.credentials.secrets import Secrets
 from command_api.cursors import Cursors
 from command_api.eventlog.log import EventLog
-from command_api.feed.connection import FeedParts
+from command_api.feed.parts import FeedParts
 from command_api.feed.slots import FeedSlots
 from command_api.feed.telemetry import TelemetryHub
+from command_api.feed.tickets import Tickets
 from command_api.handlers.bus import CommandBus
 from command_api.health import HealthCheck
 from command_api.objects import ObjectStore
@@ -26,7 +27,8 @@ from command_api.settings import ApiSettings
 from command_api.subscriptions.issuing import Subscriptions
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
-from projections.reader import LogReader, LogTail
+from projections.reader import LogReader
+from projections.tail import LogTail
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Parts:
     rates: Rates
     attempts: LoginAttempts
     feed_slots: FeedSlots
+    tickets: Tickets
     origins: frozenset[str]
     """Of web pages that may use the feed."""
     feed: FeedParts

@@ -44,6 +44,9 @@ SHARED = {
 }
 """With a parameter that names nothing of an organization."""
 
+FOLLOWING = ("POST", "/api/v1/events/tickets")
+"""Writes nothing that anybody reads, and is for readers."""
+
 IDS = {
     "dataset_id": Prefix.DATASET,
     "model_id": Prefix.MODEL,
@@ -124,7 +127,7 @@ async def test_reading_never_is_enough_to_write(visit: Visit, ada: Person) -> No
     reader = await visit.client(visit.service.parts.tokens.issue(principal_of(ada, READ)))
     ids = {name: new_id(prefix) for name, prefix in IDS.items()}
     for each in operations(visit.service):
-        if each.method == "GET":
+        if each.method == "GET" or (each.method, each.template) == FOLLOWING:
             continue
         answer = await reader.request(each.method, each.path(ids), json={})
         assert (answer.status_code, answer.json()["code"]) == (403, "missing_scope"), (each, answer.text)

@@ -9,7 +9,7 @@ import pytest
 
 from command_api.auth.tokens import READ, AccessTokens, Principal
 from command_api.feed import frames
-from command_api.feed.connection import FeedLimits
+from command_api.feed.parts import FeedLimits
 from command_api.messaging.connection import connect
 from schemas.ids import Prefix, new_id
 from schemas.subjects import telemetry_subject
@@ -165,7 +165,8 @@ async def test_latest_begins_at_the_end(visit: Visit, ada: Person) -> None:
         ({"filter": {"types": ["kinora.job.exploded"]}}, "unknown_type"),
         ({"filter": {"telemetry": True}}, "bad_filter"),
         ({"filter": {"job_id": new_id(Prefix.JOB)}}, "not_found"),
-        ({"mode": "conflated"}, "unsupported_mode"),
+        ({"filter": {"types": ["kinora.job.progressed"], "min_level": "error"}}, "bad_filter"),
+        ({"filter": {"stream_id": new_id(Prefix.USER)}}, "not_found"),
     ],
 )
 async def test_what_cannot_be_subscribed(visit: Visit, ada: Person, frame: frames.Frame, code: str) -> None:

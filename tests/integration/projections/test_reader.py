@@ -8,7 +8,8 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from projections.reader import LogReader, LogTail, page_query
+from projections.reader import LogReader, page_query
+from projections.tail import LogTail
 from schemas.ids import id_uuid
 from tests.integration.projections.world import Writer, cut_connections, eventually, new_users, timed
 from tests.stories import DATASET, JOB, ORGANIZATION, STRANGERS, USER, admitted, requested, whole_dataset

@@ -1,0 +1,99 @@
+"""From what a client asks for to a subscription, or to the reason why there is none."""
+
+from dataclasses import dataclass
+
+from command_api.auth.tokens import Principal
+from command_api.feed.frames import EventFilter, From, Subscribe
+from command_api.feed.parts import FeedParts
+from command_api.feed.subscription import Selection, Subscription
+from projections.sentences import types_from
+from schemas.events import REGISTRY
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a subscription cannot be had."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """The position is one of another log."""
+
+    reason: str
+    """``log_restored`` when that log was restored from a backup, else ``log_changed``."""
+
+
+async def open_subscription(
+    parts: FeedParts, caller: Principal, asked: Subscribe
+) -> Subscription | Fault | Foreign:
+    """The subscription, not yet running."""
+    # First of all: whatever else is wrong with positions and ids of another log does not matter.
+    reason = parts.foreign(asked.log_id)
+    if reason is not None:
+        return Foreign(reason)
+    head = await parts.reader.head()
+    wanted = asked.filter
+    fault = _fault(asked, head)
+    if fault is not None:
+        return fault
+    stream_id = wanted.job_id or wanted.stream_id
+    selection = Selection(
+        # A person's own stream is of no organization, and nobody else's to read.
+        organization_id=None if stream_id == caller.user_id else caller.organization_id,
+        types=_types(wanted),
+        stream_id=stream_id,
+        workspace_id=wanted.workspace_id,
+    )
+    if stream_id is not None and not await parts.reader.page(
+        0, 1, organization_id=selection.organization_id, stream_id=stream_id
+    ):
+        return Fault("not_found", f"{stream_id} does not exist")
+    return Subscription(
+        name=asked.sub,
+        selection=selection,
+        position=await _start(parts, asked, head),
+        reader=parts.reader,
+        tail=parts.tail,
+        head=head,
+        conflated=asked.mode == "conflated",
+    )
+
+
+async def _start(parts: FeedParts, asked: Subscribe, head: int) -> int:
+    match asked.start:
+        case From(position=int(position)):
+            return position
+        case From(time=time) if time is not None:
+            return await parts.reader.place_of(time)
+        case "earliest":
+            return 0
+        case _:
+            return head
+
+
+def _types(wanted: EventFilter) -> frozenset[str] | None:
+    named = None if wanted.types is None else frozenset(wanted.types)
+    if wanted.min_level in (None, "detail"):
+        return named
+    levelled = types_from(wanted.min_level)
+    return levelled if named is None else levelled & named
+
+
+def _fault(asked: Subscribe, head: int) -> Fault | None:
+    wanted = asked.filter
+    known = {event_type.TYPE for event_type in REGISTRY.types}
+    unknown = sorted(set(wanted.types or ()) - known)
+    if unknown:
+        return Fault("unknown_type", f"there are no events of type {', '.join(unknown)}")
+    if _types(wanted) == frozenset():
+        return Fault("bad_filter", f"none of the types is of level {wanted.min_level} or above")
+    if wanted.job_id and wanted.stream_id not in (None, wanted.job_id):
+        return Fault("bad_filter", "job_id and stream_id name different streams; give one of them")
+    if wanted.telemetry and wanted.job_id is None:
+        return Fault("bad_filter", "telemetry is a job's; name it in job_id")
+    if isinstance(asked.start, From) and (asked.start.position or 0) > head:
+        return Fault("bad_position", f"position {asked.start.position} is beyond the log's end {head}")
+    return None
