@@ -61,6 +61,7 @@ from command_api.routes.origins import HostCheck, host_names, origins
 from command_api.routes.parts import Parts
 from command_api.settings import ApiSettings
 from command_api.subscriptions.issuing import Subscriptions
+from command_api.subscriptions.stream import EventsStream
 from command_api.tables import create_tables
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
@@ -232,6 +233,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             tickets=Tickets(pool),
             origins=origins(settings),
             secrets=Secrets(pool, SecretKey.from_secrets(settings.secrets)),
+            events_stream=await stack.enter_async_context(EventsStream(settings.nats)),
             subscriptions=Subscriptions(
                 bus,
                 WebhookSecrets.from_secrets(settings.secrets),

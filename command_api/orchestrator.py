@@ -44,6 +44,8 @@ from command_api.messaging.presigning import Presigning
 from command_api.messaging.relay import Relay
 from command_api.messaging.renewals import Renewals
 from command_api.messaging.revocations import Revocations
+from command_api.messaging.subscriber_cursors import SubscriberCursors
+from command_api.messaging.subscribers import Subscribers
 from command_api.messaging.together import run_together
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
@@ -133,7 +135,8 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             connected=lambda: client.is_connected and broker.connection.is_connected,
             unread=inbox.unread,
         )
-        reconnections += [relay.check_soon, work.republish_soon, expiry.restart]
+        revocations = Revocations(follower, settings.nats, settings.nats_operator)
+        reconnections += [relay.check_soon, work.republish_soon, expiry.restart, revocations.tell_again]
         collections = Collections(
             log,
             store,
@@ -182,7 +185,8 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             controls.run(),
             admission.run(),
             collections.run(),
-            Revocations(follower, settings.nats, settings.nats_operator).run(),
+            revocations.run(),
+            Subscribers(follower, topology, SubscriberCursors(conninfo)).run(),
             gauges.run(),
             imports.run(),
             webhooks.run(),

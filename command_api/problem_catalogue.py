@@ -150,6 +150,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "secret_unreadable": "Store the secret anew: the keys of this installation do not open it.",
     },
     503: {
+        "events_stream_away": "Try again; GET /health says what is missing.",
         "host_unknown": "Check the host's name; if it is right, retry the import later.",
         "import_broken": "Retry the import; the service's log says what went wrong.",
         "import_cancelled": "The import was ended, because it was deleted or the service stopped.",

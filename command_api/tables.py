@@ -57,7 +57,10 @@ TABLE_SETS: tuple[TableSet, ...] = (
     # Kept, because a webhook without its place would be sent everything again.
     TableSet(webhooks.CREATE_TABLES, kept=webhooks.NAMES),
     TableSet(audit.CREATE_TABLES, derived=("kinora_audit_sweeps",)),
-    TableSet(messaging.CREATE_TABLES, kept=("kinora_report_cursors", "kinora_relay_epochs")),
+    TableSet(
+        messaging.CREATE_TABLES,
+        kept=("kinora_report_cursors", "kinora_relay_epochs", "kinora_subscriber_cursors"),
+    ),
 )
 
 KEPT: frozenset[str] = frozenset(name for tables in TABLE_SETS for name in tables.kept)

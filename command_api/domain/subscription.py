@@ -122,6 +122,13 @@ def _create(state: State, command: CreateSubscription) -> list[Event]:
             f"subscription {command.subscription_id} exists already; use a new id", code="subscription_exists"
         )
     _check_filter(command.filter, command.kind)
+    if command.kind == "nats" and command.pinned:
+        raise Invalid.field(
+            "/pinned",
+            "invalid_request",
+            "a NATS subscriber reads the very messages of the stream, whose versions are those of the log;"
+            " leave pinned out, or ask for a webhook",
+        )
     _check_pinned(command.pinned)
     created = SubscriptionCreated(
         name=command.name,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from command_api.domain.job_phases import KEPT_CHECKPOINTS
 from command_api.messaging.leases import Held
+from command_api.messaging.subscription_board import SUBSCRIPTION_EVENTS, SubscriptionBoard
 from schemas.envelope import Recorded
 from schemas.events import Event
 from schemas.events import agent as agents
@@ -61,6 +62,7 @@ LIFECYCLE: tuple[type[Event], ...] = (
     jobs.JobSucceeded,
     jobs.JobFailed,
     jobs.JobStopped,
+    *SUBSCRIPTION_EVENTS,
 )
 """The events that move something on the board; measurements and logs do not."""
 
@@ -166,6 +168,7 @@ class Board:
     _stirred: set[str] = field(default_factory=set)
     void_keys: dict[str, datetime] = field(default_factory=dict)
     """Public keys that stopped speaking for an agent, and when they last did."""
+    subscriptions: SubscriptionBoard = field(default_factory=SubscriptionBoard)
 
     def apply(self, recorded: Recorded) -> None:
         """Fold one event."""
@@ -179,6 +182,8 @@ class Board:
                 | agents.AgentLost()
             ):
                 self._apply_agent(recorded)
+            case event if isinstance(event, SUBSCRIPTION_EVENTS):
+                self.subscriptions.apply(recorded)
             case datasets.DatasetImportRequested() | models.ModelImportRequested() as request:
                 self.items[recorded.stream_id] = replace(
                     _new(recorded, "importing", "validate"), import_of=request, attempt=1

@@ -1,7 +1,8 @@
-"""Cuts revoked agents off NATS at once: the account's JWT names them, and the server ends their connections.
+"""Cuts void keys off NATS at once: their account's JWT names them, and the server ends their connections.
 
-Derived from the log: whoever was revoked is told to the server again after every start. A revocation
-that is older than the life of any JWT changes nothing any more and is left out.
+Of agents that were revoked or replaced, and of subscribers that ended or were given new credentials. Derived
+from the log: whoever is shut out is told to the server again after every start and reconnect. A revocation
+that is older than the life of the JWT changes nothing any more and is left out.
 """
 
 import asyncio
@@ -9,13 +10,14 @@ import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
 from command_api.messaging.connection import UNREACHABLE, connect
 from command_api.messaging.follower import Follower
-from command_api.nats_auth.accounts import agents_account
+from command_api.nats_auth.accounts import agents_account, subscribers_account
 from command_api.nats_auth.keys import public_key
 from command_api.settings import NatsOperatorSettings
 from schemas.settings import NatsAccount, NatsSettings
@@ -40,43 +42,65 @@ def covers(told: Mapping[str, int], revoked: Mapping[str, int]) -> bool:
     return all(told.get(key, 0) >= until for key, until in revoked.items())
 
 
+Account = Literal["agents", "subscribers"]
+Revoked = dict[str, int]
+"""Until which second what was signed for a public key is void."""
+
+
 class Revocations:
-    """Keeps the server's idea of the account level with the log."""
+    """Keeps the server's idea of the accounts level with the log."""
 
     def __init__(self, follower: Follower, nats: NatsSettings, operator: NatsOperatorSettings | None) -> None:
         self._follower = follower
         self._nats = nats
         self._operator = operator
         self._changed = follower.changed()
-        self._told: dict[str, int] = {}
+        self._told: dict[Account, Revoked] = {}
+
+    def tell_again(self) -> None:
+        """After a reconnect the server may have been started anew, with the accounts of its configuration."""
+        self._told = {}
+        self._changed.set()
 
     async def run(self) -> None:
         """Tell the server of every change, until cancelled."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            revoked = self._revoked()
-            if covers(self._told, revoked):
-                continue
-            if self._operator is None:
-                logger.warning(
-                    "nats_operator is not set: a revoked agent is refused everywhere, but stays connected"
-                    " until its JWT expires"
-                )
-            elif not await self._tell(self._operator, revoked):
-                await asyncio.sleep(RETRY_SECONDS)
-                self._changed.set()
-                continue
-            self._told = revoked
+            for account, revoked in self._revoked(datetime.now(UTC)).items():
+                await self._settle(account, revoked)
 
-    def _revoked(self) -> dict[str, int]:
-        oldest = datetime.now(UTC) - timedelta(seconds=self._nats.user_seconds)
-        voided = self._follower.board.void_keys
+    async def _settle(self, account: Account, revoked: Revoked) -> None:
+        if covers(self._told.get(account, {}), revoked):
+            return
+        if self._operator is None:
+            logger.warning(
+                "nats_operator is not set: a void key of the account %s is refused everywhere, but stays"
+                " connected until its JWT expires",
+                account,
+            )
+        elif not await self._tell(self._operator, account, revoked):
+            await asyncio.sleep(RETRY_SECONDS)
+            self._changed.set()
+            return
+        self._told[account] = revoked
+
+    def _revoked(self, now: datetime) -> dict[Account, Revoked]:
+        board = self._follower.board
+        oldest = now - timedelta(seconds=self._nats.user_seconds)
         # Up to the end of that second: a JWT that was signed within it is void, too.
-        return {key: int(at.timestamp()) + 1 for key, at in voided.items() if at > oldest}
+        return {
+            "agents": {key: _until(at) for key, at in board.void_keys.items() if at > oldest},
+            "subscribers": {
+                key: _until(void.since)
+                for key, void in board.subscriptions.void_keys.items()
+                if void.expires_at > now
+            },
+        }
 
-    async def _tell(self, operator: NatsOperatorSettings, revoked: dict[str, int]) -> bool:
-        claims = agents_account(
+    async def _tell(self, operator: NatsOperatorSettings, account: Account, revoked: Revoked) -> bool:
+        sign = {"agents": agents_account, "subscribers": subscribers_account}[account]
+        claims = sign(
             self._nats, operator.operator_seed.get_secret_value(), issued_at=int(time.time()), revoked=revoked
         )
         system_seed = operator.system_seed
@@ -90,7 +114,11 @@ class Revocations:
             return False
         answer = _Answer.model_validate_json(reply.data)
         if answer.error is not None:
-            logger.error("revocations: NATS refused the account: %s", answer.error.description)
+            logger.error("revocations: NATS refused the account %s: %s", account, answer.error.description)
             return False
-        logger.info("revocations: %d keys are shut out of NATS", len(revoked))
+        logger.info("revocations: %d keys are shut out of the account %s", len(revoked), account)
         return True
+
+
+def _until(at: datetime) -> int:
+    return int(at.timestamp()) + 1

@@ -1,4 +1,4 @@
-"""The orchestrator's own tables: how far reports are committed, and every filling of EVENTS."""
+"""The orchestrator's own tables: how far reports are committed, EVENTS filled and subscribers have read."""
 
 CREATE_TABLES = (
     """
@@ -17,6 +17,13 @@ CREATE_TABLES = (
         sequence bigint NOT NULL,
         position bigint NOT NULL DEFAULT 0,
         broken_because text
+    )
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS kinora_subscriber_cursors (
+        subscription_id text PRIMARY KEY,
+        position bigint NOT NULL,
+        updated_at timestamptz NOT NULL DEFAULT now()
     )
     """,
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
+    ConsumerInfo,
     DeliverPolicy,
     DiscardPolicy,
     RetentionPolicy,
@@ -24,7 +26,6 @@ from schemas.subjects import (
     EVENTS_SUBJECTS,
     INBOX_DURABLE,
     LANES,
-    ORGANIZATION_EVENTS,
     PRIORITIES,
     REPORTS_STREAM,
     REPORTS_SUBJECTS,
@@ -33,7 +34,6 @@ from schemas.subjects import (
     Lane,
     PriorityLevel,
     pool_durables,
-    subscriber_durable,
     work_durable,
     work_subject,
 )
@@ -145,18 +145,20 @@ def work_consumer_config(
     )
 
 
-def subscriber_consumer_config(organization_id: str, subscriber_id: str) -> ConsumerConfig:
-    """All events of one organization for one subscriber, at its own pace."""
-    durable = subscriber_durable(organization_id, subscriber_id)
+def subscriber_consumer_config(
+    durable: str, filter_subjects: Sequence[str], start_sequence: int
+) -> ConsumerConfig:
+    """What one subscriber reads at its own pace, from a sequence on. It stays however long nobody reads."""
     return ConsumerConfig(
         durable_name=durable,
         name=durable,
-        deliver_policy=DeliverPolicy.ALL,
+        deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=start_sequence,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=60,
         max_deliver=-1,
         max_ack_pending=1000,
-        filter_subject=ORGANIZATION_EVENTS.format(organization_id=organization_id),
+        filter_subjects=list(filter_subjects),
     )
 
 
@@ -167,7 +169,6 @@ class Topology:
     js: JetStreamContext
     events_max_bytes: int
     _pools: set[tuple[str, str]] = field(default_factory=set)
-    _subscribers: set[tuple[str, str]] = field(default_factory=set)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ensure_streams(self) -> None:
@@ -190,18 +191,19 @@ class Topology:
             await self._make_pool(organization_id, pool)
             self._pools.add((organization_id, pool))
 
-    async def ensure_subscriber(self, organization_id: str, subscriber_id: str) -> str:
-        """The consumer that a subscriber reads; its name. Remembered, so that it is made again as well."""
+    async def make_subscriber(
+        self, durable: str, filter_subjects: Sequence[str], start_sequence: int
+    ) -> None:
+        """The consumer that a subscriber reads; `command_api.messaging.subscribers` says where it begins."""
         async with self._lock:
-            config = subscriber_consumer_config(organization_id, subscriber_id)
+            config = subscriber_consumer_config(durable, filter_subjects, start_sequence)
             await self._ensure_consumer(EVENTS_STREAM, config)
-            self._subscribers.add((organization_id, subscriber_id))
-            return str(config.name)
 
     async def repair(self) -> bool:
         """Make again what somebody deleted; true when anything was missing."""
         await self.ensure_streams()
-        there = await self._consumers_of(WORK_STREAM)
+        # By name: others may make consumers too, so their number tells nothing.
+        there = {info.name for info in await self.consumers_of(WORK_STREAM)}
         broken = sorted(pool for pool in self._pools if not there.issuperset(pool_durables(*pool)))
         if not broken:
             return False
@@ -212,7 +214,7 @@ class Topology:
         return True
 
     async def recreate_events(self, before_first: int) -> None:
-        """Begin EVENTS anew with the sequence after `before_first`, and every subscriber at its start.
+        """Begin EVENTS anew with the sequence after `before_first`, without consumers.
 
         Deleting the consumers along with the stream tells whoever waits on one that it is gone.
         """
@@ -221,19 +223,16 @@ class Topology:
                 await self.js.delete_stream(EVENTS_STREAM)
             await self.js.add_stream(events_config(self.events_max_bytes).evolve(first_seq=before_first + 1))
             logger.info("stream %s begun anew behind sequence %d", EVENTS_STREAM, before_first)
-            for organization_id, subscriber_id in sorted(self._subscribers):
-                config = subscriber_consumer_config(organization_id, subscriber_id)
-                await self._ensure_consumer(EVENTS_STREAM, config)
 
-    async def _consumers_of(self, stream: str) -> set[str]:
-        """By name: others may make consumers too, so their number tells nothing."""
-        names: set[str] = set()
-        while page := await self.js.consumers_info(stream, offset=len(names)):
-            found = {info.name for info in page} - names
-            names |= found
-            if not found:  # somebody deleted some meanwhile, so that pages overlap
+    async def consumers_of(self, stream: str) -> list[ConsumerInfo]:
+        """Every consumer of a stream, whoever made it."""
+        found: dict[str, ConsumerInfo] = {}
+        while page := await self.js.consumers_info(stream, offset=len(found)):
+            fresh = [info for info in page if info.name not in found]
+            found |= {info.name: info for info in fresh}
+            if not fresh:  # somebody deleted some meanwhile, so that pages overlap
                 break
-        return names
+        return list(found.values())
 
     async def _make_pool(self, organization_id: str, pool: str) -> None:
         for lane in LANES:

@@ -106,15 +106,17 @@ def agents_account(
     )
 
 
-def subscribers_account(nats: NatsSettings, operator_seed: str, *, issued_at: int) -> str:
-    """The JWT of the account of those who read events."""
+def subscribers_account(
+    nats: NatsSettings, operator_seed: str, *, issued_at: int, revoked: Mapping[str, int] | None = None
+) -> str:
+    """The JWT of the account of those who read events; `revoked` as for agents."""
     return account_jwt(
         operator_seed,
         nats.subscribers.account,
         name="subscribers",
         issued_at=issued_at,
         signing_key=_public(nats.subscribers),
-        body={"imports": _imports(nats, SUBSCRIBER_SERVICES)},
+        body={"imports": _imports(nats, SUBSCRIBER_SERVICES), "revocations": dict(revoked or {})},
     )
 
 

@@ -44,6 +44,19 @@ def telemetry_rights(user: str) -> Rights:
     return Rights(publish=(), subscribe=(subjects.telemetry_subject("*", "*"), f"{inbox_of(user)}.>"))
 
 
+def reading_rights(user: str) -> Rights:
+    """Of the API process, where it shows how far subscribers have read: it looks, and changes nothing."""
+    stream = subjects.EVENTS_STREAM
+    return Rights(
+        publish=(
+            f"$JS.API.STREAM.INFO.{stream}",
+            f"$JS.API.STREAM.MSG.GET.{stream}",
+            f"$JS.API.CONSUMER.INFO.{stream}.*",
+        ),
+        subscribe=(f"{inbox_of(user)}.>",),
+    )
+
+
 def subscriber_rights(organization_id: str, subscription_id: str) -> Rights:
     """Reads the one pull consumer of EVENTS that was made for it, and acknowledges what it read."""
     durable = subjects.subscriber_durable(organization_id, subscription_id)

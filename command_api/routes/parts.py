@@ -25,6 +25,7 @@ from command_api.objects import ObjectStore
 from command_api.rates import Rates
 from command_api.settings import ApiSettings
 from command_api.subscriptions.issuing import Subscriptions
+from command_api.subscriptions.stream import EventsStream
 from command_api.uploads import Uploads
 from projections.positions import ViewPositions
 from projections.reader import LogReader
@@ -53,6 +54,7 @@ class Parts:
     secrets: Secrets
     nodes: Nodes
     subscriptions: Subscriptions
+    events_stream: EventsStream
     rates: Rates
     attempts: LoginAttempts
     feed_slots: FeedSlots

@@ -3,16 +3,24 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from command_api.credentials.subscriptions import SubscriptionGoneRow
-from command_api.domain.errors import NotFound
+from command_api.domain.errors import Conflict, NotFound
 from command_api.problems import BadPosition
 from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import Asking, AskingOfRequest
 from command_api.routes.parts import Parts
 from command_api.routes.problem_docs import COMMAND, QUERY, problems
-from command_api.routes.reading import CursorParameter, Limit, MinPosition, Page, ReadingOfRequest, chosen
+from command_api.routes.reading import (
+    CursorParameter,
+    Limit,
+    MinPosition,
+    Page,
+    Reading,
+    ReadingOfRequest,
+    chosen,
+)
 from command_api.routes.showing import show
 from command_api.subscriptions.issuing import connection
 from projections.views import subscriptions as view
@@ -20,6 +28,7 @@ from projections.views.subscriptions import Subscriptions, SubscriptionView
 from schemas.commands import Command
 from schemas.commands.subscription import DeleteSubscription, DisableSubscription, EnableSubscription
 from schemas.ids import SubscriptionId
+from schemas.subjects import EVENTS_STREAM, subscriber_durable
 from schemas.subscriptions import (
     CreateSubscriptionBody,
     CredentialsBody,
@@ -48,6 +57,37 @@ class SubscriptionShown(SubscriptionView):
 
     connection: NatsConnection | None = None
     """Where a NATS subscriber reads."""
+
+
+class SubscriberReading(BaseModel):
+    """How far a NATS subscriber has read."""
+
+    acknowledged: int
+    """It has acknowledged everything up to this position; noted every few seconds."""
+    pending: int
+    """Events that it has not been given yet."""
+    unacknowledged: int
+    """Events that it was given and has not acknowledged."""
+    waiting: int
+    """Requests for events that are open right now: 0 when nobody reads."""
+
+
+class SubscriptionRead(SubscriptionShown):
+    """A subscription, and how far its subscriber is."""
+
+    reading: SubscriberReading | None = None
+    """Of kind nats; None while there is no consumer, which the orchestrator makes, or NATS is away."""
+
+
+class StreamCursor(BaseModel):
+    """Where a position lies in the stream."""
+
+    position: int
+    stream: str
+    sequence: int
+    """Of the first message behind the position; it may not be there yet."""
+    epoch: int
+    """Of the filling of the stream that the sequence belongs to."""
 
 
 class SubscriptionCommanded(SubscriptionShown):
@@ -162,19 +202,72 @@ async def list_subscriptions(
 @router.get(
     "/{subscription_id}",
     operation_id="event_subscriptions_get",
-    response_model=SubscriptionShown,
+    response_model=SubscriptionRead,
     responses=problems(*QUERY),
-    summary="Show a subscription, and where its subscriber reads",
+    summary="Show a subscription, where its subscriber reads, and how far it is",
 )
 async def get(
     subscription_id: SubscriptionId, reading: ReadingOfRequest, min_position: MinPosition = None
 ) -> Any:
+    found = await _found(subscription_id, reading, min_position)
+    return {**_shown(reading.parts, found), "reading": await _read(reading.parts, found)}
+
+
+async def _found(subscription_id: str, reading: Reading, min_position: int | None = None) -> SubscriptionView:
     await reading.fresh("subscriptions", min_position)
     async with reading.parts.pool.connection() as database:
         found = await view.get(database, reading.organization_id, subscription_id)
     if found is None:
         raise NotFound(f"subscription {subscription_id} does not exist")
-    return _shown(reading.parts, found)
+    return found
+
+
+async def _read(parts: Parts, found: SubscriptionView) -> SubscriberReading | None:
+    if found.kind != "nats":
+        return None
+    standing = await parts.events_stream.standing(subscriber_durable(found.organization_id, found.id))
+    if standing is None:
+        return None
+    async with parts.pool.connection() as database:
+        cursor = await database.execute(
+            "SELECT position FROM kinora_subscriber_cursors WHERE subscription_id = %s", (found.id,)
+        )
+        row = await cursor.fetchone()
+    acknowledged = found.after if row is None else int(row[0])
+    return SubscriberReading(
+        acknowledged=acknowledged,
+        pending=standing.pending,
+        unacknowledged=standing.unacknowledged,
+        waiting=standing.waiting,
+    )
+
+
+@router.get(
+    "/{subscription_id}/cursor",
+    operation_id="event_subscriptions_cursor",
+    response_model=StreamCursor,
+    responses=problems(*QUERY, 409),
+    summary="The stream sequence that stands behind a position",
+)
+async def cursor_of(
+    subscription_id: SubscriptionId,
+    reading: ReadingOfRequest,
+    position: Annotated[
+        int | None, Query(ge=0, le=2**62, description="A position of the log; its end when left out.")
+    ] = None,
+) -> StreamCursor:
+    found = await _found(subscription_id, reading)
+    if found.kind != "nats":
+        raise Conflict(
+            f"subscription {subscription_id} is a webhook, and reads no stream; positions are all it needs",
+            code="subscription_of_other_kind",
+        )
+    head = await reading.from_log()
+    position = head if position is None else position
+    if position > head:
+        raise BadPosition(f"position {position} is beyond the log's end {head}")
+    place = await reading.parts.events_stream.place(position)
+    return StreamCursor(position=position, stream=EVENTS_STREAM, sequence=place.sequence, epoch=place.epoch)
 
 
 @router.post(

@@ -19,7 +19,13 @@ from command_api.messaging.stream_places import place_after
 from command_api.messaging.topology import events_config
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, PostgresSettings
-from schemas.subjects import EPOCH_HEADER, EVENTS_STREAM, POSITION_HEADER
+from schemas.subjects import (
+    EPOCH_HEADER,
+    EVENTS_STREAM,
+    ORGANIZATION_EVENTS,
+    POSITION_HEADER,
+    subscriber_durable,
+)
 from tests.integration.messaging.relaying import (
     MAX_BYTES,
     Outside,
@@ -207,7 +213,8 @@ async def test_a_stream_of_an_earlier_epoch_is_not_gone_on_with(world: World, ou
 
 
 async def test_a_subscriber_goes_on_over_a_refill_by_its_position(world: World, outside: Outside) -> None:
-    durable = await outside.topology.ensure_subscriber(world.organization_id, "mirror")
+    durable = subscriber_durable(world.organization_id, "mirror")
+    subjects = [ORGANIZATION_EVENTS.format(organization_id=world.organization_id)]
     seen: list[int] = []
     epochs: set[str] = set()
 
@@ -216,6 +223,8 @@ async def test_a_subscriber_goes_on_over_a_refill_by_its_position(world: World, 
         while True:
             subscription = await outside.client.jetstream().pull_subscribe_bind(durable, stream=EVENTS_STREAM)
             try:
+                # It went with its stream, and the orchestrator makes it again.
+                await outside.topology.make_subscriber(durable, subjects, 1)
                 while True:
                     for message in await subscription.fetch(10, timeout=0.5):
                         headers = message.headers or {}

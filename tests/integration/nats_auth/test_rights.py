@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from command_api.messaging.connection import connect
 from command_api.messaging.topology import Topology
 from command_api.nats_auth.keys import new_seed, public_key
-from command_api.nats_auth.rights import telemetry_rights
+from command_api.nats_auth.rights import Rights, reading_rights, telemetry_rights
 from command_api.nats_auth.users import FreshCredentials, credentials_text, signed_subscriber
 from kinora.local.servers import EmbeddedServers
 from schemas import subjects
@@ -256,7 +256,11 @@ async def stage(nats: NatsSettings, nats_agent: AgentUser) -> AsyncIterator[Stag
         for organization_id, subscription_id in ((OURS, SUBSCRIPTION), (THEIRS, OTHER_SUBSCRIPTION)):
             for pool in ("default", "gpus"):
                 await topology.ensure_pool(organization_id, pool)
-            await topology.ensure_subscriber(organization_id, subscription_id)
+            await topology.make_subscriber(
+                subjects.subscriber_durable(organization_id, subscription_id),
+                subjects.subscription_subjects(organization_id, None, ()),
+                1,
+            )
         yield Stage(nats, nats_agent, control)
 
 
@@ -313,17 +317,37 @@ async def test_a_jwt_is_of_no_use_to_whoever_lacks_its_key(stage: Stage) -> None
     await client.close()
 
 
-async def test_the_api_s_own_connection_only_watches(stage: Stage) -> None:
-    async with connect(stage.nats, "api", rights=telemetry_rights) as client:
+@pytest.mark.parametrize(
+    ("rights", "asks", "hears"),
+    [
+        (telemetry_rights, set(), [subjects.telemetry_subject(OURS, JOB)]),
+        (
+            reading_rights,
+            {
+                "$JS.API.STREAM.INFO.EVENTS",
+                "$JS.API.STREAM.MSG.GET.EVENTS",
+                "$JS.API.CONSUMER.INFO.EVENTS.x",
+                f"$JS.API.CONSUMER.INFO.EVENTS.{READER}",
+                f"$JS.API.CONSUMER.INFO.EVENTS.{OTHER_READER}",
+            },
+            [],
+        ),
+    ],
+    ids=["telemetry", "reading"],
+)
+async def test_the_api_s_own_connections_only_look(
+    stage: Stage, rights: Callable[[str], Rights], asks: set[str], hears: list[str]
+) -> None:
+    async with connect(stage.nats, "api", rights=rights) as client:
         actor = Actor(client)
 
         async def note(error: Exception) -> None:
             actor.errors.append(str(error))
 
         client._error_cb = note
-        assert [subject for subject, _ in publish_rows() if await actor.may_publish(subject)] == []
+        assert {subject for subject, _ in publish_rows() if await actor.may_publish(subject)} == asks
         heard = [subject for subject, _ in subscribe_rows() if await actor.may_subscribe(subject)]
-        assert heard == [subjects.telemetry_subject(OURS, JOB)]
+        assert heard == hears
 
 
 async def test_an_agent_asks_reports_and_works(stage: Stage) -> None:
