@@ -53,6 +53,7 @@ from command_api.routes import (
     secrets,
     storage,
     subscriptions,
+    webhooks,
 )
 from command_api.routes.answers import AnswerHeaders
 from command_api.routes.middleware import BodyLimit, RequestStory
@@ -176,6 +177,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         projections,
         secrets,
         subscriptions,
+        webhooks,
         storage,
         health,
         problem_pages,

@@ -55,7 +55,7 @@ from command_api.nats_auth.users import ControlUser
 from command_api.objects import ObjectStore
 from command_api.settings import OrchestratorSettings
 from command_api.storage.schedule import Collections
-from command_api.storage.sweeps import ReportCursors, UploadSessions, row_sweeps
+from command_api.storage.sweeps import ReportCursors, UploadSessions, delivery_sweeps, row_sweeps
 from command_api.tables import ensure_tables
 from command_api.uploads import Uploads
 from command_api.webhooks.delivery import Webhooks
@@ -145,6 +145,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
                 UploadSessions(conninfo, store, settings.upload_idle_seconds),
                 ReportCursors(conninfo, follower),
                 *row_sweeps(conninfo),
+                *delivery_sweeps(conninfo, settings.webhooks.keep_days),
             ),
             every_seconds=settings.collect_every_seconds,
             grace_seconds=settings.collect_grace_seconds,

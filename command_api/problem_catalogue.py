@@ -48,6 +48,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "subscription_exists": "Use a new id.",
         "subscription_of_other_kind": "Only webhooks are signed and disabled; only nats has credentials.",
         "too_many_secrets": "Delete secrets that nobody uses any more.",
+        "too_many_redeliveries": "Wait until one is finished; GET …/delivery-state shows how far they are.",
         "too_many_subscriptions": "Delete subscriptions that nobody reads any more.",
         "agent_exists": "Use a new id.",
         "agent_revoked": "A revoked agent stays out for good: enrol the node as a new agent.",

@@ -100,3 +100,16 @@ class NatsCredentials(Message):
     expires_at: datetime
     credentials: str = Field(repr=False)
     """The content of a NATS credentials file (``.creds``): a JWT and the seed of its key."""
+
+
+class RedeliverBody(Message):
+    """POST /event-subscriptions/{id}/redeliver"""
+
+    from_position: int = Field(
+        ge=0,
+        le=2**62,
+        description="Of the first event to be delivered again; 0 for the beginning of the log.",
+    )
+    until_position: int | None = Field(
+        None, ge=0, le=2**62, description="Of the last one; the newest event when it is left out."
+    )

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from command_api.credentials.subscriptions import SubscriptionGoneRow
 from command_api.domain.errors import Conflict, NotFound
+from command_api.domain.webhook_addresses import check_url
 from command_api.problems import BadPosition
 from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import Asking, AskingOfRequest
@@ -23,6 +24,7 @@ from command_api.routes.reading import (
 )
 from command_api.routes.showing import show
 from command_api.subscriptions.issuing import connection
+from command_api.webhooks.target import check_target
 from projections.views import subscriptions as view
 from projections.views.subscriptions import Subscriptions, SubscriptionView
 from schemas.commands import Command
@@ -142,6 +144,9 @@ async def _commanded(asking: Asking, subscription_id: str) -> dict[str, Any]:
 )
 async def create(body: CreateSubscriptionBody, asking: AskingOfRequest) -> dict[str, Any]:
     parts = asking.parts
+    if body.url is not None:
+        check_url(body.url)
+        check_target(body.url, parts.settings.webhooks)
     after = await _after(parts, body)
     made = await parts.subscriptions.create(body, after, asking.context(body))
     asking.mark(made.outcome)

@@ -37,17 +37,19 @@ class RowSweep:
     conninfo: str
     table: LiteralString
     condition: LiteralString
+    values: tuple[float, ...] = ()
+    """Of the condition's placeholders."""
 
     async def count(self) -> int:
         statement = SQL("SELECT count(*) FROM {} WHERE {}").format(SQL(self.table), SQL(self.condition))
         async with await _connect(self.conninfo) as connection:
-            row = await (await connection.execute(statement)).fetchone()
+            row = await (await connection.execute(statement, self.values)).fetchone()
         return int(row[0]) if row else 0
 
     async def sweep(self) -> int:
         statement = SQL("DELETE FROM {} WHERE {}").format(SQL(self.table), SQL(self.condition))
         async with await _connect(self.conninfo) as connection:
-            return (await connection.execute(statement)).rowcount
+            return (await connection.execute(statement, self.values)).rowcount
 
 
 def row_sweeps(conninfo: str) -> tuple[RowSweep, ...]:
@@ -64,6 +66,19 @@ def row_sweeps(conninfo: str) -> tuple[RowSweep, ...]:
         RowSweep(
             "refresh_tokens", conninfo, "kinora_refresh_tokens", "expires_at < now() - interval '1 day'"
         ),
+    )
+
+
+def delivery_sweeps(conninfo: str, keep_days: float) -> tuple[RowSweep, ...]:
+    """Outcomes of webhooks' deliveries that nobody asks about any more; what waits is kept."""
+    return tuple(
+        RowSweep(
+            name, conninfo, table, "finished_at < now() - make_interval(secs => %s)", (keep_days * 86400,)
+        )
+        for name, table in (
+            ("webhook_deliveries", "kinora_webhook_deliveries"),
+            ("webhook_redeliveries", "kinora_webhook_redeliveries"),
+        )
     )
 
 

@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
+from command_api.eventlog.errors import LogTooNew
 from command_api.eventlog.log import EventLog
 from command_api.eventlog.reader import RawEvent
+from schemas.events import UnknownEventType
 from schemas.events import subscription as events
 from schemas.subscriptions import EventFilter
 
@@ -56,6 +60,7 @@ class Receivers:
 
         Raises:
             LogUnavailable: when the database does not answer.
+            LogTooNew: at an event that this release cannot read.
         """
         while self._seen < head:
             page = await asyncio.to_thread(self._log.read_all, self._seen, PAGE, TYPES)
@@ -64,7 +69,13 @@ class Receivers:
             self._seen = page[-1].position if len(page) == PAGE else max(self._seen, head)
 
     def _fold(self, raw: RawEvent) -> None:
-        recorded = raw.recorded()
+        try:
+            recorded = raw.recorded()
+        except (UnknownEventType, ValidationError) as error:
+            raise LogTooNew(
+                f"the {raw.type} of {raw.stream_id} at position {raw.position} cannot be read here:"
+                f" {str(error).splitlines()[0]}"
+            ) from error
         known = self._found.get(raw.stream_id)
         match recorded.event:
             case events.SubscriptionCreated(kind="webhook", url=str(url)) as created:

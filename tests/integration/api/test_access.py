@@ -54,6 +54,7 @@ IDS = {
     "agent_id": Prefix.AGENT,
     "event_id": Prefix.EVENT,
     "subscription_id": Prefix.SUBSCRIPTION,
+    "delivery_id": Prefix.DELIVERY,
 }
 
 
@@ -190,6 +191,7 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
     )
     webhook = {"name": "chat", "kind": "webhook", "url": "https://hooks.example.org/kinora"}
     subscription = (await ada.post("/event-subscriptions", webhook)).json()
+    delivery = (await ada.post(f"/event-subscriptions/{subscription['id']}/test")).json()
     ids = {
         "dataset_id": inputs.dataset_id,
         "model_id": inputs.model_id,
@@ -197,6 +199,7 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
         "agent_id": agent["id"],
         "event_id": event["id"],
         "subscription_id": subscription["id"],
+        "delivery_id": delivery["id"],
         "name": "ada-s",
     }
     bodies = {
@@ -204,6 +207,7 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
         "CredentialsBody": {},
         "DisableSubscriptionBody": {},
         "EnrolmentTokenBody": {},
+        "RedeliverBody": {"from_position": 0},
         "RevokeAgentBody": {},
         "RotateSecretBody": {},
         "StopJobBody": {},
