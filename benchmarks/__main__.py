@@ -10,6 +10,7 @@ BENCHMARKS = {
     "append": ("commands and imported events per second, against the stock recorder", ()),
     "api": ("job submissions and reads by 20 concurrent clients", ()),
     "latency": ("from a committed command to the frame at a WebSocket client", ()),
+    "refill": ("a lost stream filled again from the log", ()),
     "engine": (
         "step time and memory against a plain training loop",
         ("torch", "transformers", "peft", "bitsandbytes"),
@@ -17,7 +18,7 @@ BENCHMARKS = {
     "soak": ("a stream of tiny jobs under random kills", ()),
 }
 
-QUICK = ("append",)
+QUICK = ("append", "refill")
 
 
 def main() -> int:
@@ -29,6 +30,8 @@ def main() -> int:
         command.add_argument("--json", action="store_true", help="one JSON object as the last line")
         if name in QUICK:
             command.add_argument("--quick", action="store_true", help="in seconds, roughly")
+        if name == "refill":
+            command.add_argument("--events", type=int, default=None, help="in the log (default 1,000,000)")
         if name == "soak":
             command.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")
             command.add_argument("--seed", type=int, default=None, help="repeat the same kills")

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +94,12 @@ class ControlPlane:
 
 @asynccontextmanager
 async def control_plane(
-    folder: Path, changes: Mapping[Role, Mapping[str, object]] | None = None
+    folder: Path,
+    changes: Mapping[Role, Mapping[str, object]] | None = None,
+    *,
+    roles: Collection[Role] = ("api", "projections", "orchestrator"),
 ) -> AsyncIterator[ControlPlane]:
-    """Run API, orchestrator and projections on a data folder, with other settings where `changes` say so."""
+    """Run `roles` on a data folder, with other settings where `changes` say so."""
     async with EmbeddedServers(folder) as servers:
         standard: dict[Role, Message] = {
             "api": api_settings(servers),
@@ -105,7 +108,8 @@ async def control_plane(
         }
         running: list[Child] = []
         try:
-            for role, settings in standard.items():
+            for role in roles:
+                settings = standard[role]
                 changed = settings.model_copy(update=dict((changes or {}).get(role, {})))
                 running.append(await _started(servers, role, changed))
             yield ControlPlane(servers, api_settings(servers).public_url)

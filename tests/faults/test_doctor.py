@@ -68,3 +68,20 @@ def test_each_of_several_faults_is_found_and_explained(service: Service, registe
     assert "agent.log" in found["agent health"]["remedy"]
     assert all(each["remedy"] for each in found.values())
     wait_until(lambda: not findings(service), seconds=60, what="a doctor who finds nothing wrong")
+
+
+def test_a_read_model_that_differs_from_the_log_is_found_until_it_is_rebuilt(
+    service: Service, registered: Registered
+) -> None:
+    text = (service.home / "run" / "orchestrator.settings.json").read_text()
+    settings = OrchestratorSettings.model_validate_json(text)
+    with psycopg.connect(settings.postgres.conninfo(), autocommit=True) as connection:
+        connection.execute(
+            "UPDATE view_datasets.datasets SET status = 'rejected' WHERE id = %s", [registered.dataset_id]
+        )
+    found = wait_until(lambda: findings(service).get("auditor"), seconds=90, what="the auditor's finding")
+    assert registered.dataset_id in found["detail"]
+    assert "datasets differs in status" in found["detail"]
+    assert found["remedy"] == "kinora projections rebuild datasets"
+    service.cli("projections", "rebuild", "datasets")
+    wait_until(lambda: not findings(service), seconds=90, what="a doctor who finds nothing wrong")
