@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Generic, LiteralString, TypeVar
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from projections.errors import MissingRow
 from projections.view import Census, Row, Table, active_schema
+from schemas.base import trusted
 from schemas.envelope import Recorded
 
 Cursor = tuple[datetime, str]
@@ -72,12 +73,16 @@ def document_table(name: LiteralString) -> Table:
 
 def evolve(before: D, recorded: Recorded, **changes: Any) -> D:
     """`before` with `changes` and the marks of this event."""
-    marks = {
-        "updated_at": recorded.metadata.recorded_at,
-        "version": recorded.version,
-        "last_position": recorded.position,
-    }
-    return before.model_copy(update=marks | changes)
+    values = before.__dict__ | changes
+    values["updated_at"] = recorded.metadata.recorded_at
+    values["version"] = recorded.version
+    values["last_position"] = recorded.position
+    return trusted(type(before), values, _set_with(before, changes))
+
+
+def _set_with(before: Document, changes: dict[str, Any]) -> Set[str]:
+    known = before.model_fields_set
+    return known if changes.keys() <= known else known | changes.keys()
 
 
 def beginning(recorded: Recorded) -> dict[str, Any]:

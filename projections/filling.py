@@ -124,6 +124,8 @@ def fill_slice(
 ) -> None:
     """Fold a slice of the log, up to position `until`, into views' next tables, in one transaction."""
     with connection.transaction():
+        # It folds between two fetches, and for as long as that takes on a busy machine.
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = '5min'")
         try:
             with connection.transaction():
                 fillings = _fold(connection, targets, until, part)
@@ -131,7 +133,7 @@ def fill_slice(
                     for table, rows in filling.rows.items():
                         _copy(connection, filling.target.view, table, rows)
         except Exception as error:
-            if not is_events_fault(error):
+            if connection.closed or not is_events_fault(error):
                 raise
             log.warning("rebuild.slice_failed", slice=part.number, reason=str(error))
             fillings = _fold(connection, targets, until, part, singly=True)

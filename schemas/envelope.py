@@ -8,12 +8,15 @@ back, with its place.
 
 import json
 import re
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Self
+from functools import cache, reduce
+from operator import or_
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError, create_model
 
-from schemas.base import Message
+from schemas.base import Message, trusted
 from schemas.events import REGISTRY, Event
 from schemas.ids import EventId, StreamId
 
@@ -43,6 +46,9 @@ class Metadata(Message):
     """W3C trace context of the request."""
 
 
+_METADATA = frozenset(Metadata.model_fields)
+
+
 class Envelope(Message):
     """One event as it is stored: the attributes of CloudEvents 1.0, our extensions, the payload as `data`.
 
@@ -70,16 +76,17 @@ class Envelope(Message):
 
     @property
     def metadata(self) -> Metadata:
-        return Metadata(
-            event_id=self.id,
-            recorded_at=self.time,
-            organization_id=self.organization,
-            workspace_id=self.workspace,
-            actor=self.actor,
-            correlation_id=self.correlationid,
-            causation_id=self.causationid,
-            traceparent=self.traceparent,
-        )
+        values = {
+            "event_id": self.id,
+            "recorded_at": self.time,
+            "organization_id": self.organization,
+            "workspace_id": self.workspace,
+            "actor": self.actor,
+            "correlation_id": self.correlationid,
+            "causation_id": self.causationid,
+            "traceparent": self.traceparent,
+        }
+        return trusted(Metadata, values, _METADATA)
 
     def event(self) -> Event:
         """What `data` means today.
@@ -128,31 +135,45 @@ def envelope_fields(stream_id: str, version: int, metadata: Metadata, event: Eve
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class Recorded(Message):
+@dataclass(frozen=True, slots=True)
+class Recorded:
     """An event of the log, decoded and upcast, with its position."""
 
-    position: int = Field(ge=1)
-    stream_id: StreamId
+    position: int
+    stream_id: str
     version: int
     metadata: Metadata
     event: Event
 
     @classmethod
-    def from_state(cls, position: int, state: bytes) -> Self:
+    def from_state(cls, position: int, state: bytes) -> "Recorded":
         """Decode the stored bytes of an event.
 
         Raises:
             UnknownEventType: when no version of the type is registered.
             pydantic.ValidationError: when the payload does not fit its type.
         """
-        envelope = Envelope.model_validate_json(state)
-        return cls(
-            position=position,
-            stream_id=envelope.subject,
-            version=envelope.streamversion,
-            metadata=envelope.metadata,
-            event=envelope.event(),
-        )
+        try:
+            envelope = _of_today().validate_json(state)
+            event: Event = envelope.data
+        except ValidationError:
+            # An older version, or something that is wrong: this way says what.
+            envelope = Envelope.model_validate_json(state)
+            event = envelope.event()
+        return cls(position, envelope.subject, envelope.streamversion, envelope.metadata, event)
+
+
+@cache
+def _of_today() -> TypeAdapter[Any]:
+    """Envelope and payload of today's versions in one pass over the bytes: half the time of one by one."""
+    kinds: list[Any] = [_envelope_of(event) for event in REGISTRY.types]
+    union: Any = reduce(or_, kinds)
+    return TypeAdapter(Annotated[union, Field(discriminator="type")])
+
+
+def _envelope_of(event: type[Event]) -> type[Envelope]:
+    fields: dict[str, Any] = {"type": (Literal[versioned_type(event)], ...), "data": (event, ...)}
+    return create_model(event.__name__, __base__=Envelope, **fields)
 
 
 def source_of(log_id: str) -> str:

@@ -345,7 +345,7 @@ class Teller:
             self._versions[stream_id] += 1
             metadata = metadata_at(BEGINNING + timedelta(seconds=self.position), organization_id)
             told.append(
-                Recorded.model_construct(
+                Recorded(
                     position=self.position,
                     stream_id=stream_id,
                     version=self._versions[stream_id],
