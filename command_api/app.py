@@ -14,6 +14,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from command_api import problems
 from command_api.auth.accounts import Accounts
 from command_api.auth.attempts import LoginAttempts
+from command_api.auth.erased import ErasedUsers
+from command_api.auth.erasure import Erasure
 from command_api.auth.nodes import Nodes
 from command_api.auth.tokens import AccessTokens
 from command_api.credentials.secrets import SecretKey, Secrets
@@ -53,6 +55,7 @@ from command_api.routes import (
     secrets,
     storage,
     subscriptions,
+    users,
     webhooks,
 )
 from command_api.routes.answers import AnswerHeaders
@@ -179,6 +182,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         subscriptions,
         webhooks,
         storage,
+        users,
         health,
         problem_pages,
     ):
@@ -205,8 +209,10 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
         await store.ensure_bucket()
         credentials = Credentials.from_secrets(pool, settings.secrets)
         bus = await stack.enter_async_context(CommandBus(log, HANDLERS))
-        reader, tokens = LogReader(pool), AccessTokens.from_settings(settings)
+        reader = LogReader(pool)
         tail = await stack.enter_async_context(LogTail(conninfo, keep_bytes=_TAIL_BYTES))
+        erased = await stack.enter_async_context(ErasedUsers(reader, tail))
+        tokens = AccessTokens.from_settings(settings, erased)
         telemetry = await stack.enter_async_context(TelemetryHub(settings.nats))
         rights = await stack.enter_async_context(Rights(pool, SCOPE))
         uploads = await stack.enter_async_context(
@@ -228,6 +234,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
             index_key=index_key,
             tokens=tokens,
             accounts=Accounts(bus, credentials, tokens, refresh_token_seconds=settings.refresh_token_seconds),
+            erasure=Erasure(bus, credentials, pool, erased),
             nodes=Nodes(bus, credentials, settings.nats),
             rates=rates,
             attempts=LoginAttempts(rates),

@@ -47,6 +47,8 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     409: {
         "subscription_exists": "Use a new id.",
         "subscription_of_other_kind": "Only webhooks are signed and disabled; only nats has credentials.",
+        "last_operator": "Erase the other persons first: an installation in use needs its operator.",
+        "sole_owner": "Make another member an owner of the organization first.",
         "too_many_secrets": "Delete secrets that nobody uses any more.",
         "too_many_redeliveries": "Wait until one is finished; GET …/delivery-state shows how far they are.",
         "too_many_subscriptions": "Delete subscriptions that nobody reads any more.",
@@ -109,6 +111,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "frames_exceed_clip": "Ask for fewer frames, or leave the shortest clip out.",
         "hash_mismatch": "The named file differs from its declaration: send it again, or register anew.",
         "hub_off": "Import by URL, or upload: this installation reaches no model hub.",
+        "not_confirmed": "Repeat the id in `confirm`.",
         "idempotency_key_reused": "Use a new key: this one belongs to another request.",
         "import_too_large": "Import less at once, or have the operator raise imports.max_bytes.",
         "invalid": "Correct the fields named in `errors`.",

@@ -116,12 +116,17 @@ _words(
     ),
 )
 _words(
+    identity.UserErased,
+    lambda e: f"A person was forgotten at the request of {e.requested_by}: their key is destroyed.",
+)
+_words(
     identity.OrganizationCreated,
     lambda e: "A personal organization began." if e.personal else "An organization began.",
 )
 _words(identity.WorkspaceCreated, lambda e: f"Workspace “{e.name}” began.")
 _words(identity.MemberAdded, lambda e: f"{e.user_id} became a member as {e.role}.")
 
+_words(identity.MemberRemoved, lambda e: f"{e.user_id} is no member any more, because they were {e.reason}.")
 _words(identity.SecretStored, lambda e: f"Secret “{e.name}” ({e.kind}) was stored; its value is in no event.")
 _words(identity.SecretDeleted, lambda e: f"Secret “{e.name}” was deleted.")
 

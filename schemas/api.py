@@ -58,6 +58,12 @@ class LoginBody(Message):
     password: str = Field(min_length=1, max_length=1024)
 
 
+class EraseBody(Message):
+    """The person's id once more: what is erased cannot be brought back."""
+
+    confirm: str = Field(max_length=64)
+
+
 class RefreshBody(Message):
     """POST /auth/refresh"""
 

@@ -1,7 +1,7 @@
 """Access tokens: JWTs signed with Ed25519, short-lived, and carrying the organization they speak for."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
@@ -58,6 +58,7 @@ class AccessTokens:
         *,
         seconds: int,
         former_public_keys_pem: Iterable[str] = (),
+        erased: Container[str] = frozenset(),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         key = load_pem_private_key(private_key_pem.encode(), password=None)
@@ -72,15 +73,18 @@ class AccessTokens:
             if not isinstance(former, Ed25519PublicKey):
                 raise TypeError(f"former_token_public_keys_pem holds a {type(former).__name__}, not Ed25519")
             self._public[_key_id(former)] = former
+        self._erased = erased
         self._clock = clock
 
     @classmethod
-    def from_settings(cls, settings: ApiSettings) -> Self:
+    def from_settings(cls, settings: ApiSettings, erased: Container[str] = frozenset()) -> Self:
+        """`erased`: persons whose tokens are worth nothing, whatever they say."""
         pem = settings.secrets.token_private_key_pem.get_secret_value()
         return cls(
             pem,
             seconds=settings.access_token_seconds,
             former_public_keys_pem=settings.secrets.former_token_public_keys_pem,
+            erased=erased,
         )
 
     def issue(self, principal: Principal) -> str:
@@ -140,6 +144,8 @@ class AccessTokens:
             raise TokenInvalid("the access token is of the future; set the clocks of the service's machines")
         if principal.expires_at <= now:
             raise TokenExpired("the access token has expired; refresh it and repeat the request")
+        if principal.user_id in self._erased:
+            raise TokenInvalid("the access token's owner was erased")
         return principal
 
 

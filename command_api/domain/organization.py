@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
 from command_api.domain.errors import Conflict, ImpossibleHistory, NotFound
-from schemas.commands.identity import CreateOrganization, DeleteSecret, StoreSecret
+from schemas.commands.identity import CreateOrganization, DeleteSecret, RemoveMember, StoreSecret
 from schemas.events import Event
 from schemas.events.identity import (
     MemberAdded,
+    MemberRemoved,
     OrganizationCreated,
     Role,
     SecretDeleted,
@@ -41,13 +42,15 @@ class Active:
 State: TypeAlias = Absent | Active
 INITIAL: State = Absent()
 
-OrganizationCommand: TypeAlias = CreateOrganization | StoreSecret | DeleteSecret
+OrganizationCommand: TypeAlias = CreateOrganization | RemoveMember | StoreSecret | DeleteSecret
 
 
 def decide(state: State, command: OrganizationCommand) -> list[Event]:
     match command:
         case CreateOrganization():
             return _create(state, command)
+        case RemoveMember():
+            return _remove_member(state, command)
         case StoreSecret():
             return _store_secret(state, command)
         case DeleteSecret():
@@ -83,12 +86,29 @@ def evolve(state: State, event: Event) -> State:
             return replace(state, workspaces=(*workspaces, (workspace_id, name)))
         case Active(members=members), MemberAdded(user_id=user_id, role=role):
             return replace(state, members=(*members, (user_id, role)))
+        case Active(members=members), MemberRemoved(user_id=user_id):
+            return replace(state, members=tuple(each for each in members if each[0] != user_id))
         case Active(secrets=secrets), SecretStored(workspace_id=workspace_id, name=name):
             return replace(state, secrets=secrets | {(workspace_id, name)})
         case Active(secrets=secrets), SecretDeleted(workspace_id=workspace_id, name=name):
             return replace(state, secrets=secrets - {(workspace_id, name)})
         case _:
             raise ImpossibleHistory(state, event)
+
+
+def _remove_member(state: State, command: RemoveMember) -> list[Event]:
+    if isinstance(state, Absent):
+        raise NotFound(f"organization {command.organization_id} does not exist")
+    others = [role for user_id, role in state.members if user_id != command.user_id]
+    if len(others) == len(state.members):
+        return []
+    if others and "owner" not in others:
+        raise Conflict(
+            f"{command.user_id} is the only owner of {command.organization_id}, which has {len(others)} other"
+            " members; make one of them an owner first",
+            code="sole_owner",
+        )
+    return [MemberRemoved(user_id=command.user_id, reason=command.reason)]
 
 
 def _store_secret(state: State, command: StoreSecret) -> list[Event]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
 from command_api.domain.errors import Conflict, ImpossibleHistory, NotFound
-from schemas.commands.identity import RecordLogin, RegisterUser, RevokeTokenFamily
+from schemas.commands.identity import EraseUser, RecordLogin, RegisterUser, RevokeTokenFamily
 from schemas.events import Event
-from schemas.events.identity import TokenFamilyRevoked, UserLoggedIn, UserRegistered
+from schemas.events.identity import TokenFamilyRevoked, UserErased, UserLoggedIn, UserRegistered
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,15 @@ class Registered:
     revoked_families: frozenset[str] = frozenset()
 
 
-State: TypeAlias = Absent | Registered
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """A person who was forgotten. The id stays taken, so that nobody is mistaken for them."""
+
+
+State: TypeAlias = Absent | Registered | Erased
 INITIAL: State = Absent()
 
-UserCommand: TypeAlias = RegisterUser | RecordLogin | RevokeTokenFamily
+UserCommand: TypeAlias = RegisterUser | RecordLogin | RevokeTokenFamily | EraseUser
 
 
 def decide(state: State, command: UserCommand) -> list[Event]:
@@ -39,6 +44,11 @@ def decide(state: State, command: UserCommand) -> list[Event]:
             if family_id in _registered(state, command.user_id).revoked_families:
                 return []
             return [TokenFamilyRevoked(family_id=family_id, reason=reason)]
+        case EraseUser():
+            if isinstance(state, Erased):
+                return []
+            _registered(state, command.user_id)
+            return [UserErased(requested_by=command.requested_by)]
         case _:
             assert_never(command)
 
@@ -51,6 +61,8 @@ def evolve(state: State, event: Event) -> State:
             return state
         case Registered(revoked_families=families), TokenFamilyRevoked(family_id=family_id):
             return replace(state, revoked_families=families | {family_id})
+        case Registered(), UserErased():
+            return Erased()
         case _:
             raise ImpossibleHistory(state, event)
 
@@ -64,13 +76,13 @@ def _register(state: State, command: RegisterUser) -> list[Event]:
             return [registration]
         case Registered(registration=known) if known == registration:
             return []
-        case Registered():
+        case Registered() | Erased():
             raise Conflict(f"user {command.user_id} is registered already; use a new id", code="user_exists")
         case _:
             assert_never(state)
 
 
 def _registered(state: State, user_id: str) -> Registered:
-    if isinstance(state, Absent):
+    if not isinstance(state, Registered):
         raise NotFound(f"user {user_id} does not exist; sign up first")
     return state

@@ -16,8 +16,10 @@ from schemas.commands import Command
 from schemas.commands.identity import (
     CreateOrganization,
     DeleteSecret,
+    EraseUser,
     RecordLogin,
     RegisterUser,
+    RemoveMember,
     RevokeTokenFamily,
     SignUp,
     StoreSecret,
@@ -45,13 +47,25 @@ def sign_up(command: SignUp, _context: Context, streams: Streams) -> Changes:
     ]
 
 
+def erase_user(command: EraseUser, _context: Context, streams: Streams) -> Changes:
+    """Everywhere or nowhere. The key and all rows go in the same transaction (`ErasureRow`)."""
+    person = streams.load(command.user_id)
+    changes = [StreamEvents(command.user_id, person.version, user.decide(person.state, command))]
+    for organization_id in command.organization_ids:
+        home = streams.load(organization_id)
+        leave = RemoveMember(organization_id=organization_id, user_id=command.user_id, reason="erased")
+        changes.append(StreamEvents(organization_id, home.version, organization.decide(home.state, leave)))
+    return changes
+
+
 HANDLERS: Mapping[type[Command], Handler] = {
     SignUp: sign_up,
+    EraseUser: erase_user,
     RegisterUser: single_aggregate(user.decide, lambda command: command.user_id),
     RecordLogin: single_aggregate(user.decide, lambda command: command.user_id),
     RevokeTokenFamily: single_aggregate(user.decide, lambda command: command.user_id),
     **{
         command: single_aggregate(organization.decide, lambda command: command.organization_id)
-        for command in (CreateOrganization, StoreSecret, DeleteSecret)
+        for command in (CreateOrganization, RemoveMember, StoreSecret, DeleteSecret)
     },
 }

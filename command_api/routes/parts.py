@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 from command_api.auth.accounts import Accounts
 from command_api.auth.attempts import LoginAttempts
+from command_api.auth.erasure import Erasure
 from command_api.auth.nodes import Nodes
 from command_api.auth.tokens import AccessTokens
 from command_api.credentials.secrets import Secrets
@@ -51,6 +52,7 @@ class Parts:
     index_key: bytes
     tokens: AccessTokens
     accounts: Accounts
+    erasure: Erasure
     secrets: Secrets
     nodes: Nodes
     subscriptions: Subscriptions

@@ -53,6 +53,24 @@ class RevokeTokenFamily(Command):
     reason: Literal["reuse_detected", "logout"]
 
 
+class EraseUser(Command):
+    """Forget a person for good, in every organization that they belong to."""
+
+    TYPE: ClassVar[str] = "erase_user"
+    user_id: UserId
+    organization_ids: tuple[OrganizationId, ...]
+    requested_by: UserId
+
+
+class RemoveMember(Command):
+    """End a membership; somebody who is none changes nothing."""
+
+    TYPE: ClassVar[str] = "remove_member"
+    organization_id: OrganizationId
+    user_id: UserId
+    reason: Literal["erased"]
+
+
 class StoreSecret(Command):
     """Keep or replace a credential; its value travels beside the command, encrypted."""
 

@@ -35,6 +35,15 @@ class TokenFamilyRevoked(Event):
 
 
 @REGISTRY.register
+class UserErased(Event):
+    """A person's key was destroyed: whatever the log holds of them personally is noise from here on."""
+
+    TYPE: ClassVar[str] = "kinora.user.erased"
+    requested_by: UserId
+    """Themselves, or an operator of the installation."""
+
+
+@REGISTRY.register
 class OrganizationCreated(Event):
     """An organization began; a personal one at sign-up."""
 
@@ -59,6 +68,15 @@ class MemberAdded(Event):
     TYPE: ClassVar[str] = "kinora.organization.member_added"
     user_id: UserId
     role: Role
+
+
+@REGISTRY.register
+class MemberRemoved(Event):
+    """A user is no member any more."""
+
+    TYPE: ClassVar[str] = "kinora.organization.member_removed"
+    user_id: UserId
+    reason: Literal["erased"]
 
 
 @REGISTRY.register

@@ -152,6 +152,28 @@ def person(_: Life) -> Story:
     )
 
 
+def erased_person(_: Life) -> Story:
+    place = {"user_id": s.USER, "organization_id": s.ORGANIZATION, "workspace_id": s.WORKSPACE}
+    erase = identity.EraseUser(
+        user_id=s.USER, organization_ids=(s.ORGANIZATION,), requested_by=s.identifier("usr", 2)
+    )
+    yield erase
+    yield identity.SignUp(**place, username_ciphertext="bm9ib2R5", email_ciphertext="bm93aGVyZQ==")
+    yield identity.RecordLogin(user_id=s.USER)
+    yield erase
+    yield erase
+    yield identity.RecordLogin(user_id=s.USER)
+    yield identity.RevokeTokenFamily(user_id=s.USER, family_id="family_1", reason="logout")
+    yield identity.RegisterUser(user_id=s.USER, username_ciphertext="Yg==", email_ciphertext="Yg==")
+    home = s.identifier("org", 2)
+    yield identity.CreateOrganization(
+        organization_id=home, workspace_id=s.identifier("ws", 2), owner_id=s.USER, personal=False
+    )
+    leave = identity.RemoveMember(organization_id=home, user_id=s.USER, reason="erased")
+    yield leave
+    yield leave
+
+
 def node(_: Life) -> Story:
     enroll = agents.EnrollAgent(agent_id=s.AGENT, name="jetson", pool="default")
     yield agents.MarkAgentOnline(agent_id=s.AGENT)
@@ -499,6 +521,7 @@ def _adapter(attempt: int) -> work.AdapterUploaded:
 STORIES: dict[str, Callable[[Life], Iterable[Command]]] = {
     "subscribers": subscribers,
     "person": person,
+    "erased_person": erased_person,
     "node": node,
     "dataset": dataset,
     "imported_dataset": imported_dataset,
