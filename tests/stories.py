@@ -304,6 +304,8 @@ EVERY_EVENT: list[Event] = [
     identity.MemberAdded(user_id=USER, role="owner"),
     identity.SecretStored(workspace_id=WORKSPACE, name="mirror", kind="token"),
     identity.SecretDeleted(workspace_id=WORKSPACE, name="mirror"),
+    identity.UserErased(requested_by=USER),
+    identity.MemberRemoved(user_id=USER, reason="erased"),
     *whole_agent(),
     agent.AgentLost(reason="lease_expired"),
     agent.AgentRevoked(reason="stolen"),

@@ -9,7 +9,8 @@ import structlog
 from psycopg_pool import PoolTimeout
 
 from command_api.messaging.together import end
-from projections.reader import LogReader, LogTail
+from projections.reader import LogReader
+from projections.tail import LogTail
 from schemas.events.identity import UserErased
 
 _log = structlog.get_logger(__name__)

@@ -25,11 +25,14 @@ READ = ("jobs:read", "datasets:read", "models:read", "agents:read", "events:read
 WRITE = (*READ, "jobs:write", "datasets:write", "models:write")
 ADMINISTER = (*WRITE, "models:deploy", "inference:run", "agents:manage", "org:admin")
 
+ERASE = "account:erase"
+"""Every person's own; never part of what a person lends to a program."""
+
 SCOPES: dict[Role, tuple[str, ...]] = {
-    "viewer": READ,
-    "member": WRITE,
-    "admin": ADMINISTER,
-    "owner": ADMINISTER,
+    "viewer": (*READ, ERASE),
+    "member": (*WRITE, ERASE),
+    "admin": (*ADMINISTER, ERASE),
+    "owner": (*ADMINISTER, ERASE),
 }
 """What each role may do."""
 

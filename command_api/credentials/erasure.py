@@ -20,6 +20,11 @@ _STATEMENTS: tuple[str, ...] = (
              WHERE user_id = %(user_id)s AND kind = 'username'
         )
     """,
+    # What receivers answered to events of theirs. What is due is still delivered: it says nothing of them.
+    """
+    DELETE FROM kinora_webhook_deliveries AS delivery USING kinora_events AS event
+     WHERE event.event_id = delivery.event_id AND event.actor = %(user_id)s AND delivery.status <> 'pending'
+    """,
     "DELETE FROM kinora_unique_names WHERE user_id = %(user_id)s",
     "DELETE FROM kinora_passwords WHERE user_id = %(user_id)s",
     "DELETE FROM kinora_refresh_families WHERE user_id = %(user_id)s",

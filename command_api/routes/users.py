@@ -5,8 +5,9 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from command_api.auth.tokens import ERASE
 from command_api.domain.errors import Invalid
-from command_api.routes.calling import ClosedRoute
+from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.problem_docs import COMMAND, problems
 from schemas.api import EraseBody
@@ -25,6 +26,7 @@ class Erased(BaseModel):
 
 @router.post(
     "/{user_id}/erase",
+    dependencies=[needs(ERASE)],
     operation_id="users_erase",
     response_model=Erased,
     responses=problems(*COMMAND),

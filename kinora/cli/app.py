@@ -10,6 +10,7 @@ from kinora.cli.demo import demo
 from kinora.cli.doctor import doctor
 from kinora.cli.nats import nats_setup
 from kinora.cli.up import up
+from kinora.cli.users import app as users
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +43,7 @@ app.add_typer(agents.app, name="agents")
 app.add_typer(events.app, name="events")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(storage.app, name="storage")
+app.add_typer(users, name="users")
 app.command()(doctor)
 app.command()(nats_setup)
 app.add_typer(backup.app, name="backup")

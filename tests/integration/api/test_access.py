@@ -55,6 +55,7 @@ IDS = {
     "event_id": Prefix.EVENT,
     "subscription_id": Prefix.SUBSCRIPTION,
     "delivery_id": Prefix.DELIVERY,
+    "user_id": Prefix.USER,
 }
 
 
@@ -201,6 +202,7 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
         "subscription_id": subscription["id"],
         "delivery_id": delivery["id"],
         "name": "ada-s",
+        "user_id": ada.user_id,
     }
     bodies = {
         "CompleteUploadBody": {"upload_id": inputs.dataset_upload_id, "files": []},
@@ -208,6 +210,7 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
         "DisableSubscriptionBody": {},
         "EnrolmentTokenBody": {},
         "RedeliverBody": {"from_position": 0},
+        "EraseBody": {"confirm": ada.user_id},
         "RevokeAgentBody": {},
         "RotateSecretBody": {},
         "StopJobBody": {},

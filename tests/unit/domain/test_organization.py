@@ -1,8 +1,9 @@
 from command_api.domain.aggregates import AGGREGATES
 from command_api.domain.organization import MOST_SECRETS, Active
-from schemas.commands.identity import CreateOrganization, DeleteSecret, StoreSecret
+from schemas.commands.identity import CreateOrganization, DeleteSecret, RemoveMember, StoreSecret
 from schemas.events.identity import (
     MemberAdded,
+    MemberRemoved,
     OrganizationCreated,
     SecretDeleted,
     SecretStored,
@@ -68,3 +69,18 @@ def test_nobody_stores_secrets_in_a_workspace_of_others() -> None:
     )
     organization.given(*BEGUN).when(elsewhere).then_refused("not_found")
     organization.given().when(elsewhere).then_refused("not_found")
+
+
+def test_a_member_leaves_unless_others_would_be_left_without_an_owner() -> None:
+    other = identifier("usr", 2)
+    leave = RemoveMember(organization_id=ORGANIZATION, user_id=USER, reason="erased")
+    left = MemberRemoved(user_id=USER, reason="erased")
+    organization.given(*BEGUN).when(leave).then(left)
+    organization.given(*BEGUN, left).when(leave).then_nothing()
+    organization.given(*BEGUN, MemberAdded(user_id=other, role="owner")).when(leave).then(left)
+    organization.given(*BEGUN, MemberAdded(user_id=other, role="admin")).when(leave).then_refused(
+        "sole_owner"
+    )
+    stranger = leave.model_copy(update={"user_id": other})
+    organization.given(*BEGUN).when(stranger).then_nothing()
+    organization.given().when(leave).then_refused("not_found")

@@ -1,6 +1,6 @@
 from command_api.domain.aggregates import AGGREGATES
-from schemas.commands.identity import RecordLogin, RegisterUser, RevokeTokenFamily
-from schemas.events.identity import TokenFamilyRevoked, UserLoggedIn, UserRegistered
+from schemas.commands.identity import EraseUser, RecordLogin, RegisterUser, RevokeTokenFamily
+from schemas.events.identity import TokenFamilyRevoked, UserErased, UserLoggedIn, UserRegistered
 from schemas.ids import Prefix
 from tests.unit.domain.samples import USER
 from tests.unit.domain.spec import Spec
@@ -30,6 +30,17 @@ def test_every_login_is_recorded() -> None:
 def test_a_token_family_is_revoked_once() -> None:
     user.given(REGISTERED).when(REVOKE).then(REVOKED)
     user.given(REGISTERED, REVOKED).when(REVOKE).then_nothing()
+
+
+def test_a_person_is_erased_once_and_never_comes_back() -> None:
+    erase = EraseUser(user_id=USER, organization_ids=(), requested_by=USER)
+    erased = UserErased(requested_by=USER)
+    user.given(REGISTERED, UserLoggedIn(), REVOKED).when(erase).then(erased)
+    user.given(REGISTERED, erased).when(erase).then_nothing()
+    user.given().when(erase).then_refused("not_found")
+    user.given(REGISTERED, erased).when(RecordLogin(user_id=USER)).then_refused("not_found")
+    user.given(REGISTERED, erased).when(REVOKE).then_refused("not_found")
+    user.given(REGISTERED, erased).when(REGISTER).then_refused("user_exists")
 
 
 def test_nobody_can_log_in_before_signing_up() -> None:

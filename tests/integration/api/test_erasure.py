@@ -1,0 +1,166 @@
+"""Forgetting a person: nothing of them can be read any more, and every proof of the log stays valid."""
+
+import asyncio
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from command_api.credentials.personal import PersonKey
+from tests.integration.api.running import PASSWORD, Account, Person, Visit
+from tests.integration.api.stories import register
+
+
+def canary() -> str:
+    return f"canary-{uuid4().hex[:12]}"
+
+
+async def sign_up(visit: Visit, name: str, key: str) -> Person:
+    stranger = await visit.client()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    answer = await stranger.post("/api/v1/auth/signup", json=body, headers={"Idempotency-Key": key})
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    return await visit.come_in(
+        Account(name, made["user_id"], made["organization_id"], made["workspace_id"], made["access_token"])
+    )
+
+
+async def erase(caller: Person, user_id: str, **headers: str) -> tuple[int, dict[str, str]]:
+    answer = await caller.post(f"/users/{user_id}/erase", {"confirm": user_id}, headers=headers)
+    return answer.status_code, answer.json()
+
+
+def everything(visit: Visit) -> dict[str, str]:
+    """Every table of the database, as text; bytes are decoded where they are text."""
+    found: dict[str, str] = {}
+    with psycopg.connect(visit.service.parts.settings.postgres.conninfo()) as connection:
+        tables = connection.execute(
+            "SELECT schemaname, tablename FROM pg_tables"
+            " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        ).fetchall()
+        for schema, table in tables:
+            query = sql.SQL("SELECT {}.* FROM {}").format(
+                sql.Identifier(table), sql.Identifier(schema, table)
+            )
+            rows = connection.execute(query).fetchall()
+            found[f"{schema}.{table}"] = "\n".join(
+                " ".join(
+                    each.decode("utf-8", "backslashreplace") if isinstance(each, bytes) else str(each)
+                    for each in row
+                )
+                for row in rows
+            )
+    return found
+
+
+def tables_with(visit: Visit, text: str) -> set[str]:
+    return {name for name, content in everything(visit).items() if text in content}
+
+
+async def stored_keys(visit: Visit, person: Person) -> list[str]:
+    async with visit.service.parts.pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT key FROM kinora_commands WHERE principal = %s", [person.user_id]
+        )
+        return [row[0] for row in await cursor.fetchall()]
+
+
+async def test_a_planted_canary_is_found_nowhere_and_the_log_is_what_it_was(
+    visit: Visit, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, key = canary(), canary()
+    ada = await sign_up(visit, name, f"signup-{key}")
+    await ada.post("/datasets", {"name": "mine", "files": []}, key=f"refused-{key}")
+    kept = await register(ada, "datasets", {"a": b"a"}, "hers")
+    await ada.delete(f"/datasets/{kept['id']}")
+    await ada.post(
+        "/models", {"name": "m", "files": [{"path": "a", "size_bytes": 1, "sha256": "ab" * 32}]}, key=key
+    )
+    assert (await ada.get("/users/me")).json()["username"] == name
+    assert tables_with(visit, key) == {"public.kinora_commands"}
+    before = await asyncio.to_thread(visit.service.parts.log.read_all, 0, 100_000)
+
+    status, answer = await erase(ada, ada.user_id)
+    assert (status, answer["status"]) == (200, "erased")
+
+    after = await asyncio.to_thread(visit.service.parts.log.read_all, 0, 100_000)
+    assert [row.state for row in after[: len(before)]] == [row.state for row in before]
+    assert [
+        row.type for row in after[len(before) :] if row.stream_id in (ada.user_id, ada.organization_id)
+    ] == [
+        "kinora.user.erased",
+        "kinora.organization.member_removed",
+    ]
+    for text in (name, key):
+        assert tables_with(visit, text) == set()
+    said = capfd.readouterr()
+    assert name not in said.out + said.err
+    # What is left of the person is an id, in the log and in what is folded from it.
+    left = tables_with(visit, ada.user_id)
+    assert {table for table in left if table.startswith("public.")} <= {
+        "public.kinora_events",
+        "public.kinora_commands",  # the streams that commands of others were about
+    }
+    assert not any(name.startswith("public.kinora_person") for name in left)
+
+
+async def test_ciphertext_stays_and_its_key_is_gone(visit: Visit) -> None:
+    ada = await visit.sign_up("ada")
+    parts = visit.service.parts
+    credentials = parts.erasure._credentials
+    key: PersonKey = await credentials.person_key(ada.user_id)
+    (registered, *_) = await asyncio.to_thread(parts.log.read_stream, ada.user_id)
+    ciphertext = registered.event.model_dump()["username_ciphertext"]
+    assert key.decrypt(ciphertext) == ada.username
+    assert (await erase(ada, ada.user_id))[0] == 200
+    with pytest.raises(Exception, match="has no key"):
+        await credentials.person_key(ada.user_id)
+    (still, *_) = await asyncio.to_thread(parts.log.read_stream, ada.user_id)
+    assert still == registered
+
+
+async def test_an_erased_person_is_a_stranger_at_once(visit: Visit) -> None:
+    ada = await visit.sign_up("ada")
+    assert (await erase(ada, ada.user_id))[0] == 200
+    for path in ("/users/me", "/datasets", "/events"):
+        answer = await ada.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (401, "token_invalid")
+    stranger = await visit.client()
+    body = {"username": ada.username, "password": PASSWORD}
+    assert (await stranger.post("/api/v1/auth/login", json=body)).status_code == 401
+    # The name is free again, for somebody else.
+    again = {"username": ada.username, "email": f"{ada.username}@example.org", "password": PASSWORD}
+    answer = await stranger.post("/api/v1/auth/signup", json=again)
+    assert answer.status_code == 201
+    assert answer.json()["user_id"] != ada.user_id
+
+
+async def test_an_operator_erases_others_and_a_repeat_gets_the_first_answer(
+    visit: Visit, operator: Person
+) -> None:
+    ada = await visit.sign_up("ada")
+    key = {"Idempotency-Key": uuid4().hex}
+    first = await operator.post(f"/users/{ada.user_id}/erase", {"confirm": ada.user_id}, headers=key)
+    again = await operator.post(f"/users/{ada.user_id}/erase", {"confirm": ada.user_id}, headers=key)
+    assert first.status_code == again.status_code == 200
+    assert again.headers["idempotent-replayed"] == "true"
+    assert first.headers["x-event-position"] == again.headers["x-event-position"]
+    once_more = await erase(operator, ada.user_id)
+    assert once_more[0] == 200
+
+
+async def test_who_may_not(visit: Visit, operator: Person, bob: Person) -> None:
+    ada = await visit.sign_up("ada")
+    assert (await erase(bob, ada.user_id))[0] == 404
+    assert (await ada.get("/users/me")).status_code == 200
+    nobody = "usr_" + "0" * 32
+    assert (await erase(operator, nobody))[0] == 404
+    status, problem = await erase(operator, operator.user_id)
+    assert (status, problem["code"]) == (409, "last_operator")
+    assert (await operator.get("/users/me")).status_code == 200
+    answer = await ada.post(f"/users/{ada.user_id}/erase", {"confirm": "yes"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "not_confirmed")
+    assert (await ada.get("/users/me")).status_code == 200
+    assert await stored_keys(visit, ada) == []
