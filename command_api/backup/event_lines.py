@@ -7,44 +7,11 @@ again.
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from command_api.backup.errors import BackupDamaged
+from command_api.eventlog.bulk import EventRow
 from schemas.envelope import public_bytes, split_type, stored_bytes
-from schemas.ids import id_uuid
-
-COLUMNS = (
-    "notification_id",
-    "originator_id",
-    "originator_version",
-    "topic",
-    "state",
-    "event_id",
-    "stream_id",
-    "organization_id",
-    "workspace_id",
-    "actor",
-    "correlation_id",
-    "causation_id",
-    "recorded_at",
-)
-TYPES = (
-    "int8",
-    "uuid",
-    "int8",
-    "text",
-    "bytea",
-    "text",
-    "text",
-    "text",
-    "text",
-    "text",
-    "text",
-    "text",
-    "timestamptz",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +34,8 @@ class EventLine:
     def version(self) -> int:
         return int(self.envelope["streamversion"])
 
-    def row(
-        self,
-    ) -> tuple[int, UUID, int, str, bytes, str, str, str | None, str | None, str, str, str, datetime]:
-        """The row of `kinora_events`, in the order of `COLUMNS`."""
-        envelope = self.envelope
-        return (
-            self.position,
-            id_uuid(self.stream_id),
-            self.version,
-            self.type,
-            self.state,
-            envelope["id"],
-            self.stream_id,
-            envelope.get("organization"),
-            envelope.get("workspace"),
-            envelope["actor"],
-            envelope["correlationid"],
-            envelope["causationid"],
-            datetime.fromisoformat(envelope["time"]),
-        )
+    def row(self) -> EventRow:
+        return EventRow.of(self.position, self.state, self.envelope)
 
 
 def encode(position: int, log_id: str, state: bytes) -> bytes:

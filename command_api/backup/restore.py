@@ -1,22 +1,23 @@
 """Makes an installation of a backup: rows in one transaction, under a new log id, and every object proven."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from command_api import tables
 from command_api.backup.errors import BackupDamaged, InstallationAway, NotEmpty
-from command_api.backup.event_lines import COLUMNS, TYPES
 from command_api.backup.folder import BackupFolder, object_path
 from command_api.backup.manifest import Manifest, Part
 from command_api.backup.parallel import in_parallel
 from command_api.backup.progress import Report, silent
 from command_api.backup.rows import part_lines
 from command_api.backup.verify import Checked, events_of
-from command_api.eventlog.tables import EVENTS
+from command_api.eventlog.bulk import LOCK, EventRow, import_rows
+from command_api.eventlog.errors import ImportRefused
 from command_api.objects import ObjectStore
 from schemas.ids import uuid7
 from schemas.settings import PostgresSettings, S3Settings
@@ -72,22 +73,25 @@ async def restore(
         async with await psycopg.AsyncConnection.connect(
             postgres.conninfo(), autocommit=True, connect_timeout=5, application_name="kinora restore"
         ) as connection:
-            await connection.execute("SET idle_in_transaction_session_timeout = 0")
             await tables.create_tables(connection)
-            await _refuse_rows(connection)
+        with psycopg.connect(
+            postgres.conninfo(), autocommit=True, connect_timeout=5, application_name="kinora restore"
+        ) as rows_connection:
+            rows_connection.execute("SET idle_in_transaction_session_timeout = 0")
+            _refuse_rows(rows_connection)
             async with ObjectStore(s3) as store:
                 await store.ensure_bucket()
                 await _refuse_objects(store, s3.bucket)
                 await _put_objects(folder, checked, store, report)
-            return await _put_rows(connection, folder, checked, report)
+            return await asyncio.to_thread(_put_rows, rows_connection, folder, checked, report)
     except psycopg.OperationalError as error:
         raise InstallationAway(f"the database cannot be written: {error}; repeat the restore") from error
 
 
-async def _refuse_rows(connection: psycopg.AsyncConnection) -> None:
+def _refuse_rows(connection: psycopg.Connection) -> None:
     for name in sorted(tables.KEPT - _MAY_HOLD_ROWS):
         query = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(name))
-        row = await (await connection.execute(query)).fetchone()
+        row = connection.execute(query).fetchone()
         if row is not None and row[0]:
             raise NotEmpty(
                 f"the database is in use: {name} has rows; restore into a new database, because nothing is"
@@ -135,24 +139,24 @@ async def _chunks(folder: BackupFolder, path: str) -> AsyncIterator[bytes]:
 # ---- rows -----------------------------------------------------------------------------------------
 
 
-async def _put_rows(
-    connection: psycopg.AsyncConnection, folder: BackupFolder, checked: Checked, report: Report
+def _put_rows(
+    connection: psycopg.Connection, folder: BackupFolder, checked: Checked, report: Report
 ) -> Restored:
     manifest = checked.manifest
     log_id = f"log_{uuid7().hex}"
-    async with connection.transaction():
+    with connection.transaction():
         # The appenders' own lock: whoever started a service here meanwhile waits, and then it is refused.
-        await connection.execute(f"LOCK TABLE {EVENTS} IN EXCLUSIVE MODE")
-        await _refuse_rows(connection)
-        await _put_events(connection, folder, manifest, report)
-        await _put_tables(connection, folder, manifest, report)
-        await _set_sequences(connection)
-        await connection.execute(
+        connection.execute(LOCK)
+        _refuse_rows(connection)
+        _put_events(connection, folder, manifest, report)
+        _put_tables(connection, folder, manifest, report)
+        _set_sequences(connection)
+        connection.execute(
             "INSERT INTO kinora_log (log_id) VALUES (%s)"
             " ON CONFLICT (only_row) DO UPDATE SET log_id = excluded.log_id, created_at = now()",
             (log_id,),
         )
-        await connection.execute(
+        connection.execute(
             "INSERT INTO kinora_log_predecessors (log_id, head, ended_at) VALUES (%s, %s, %s)",
             (manifest.log_id, manifest.head, manifest.created_at),
         )
@@ -160,40 +164,41 @@ async def _put_rows(
     return Restored(log_id, manifest.log_id, manifest.head, manifest.events, names, manifest.objects.lost)
 
 
-async def _put_events(
-    connection: psycopg.AsyncConnection, folder: BackupFolder, manifest: Manifest, report: Report
+def _put_events(
+    connection: psycopg.Connection, folder: BackupFolder, manifest: Manifest, report: Report
 ) -> None:
-    report("events", 0, manifest.events)
-    query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-        sql.Identifier(EVENTS), sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-    )
-    async with connection.cursor() as cursor, cursor.copy(query) as copy:
-        copy.set_types(TYPES)
-        for done, event in enumerate(events_of(folder, manifest), start=1):
-            await copy.write_row(event.row())
+    def rows() -> Iterator[EventRow]:
+        for done, event in enumerate(events_of(folder, manifest)):
             if done % _REPORT_EVERY == 0:
                 report("events", done, manifest.events)
+            yield event.row()
+
+    try:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            import_rows(cursor, rows())
+    except ImportRefused as error:
+        raise BackupDamaged(f"the events are not a log: {error}") from error
     report("events", manifest.events, manifest.events)
 
 
-async def _put_tables(
-    connection: psycopg.AsyncConnection, folder: BackupFolder, manifest: Manifest, report: Report
+def _put_tables(
+    connection: psycopg.Connection, folder: BackupFolder, manifest: Manifest, report: Report
 ) -> None:
-    pairs = await (await connection.execute(_FOREIGN_KEYS)).fetchall()
+    pairs = connection.execute(_FOREIGN_KEYS).fetchall()
     parts = _referenced_first(manifest.of_kind("table"), [(str(child), str(of)) for child, of in pairs])
     for done, part in enumerate(parts):
         report("credentials", done, len(parts))
         if part.table not in tables.KEPT:
             raise BackupDamaged(f"the backup holds a table {part.table} that this Kinora does not know")
         # An installation that was never used may have rows in the few tables that are filled at a start.
-        await connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(part.table)))
+        connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(part.table)))
         query = sql.SQL("COPY {} ({}) FROM STDIN").format(
             sql.Identifier(part.table), sql.SQL(", ").join(map(sql.Identifier, part.columns))
         )
         try:
-            async with connection.cursor() as cursor, cursor.copy(query) as copy:
+            with connection.cursor() as cursor, cursor.copy(query) as copy:
                 for line in part_lines(folder, part):
-                    await copy.write(line)
+                    copy.write(line)
         except (psycopg.errors.UndefinedColumn, psycopg.errors.DataError) as error:
             raise BackupDamaged(f"{part.path} does not fit this Kinora's tables: {error}") from error
     report("credentials", len(parts), len(parts))
@@ -211,10 +216,10 @@ def _referenced_first(parts: Sequence[Part], foreign_keys: Sequence[tuple[str, s
     return ordered
 
 
-async def _set_sequences(connection: psycopg.AsyncConnection) -> None:
+def _set_sequences(connection: psycopg.Connection) -> None:
     """Numbers go on behind the highest that is there."""
-    for table, column, sequence in await (await connection.execute(_SEQUENCES)).fetchall():
+    for table, column, sequence in connection.execute(_SEQUENCES).fetchall():
         query = sql.SQL("SELECT setval({}, coalesce(max({}), 1), max({}) IS NOT NULL) FROM {}").format(
             sql.Literal(sequence), sql.Identifier(column), sql.Identifier(column), sql.Identifier(table)
         )
-        await connection.execute(query)
+        connection.execute(query)

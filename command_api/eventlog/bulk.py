@@ -5,10 +5,10 @@ proof over them stays valid. What the log promises of appends is checked of what
 positions grow, behind everything that is there, and no stream's version is missing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from psycopg import Cursor
@@ -17,6 +17,8 @@ from psycopg.rows import DictRow
 
 from command_api.eventlog.errors import ImportRefused
 from command_api.eventlog.tables import EVENTS
+from schemas.envelope import split_type
+from schemas.ids import id_uuid
 
 
 class EventRow(NamedTuple):
@@ -35,6 +37,30 @@ class EventRow(NamedTuple):
     correlation_id: str
     causation_id: str
     recorded_at: datetime
+
+    @classmethod
+    def of(cls, position: int, state: bytes, envelope: Mapping[str, Any]) -> Self:
+        """The row of an event; `envelope` is its `state` as JSON values.
+
+        Raises:
+            KeyError, TypeError, ValueError: when it is not an envelope.
+        """
+        stream_id = str(envelope["subject"])
+        return cls(
+            position,
+            id_uuid(stream_id),
+            int(envelope["streamversion"]),
+            split_type(str(envelope["type"]))[0],
+            state,
+            envelope["id"],
+            stream_id,
+            envelope.get("organization"),
+            envelope.get("workspace"),
+            envelope["actor"],
+            envelope["correlationid"],
+            envelope["causationid"],
+            datetime.fromisoformat(envelope["time"]),
+        )
 
 
 TYPES = (
