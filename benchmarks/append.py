@@ -71,25 +71,25 @@ def measure(*, quick: bool = False) -> list[Result]:
 async def _measure(server: EmbeddedServers, *, quick: bool) -> list[Result]:
     rounds, seconds, events = (2, 1.0, 20_000) if quick else (ROUNDS, ROUND_SECONDS, IMPORTED)
     async with server as servers:
-        ours = _database(servers, "ours")
+        ours = new_database(servers, "ours")
         story = await asyncio.to_thread(fill, ours, 5000, Story(agents=CALLERS // 2))
         mine: list[Round] = []
         theirs: list[Round] = []
         with EventLog.open(ours) as log:
-            callers = list(itertools.islice(_callers(log, story), CALLERS))
+            agents = list(itertools.islice(callers(log, story), CALLERS))
             async with CommandBus(log, HANDLERS) as bus:
-                await _ours(bus, callers, 1.0)
-                with StockSide(_database(servers, "stock")) as stock:
+                await _ours(bus, agents, 1.0)
+                with StockSide(new_database(servers, "stock")) as stock:
                     await asyncio.to_thread(stock.run, 1.0)
                     for number in range(1, rounds + 1):
-                        mine.append(await _ours(bus, callers, seconds))
+                        mine.append(await _ours(bus, agents, seconds))
                         theirs.append(await asyncio.to_thread(stock.run, seconds))
                         console.print(
                             f"round {number} of {rounds}: {mine[-1].per_second:,.0f} commands/s,"
                             f" stock recorder {theirs[-1].per_second:,.0f}"
                         )
         imports = [
-            await asyncio.to_thread(_import, _database(servers, f"import_{number}"), events)
+            await asyncio.to_thread(_import, new_database(servers, f"import_{number}"), events)
             for number in range(3)
         ]
     return _results(mine, theirs, imports)
@@ -111,7 +111,7 @@ def _results(mine: Sequence[Round], theirs: Sequence[Round], imports: Sequence[f
     ]
 
 
-def _database(servers: EmbeddedServers, name: str) -> PostgresSettings:
+def new_database(servers: EmbeddedServers, name: str) -> PostgresSettings:
     """An empty one beside the service's own."""
     with psycopg.connect(servers.postgres_superuser.conninfo(), autocommit=True) as connection:
         connection.execute(
@@ -164,7 +164,7 @@ class Caller:
         return ReportAttempt(agent_id=self.agent_id, report=report), context
 
 
-def _callers(log: EventLog, story: Story) -> Iterator[Caller]:
+def callers(log: EventLog, story: Story) -> Iterator[Caller]:
     evolve, initial = AGGREGATES[Prefix.JOB].evolve, AGGREGATES[Prefix.JOB].initial
     for job_id, agent_id in story.running.items():
         state, events = initial, log.read_stream(job_id)

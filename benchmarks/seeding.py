@@ -64,8 +64,8 @@ class Story:
     homes: list[Home] = field(default_factory=list)
     running: dict[str, str] = field(default_factory=dict)
     """Jobs that are held, and by which agent."""
-    ended: deque[str] = field(default_factory=lambda: deque(maxlen=1000))
-    """The jobs that ended last."""
+    ended: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=1000))
+    """The jobs that ended last, and their organizations."""
     long_job_id: str | None = None
     _random: random.Random = field(default_factory=random.Random)
     _now: datetime = BEGINNING
@@ -73,8 +73,10 @@ class Story:
 
     def rows(self, events: int) -> Iterator[EventRow]:
         """So many events, at positions from 1 on, with a gap now and then as rollbacks leave them."""
-        if self.long_stream * 2 > events:
-            raise ValueError(f"long_stream is {self.long_stream}; it may be half of {events} events at most")
+        if self.long_stream > events - 1000 and self.long_stream:
+            raise ValueError(
+                f"long_stream is {self.long_stream}; leave 1,000 of {events} events for the others"
+            )
         self._random.seed(self.seed)
         return islice(self._told(events), events)
 
@@ -166,7 +168,7 @@ class Story:
             fields["output"] = output_model_id(job_id).removeprefix("mdl_")
             yield self._row(name, fields, version)
         del self.running[job_id]
-        self.ended.append(job_id)
+        self.ended.append((job_id, f"org_{fields['organization']}"))
 
     def _measure(self, fields: Fields, step: int) -> None:
         """What an agent reports; the last digit keeps a number from ending in zeros, which JSON drops."""
