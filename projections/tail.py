@@ -24,7 +24,7 @@ class LogEnd(Protocol):
         """The position of the newest event; 0 for an empty log."""
 
     async def page(self, after: int, limit: int, *, max_bytes: int) -> list[LogRow]:
-        """The next events behind `after`; empty only when there are none."""
+        """The next events behind `after`; fewer than asked for, by number and size, only at the log's end."""
 
 
 class Interest(NamedTuple):

@@ -107,6 +107,8 @@ class Item:
     """When it came into this phase."""
     traceparent: str | None = None
     """Of the last decision about it; what follows belongs to the same trace."""
+    last_event_id: str | None = None
+    """What was recorded of it last; what is decided next follows from that."""
     listing: StoredObject | None = None
     """Of a dataset or model; a job's inputs stand in `request`."""
     import_of: datasets.DatasetImportRequested | models.ModelImportRequested | None = None
@@ -291,6 +293,7 @@ class Board:
                 after,
                 since=item.since if after.phase == item.phase else metadata.recorded_at,
                 traceparent=metadata.traceparent or item.traceparent,
+                last_event_id=metadata.event_id,
             )
         )
 
@@ -324,6 +327,7 @@ def _new(recorded: Recorded, phase: Phase, lane: Lane) -> Item:
         lane=lane,
         since=metadata.recorded_at,
         traceparent=metadata.traceparent,
+        last_event_id=metadata.event_id,
     )
 
 

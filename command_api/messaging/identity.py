@@ -58,6 +58,7 @@ def item_context(part: str, item: Item, key: str) -> Context:
         organization_id=item.organization_id,
         workspace_id=item.workspace_id,
         correlation_id=item.correlation_id,
+        causation_id=item.last_event_id,
         traceparent=item.traceparent,
         key=key,
     )

@@ -68,10 +68,13 @@ def feed_url(visit: Visit) -> str:
 
 @asynccontextmanager
 async def raw_socket(
-    visit: Visit, headers: dict[str, str], protocols: tuple[str, ...] = (SUBPROTOCOL,)
+    visit: Visit,
+    headers: dict[str, str],
+    protocols: tuple[str, ...] = (SUBPROTOCOL,),
+    query: str = "",
 ) -> AsyncIterator[ClientConnection]:
     async with connect(
-        feed_url(visit),
+        feed_url(visit) + query,
         subprotocols=[Subprotocol(name) for name in protocols] or None,
         additional_headers=headers,
         proxy=None,
