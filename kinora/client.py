@@ -229,6 +229,24 @@ class Client:
                 return
             cursor = page["next_cursor"]
 
+    @contextlib.contextmanager
+    def download(self, path: str, **params: Any) -> Iterator[httpx.Response]:
+        """An answer under /api/v1 whose body is read as it arrives.
+
+        Raises:
+            Unreachable: nothing answers, or the connection breaks off while the body is read.
+        """
+        headers = {"Authorization": f"Bearer {self.token()}"}
+        given = {key: value for key, value in params.items() if value is not None}
+        try:
+            with self._http.stream("GET", f"/api/v1{path}", params=given, headers=headers) as response:
+                if not response.is_success:
+                    response.read()
+                    raise ApiError(response.status_code, _problem(response) or {})
+                yield response
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self.credentials.url} does not answer ({error})") from error
+
     def _authorized(self, method: str, path: str, **request: Any) -> Json:
         headers = dict(request.pop("headers", {})) | {"Authorization": f"Bearer {self.token()}"}
         try:
