@@ -39,6 +39,7 @@ from command_api.rates import Rates
 from command_api.routes import (
     activity,
     agents,
+    audit,
     auth,
     datasets,
     enrolment,
@@ -177,6 +178,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         following,
         events,
         activity,
+        audit,
         projections,
         secrets,
         subscriptions,

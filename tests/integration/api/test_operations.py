@@ -5,7 +5,10 @@ from uuid import uuid4
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from command_api.handlers.base import Context
 from schemas.commands.agent import MarkAgentOnline
+from schemas.commands.finding import OpenFinding, ResolveFinding
+from schemas.ids import Prefix, new_id
 from tests.integration.api.running import Person, Visit
 from tests.integration.api.stories import Agent, register
 
@@ -34,6 +37,7 @@ async def test_read_models_can_be_listed_and_built_anew(operator: Person) -> Non
         "activity",
         "agents",
         "datasets",
+        "findings",
         "jobs",
         "logs",
         "loss_curve",
@@ -59,11 +63,37 @@ async def test_read_models_can_be_listed_and_built_anew(operator: Person) -> Non
 
 
 async def test_read_models_are_the_operators(ada: Person, operator: Person) -> None:
-    for answer in (await ada.get("/projections"), await ada.post("/projections/jobs/rebuild")):
+    for answer in (
+        await ada.get("/projections"),
+        await ada.post("/projections/jobs/rebuild"),
+        await ada.get("/audit/findings"),
+    ):
         assert (answer.status_code, answer.json()["code"]) == (403, "missing_scope")
         assert "installation:admin" in answer.json()["detail"]
     assert "installation:admin" not in (await ada.get("/users/me")).json()["scopes"]
     assert "installation:admin" in (await operator.get("/users/me")).json()["scopes"]
+
+
+async def test_findings_of_the_auditor_are_shown_until_and_after_they_are_resolved(
+    visit: Visit, operator: Person, ada: Person
+) -> None:
+    finding_id, parts = new_id(Prefix.FINDING), visit.service.parts
+    context = Context.system("auditor", organization_id=ada.organization_id)
+    opened = OpenFinding(
+        finding_id=finding_id,
+        check="read_model",
+        subject="jobs",
+        about=new_id(Prefix.JOB),
+        detail="jobs differs in status",
+        remedy="kinora projections rebuild jobs",
+    )
+    await parts.bus.execute(opened, context)
+    done = await parts.bus.execute(ResolveFinding(finding_id=finding_id, detail="rebuilt"), context)
+    shown = (await operator.get("/audit/findings", params={"min_position": done.position})).json()
+    (found,) = [each for each in shown["data"] if each["id"] == finding_id]
+    assert (found["status"], found["times"], found["organization_id"]) == ("resolved", 1, ada.organization_id)
+    still = (await operator.get("/audit/findings", params={"status": "open"})).json()["data"]
+    assert finding_id not in {each["id"] for each in still}
 
 
 async def test_health_names_every_part(visit: Visit, ada: Person) -> None:
