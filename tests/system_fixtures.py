@@ -36,8 +36,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     # Short leases and little patience with engines, so that tests need not wait for either.
+    webhooks = {"allowed_networks": ["127.0.0.0/8"]}
     settings = {
-        "orchestrator": {"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": 1},
+        "api": {"webhooks": webhooks},
+        "orchestrator": {"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": 1, "webhooks": webhooks},
         "agent": {"engine_silence_seconds": SILENCE_SECONDS},
     }
     with running_service(tmp_path_factory.mktemp("up"), settings) as running:
