@@ -150,10 +150,10 @@ class Webhooks:
             await self._ledger.begin(receiver, self._log.log_id)
         elif place.enabled_version != receiver.enabled_version:
             await self._ledger.go_on(receiver, self._clock())
-        elif place.disabling is not None and receiver.is_active:
+        elif receiver.is_active and place.disabling is not None:
             await self._disable(receiver, place.disabling)
-        elif place.disabling is not None:
-            await self._ledger.disabled(receiver.subscription_id)
+        elif not receiver.is_active and (place.is_failing or place.disabling is not None):
+            await self._ledger.rest(receiver.subscription_id)
         else:
             return False
         return True

@@ -310,6 +310,36 @@ async def state(connection: AsyncConnection[Any], webhook: Webhook, head: int) -
     return DeliveryState(head=head, redeliveries=await _redeliveries(connection, webhook), **found)
 
 
+@dataclass(frozen=True, slots=True)
+class FailingWebhook:
+    """A receiver that takes nothing at present."""
+
+    subscription_id: str
+    failing_since: datetime
+    failures: int
+    pending: int
+    last: str
+    """What came of the last attempt."""
+
+
+async def failing_webhooks(connection: AsyncConnection[Any]) -> list[FailingWebhook]:
+    """Of all organizations, those whose last attempts failed, the longest first."""
+    async with connection.cursor(row_factory=class_row(FailingWebhook)) as cursor:
+        await cursor.execute(
+            "SELECT w.subscription_id, w.failing_since AT TIME ZONE 'UTC' AS failing_since, w.failures,"
+            "       d.pending, coalesce(d.last, '') AS last"
+            "  FROM kinora_webhooks w CROSS JOIN LATERAL ("
+            "       SELECT count(*) AS pending,"
+            "              (array_agg(coalesce(attempts -> -1 ->> 'message',"
+            "                                  'status ' || (attempts -> -1 ->> 'status'))"
+            "                         ORDER BY attempts -> -1 ->> 'attempted_at' DESC NULLS LAST))[1] AS last"
+            "         FROM kinora_webhook_deliveries"
+            "        WHERE subscription_id = w.subscription_id AND status = 'pending') d"
+            " WHERE w.failing_since IS NOT NULL ORDER BY w.failing_since LIMIT 20"
+        )
+        return await cursor.fetchall()
+
+
 async def _redeliveries(
     connection: AsyncConnection[Any], webhook: Webhook, redelivery_id: str | None = None
 ) -> list[RedeliveryShown]:

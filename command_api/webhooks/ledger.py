@@ -29,7 +29,8 @@ KEPT_ATTEMPTS = 20
 """Of one delivery, the newest."""
 
 _CURSORS: LiteralString = """
-SELECT subscription_id, log_id, position, enabled_version, disabling FROM kinora_webhooks
+SELECT subscription_id, log_id, position, enabled_version, disabling, failing_since IS NOT NULL AS is_failing
+  FROM kinora_webhooks
 """
 _REDELIVERIES: LiteralString = """
 SELECT redelivery_id, subscription_id, position, until_position
@@ -104,6 +105,7 @@ class Place:
     position: int
     enabled_version: int
     disabling: str | None
+    is_failing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +247,13 @@ class Ledger:
                 (now, receiver.subscription_id),
             )
 
-    async def disabled(self, subscription_id: str) -> None:
-        """It was given up, as `disabling` asked."""
+    async def rest(self, subscription_id: str) -> None:
+        """It is disabled: nobody waits for its receiver any more."""
         async with self.pool.connection() as connection:
             await connection.execute(
-                "UPDATE kinora_webhooks SET disabling = NULL WHERE subscription_id = %s", (subscription_id,)
+                "UPDATE kinora_webhooks SET disabling = NULL, failing_since = NULL, failures = 0"
+                " WHERE subscription_id = %s",
+                (subscription_id,),
             )
 
     async def start_behind(self, log_id: str, head: int, now: datetime) -> int:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from command_api.audit.sweeps import STREAM, STREAMS, Sweep, sweeps
 from command_api.messaging.connection import connect
 from command_api.settings import OrchestratorSettings
+from command_api.webhooks.delivery_log import FailingWebhook, failing_webhooks
 from kinora.doctor.finding import Finding, bad, doubtful, fine
 from kinora.doctor.service import clock_of
 from kinora.local.folder import DataFolder
@@ -79,6 +80,7 @@ async def _database(settings: OrchestratorSettings) -> tuple[int, str, list[Find
                     remedy = "wait, and see logs/projections.log when it does not fall"
                     told.append(doubtful("projections", f"{view.view} is {lag} events behind", remedy))
             told += [_parked(parked) for parked in await parked_streams(connection)]
+            told += [_failing(webhook) for webhook in await failing_webhooks(connection)]
             told += await _audit(connection)
     except (psycopg.Error, TimeoutError) as error:
         detail = f"does not answer ({type(error).__name__})"
@@ -87,6 +89,19 @@ async def _database(settings: OrchestratorSettings) -> tuple[int, str, list[Find
         detail = f"the database's clock is {skew:+.0f} s from this machine's"
         told.append(bad("clock", detail, "set both by NTP"))
     return head, log_id or "", [fine("database", f"{head} is the newest position"), *told]
+
+
+def _failing(webhook: FailingWebhook) -> Finding:
+    since = f"{webhook.failing_since:%Y-%m-%d %H:%M}"
+    detail = (
+        f"the receiver of {webhook.subscription_id} has taken nothing since {since} UTC, in"
+        f" {webhook.failures} attempts; {webhook.pending} deliveries wait. The last one: {webhook.last[:200]}"
+    )
+    remedy = (
+        f"see kinora subscriptions deliveries {webhook.subscription_id}, and try the receiver with"
+        f" kinora subscriptions test {webhook.subscription_id}; after three days it is disabled"
+    )
+    return doubtful("webhooks", detail, remedy)
 
 
 def _parked(parked: ParkedStream) -> Finding:

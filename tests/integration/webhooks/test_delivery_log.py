@@ -5,16 +5,18 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
+from aiohttp import web
 from standardwebhooks import Webhook
 
 from command_api.domain.errors import Conflict, NotFound
 from command_api.storage.sweeps import delivery_sweeps
 from command_api.webhooks import delivery_log
 from command_api.webhooks.ledger import KEPT_ATTEMPTS
+from kinora.doctor import insides
 from schemas.commands.subscription import DisableSubscription, EnableSubscription
 from schemas.ids import Prefix, new_id
 from tests.integration.webhooks.conftest import LOCAL, Desk, delivered
-from tests.integration.webhooks.receiver import Inbox
+from tests.integration.webhooks.receiver import Got, Inbox
 
 T = TypeVar("T")
 
@@ -214,3 +216,25 @@ async def test_outcomes_are_kept_for_their_time_and_attempts_in_bounds(desk: Des
     left = desk.rows()
     assert done not in {row["delivery_id"] for row in left}
     assert sorted(row["status"] for row in left) == ["delivered", "pending"]
+
+
+async def test_the_doctor_names_receivers_that_take_nothing(desk: Desk, inbox: Inbox) -> None:
+    subscription_id, _ = await desk.subscribe(inbox.url)
+    await desk.subscribe(f"{inbox.url}/well")
+    await desk.happen(2)
+
+    async def by_path(got: Got) -> web.StreamResponse:
+        return web.Response(status=204 if got.path.endswith("well") else 503)
+
+    inbox.answering = by_path
+    webhooks = await desk.webhooks()
+    await delivered(webhooks)
+    (failing,) = await asking(desk, delivery_log.failing_webhooks)
+    assert (failing.subscription_id, failing.failures, failing.pending) == (subscription_id, 2, 2)
+    finding = insides._failing(failing)
+    assert finding.verdict == "warning"
+    assert f"{desk.now:%Y-%m-%d %H:%M} UTC, in 2 attempts; 2 deliveries wait" in finding.detail
+    assert "status 503" in finding.detail
+    await desk.ask(DisableSubscription(subscription_id=subscription_id, reason="requested"))
+    await delivered(webhooks)
+    assert await asking(desk, delivery_log.failing_webhooks) == []
