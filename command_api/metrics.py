@@ -92,3 +92,15 @@ AUDITED_MESSAGES = Counter(
     "kinora_audited_messages_total", "Messages of EVENTS that were compared with the log."
 )
 AUDIT_LAG = Gauge("kinora_audit_stream_lag_positions", "How far EVENTS was behind the log when looked at.")
+
+# ---- proofs -----------------------------------------------------------------------------------------
+
+MERKLE_HEAD = Gauge("kinora_merkle_head_position", "Position of the last signed head.")
+MERKLE_CONTRADICTED = Gauge(
+    "kinora_merkle_contradicted", "1 while the log is not what a signed head says; nothing is signed then."
+)
+MERKLE_FAULTS = Counter(
+    "kinora_merkle_faults_total",
+    "Events that were altered, dropped or inserted behind the service's back, each time they are seen.",
+    ("how",),
+)

@@ -57,6 +57,9 @@ from command_api.settings import OrchestratorSettings
 from command_api.storage.schedule import Collections
 from command_api.storage.sweeps import ReportCursors, UploadSessions, delivery_sweeps, row_sweeps
 from command_api.tables import ensure_tables
+from command_api.transparency.heads import Signer
+from command_api.transparency.keeper import Keeper
+from command_api.transparency.publishing import Publisher
 from command_api.uploads import Uploads
 from command_api.webhooks.delivery import Webhooks
 from command_api.webhooks.ledger import Ledger
@@ -152,6 +155,13 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
         )
         controls = Controls(client, follower)
         admission = Admission(follower, bus, store)
+        keeper = Keeper(
+            conninfo,
+            log.log_id,
+            None if settings.audit_key_pem is None else Signer.of(settings.audit_key_pem),
+            wake.waiter(),
+            head_seconds=settings.audit_head_seconds,
+        )
         gauges = Gauges(follower, topology, log, lambda: relay.position)
         imports = await stack.enter_async_context(_imports(settings, follower, bus, store))
         webhooks = await stack.enter_async_context(_webhooks(settings, log, bus, wake))
@@ -188,6 +198,8 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             collections.run(),
             revocations.run(),
             Subscribers(follower, topology, SubscriberCursors(conninfo)).run(),
+            keeper.run(),
+            Publisher(conninfo, store, topology.js, keeper.signed()).run(),
             gauges.run(),
             imports.run(),
             webhooks.run(),

@@ -202,6 +202,10 @@ class OrchestratorSettings(Message):
     webhooks: WebhookSettings = WebhookSettings()
     import_roots: tuple[Folder, ...] = ()
     """Folders of the server whose content the operator may import; none by default."""
+    audit_key_pem: SecretStr | None = None
+    """Ed25519 private key that signs the heads of the log's Merkle trees; without it none are signed."""
+    audit_head_seconds: float = Field(10.0, gt=0)
+    """How often a head is signed, at most: none without new events."""
     work_folder: str = ""
     """Where imported files are until they are in the store; a temporary folder when empty."""
     heartbeat_seconds: float = Field(5.0, gt=0)

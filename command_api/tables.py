@@ -16,6 +16,7 @@ from command_api.feed import tickets
 from command_api.imports import progress as import_progress
 from command_api.messaging import tables as messaging
 from command_api.storage import tables as storage
+from command_api.transparency import tables as transparency
 from command_api.webhooks import tables as webhooks
 
 
@@ -60,6 +61,11 @@ TABLE_SETS: tuple[TableSet, ...] = (
     TableSet(
         messaging.CREATE_TABLES,
         kept=("kinora_report_cursors", "kinora_relay_epochs", "kinora_subscriber_cursors"),
+    ),
+    TableSet(
+        transparency.CREATE_TABLES,
+        kept=("kinora_audit_keys", "kinora_heads", "kinora_head_trees"),
+        derived=("kinora_merkle_checkpoint", "kinora_merkle_trees", "kinora_merkle_tiles"),
     ),
 )
 

@@ -25,7 +25,7 @@ from schemas.settings import PostgresSettings, S3Settings
 _TRANSFERS = 4
 _CHUNK_BYTES = 4 * 2**20
 _REPORT_EVERY = 1000
-_MAY_HOLD_ROWS = frozenset({"kinora_log", "kinora_relay_epochs"})
+_MAY_HOLD_ROWS = frozenset({"kinora_log", "kinora_relay_epochs", "kinora_audit_keys"})
 """An installation that was started and never used has these."""
 
 _FOREIGN_KEYS = """

@@ -24,6 +24,8 @@ from schemas.subjects import (
     DEAD_LETTERS_SUBJECTS,
     EVENTS_STREAM,
     EVENTS_SUBJECTS,
+    HEADS_STREAM,
+    HEADS_SUBJECT,
     INBOX_DURABLE,
     LANES,
     PRIORITIES,
@@ -44,6 +46,7 @@ REPORTS_MAX_BYTES = 256 * 2**20
 DEAD_LETTERS_MAX_BYTES = 32 * 2**20
 """The server reserves these sizes, so their sum has to fit a small disk."""
 WORK_MAX_BYTES = 64 * 2**20
+HEADS_MAX_BYTES = 8 * 2**20
 
 _IMMUTABLE = ("retention", "storage")
 """What the server cannot change of a stream in place."""
@@ -109,6 +112,23 @@ def dead_letters_config() -> StreamConfig:
         max_bytes=DEAD_LETTERS_MAX_BYTES,
         duplicate_window=120,
         allow_direct=True,
+    )
+
+
+def heads_config() -> StreamConfig:
+    """The last signed heads; all of them are in the object store and behind REST."""
+    return StreamConfig(
+        name=HEADS_STREAM,
+        description="signed heads of the log's Merkle trees",
+        subjects=[HEADS_SUBJECT],
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.OLD,
+        storage=StorageType.FILE,
+        max_bytes=HEADS_MAX_BYTES,
+        duplicate_window=120,
+        allow_direct=True,
+        deny_delete=True,
+        deny_purge=True,
     )
 
 
@@ -179,6 +199,7 @@ class Topology:
                 work_config(),
                 reports_config(),
                 dead_letters_config(),
+                heads_config(),
             ):
                 await self._ensure_stream(config)
             await self._ensure_consumer(REPORTS_STREAM, inbox_config())

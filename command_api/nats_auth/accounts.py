@@ -41,6 +41,7 @@ AGENT_SERVICES = (
     *_consumers(subjects.WORK_STREAM),
 )
 AGENT_STREAMS = (subjects.control_subject("*", "*"),)
+SUBSCRIBER_STREAMS = (subjects.HEADS_SUBJECT,)
 SUBSCRIBER_SERVICES = (
     # Official clients ask about a consumer before they read from it.
     Service(f"$JS.API.CONSUMER.INFO.{subjects.EVENTS_STREAM}.*"),
@@ -77,7 +78,10 @@ def control_account(nats: NatsSettings, operator_seed: str, *, issued_at: int) -
         }
         for service in (*AGENT_SERVICES, *SUBSCRIBER_SERVICES)
     ]
-    exports += [{"name": subject, "subject": subject, "type": "stream"} for subject in AGENT_STREAMS]
+    exports += [
+        {"name": subject, "subject": subject, "type": "stream"}
+        for subject in (*AGENT_STREAMS, *SUBSCRIBER_STREAMS)
+    ]
     return account_jwt(
         operator_seed,
         nats.control.account,
@@ -116,7 +120,10 @@ def subscribers_account(
         name="subscribers",
         issued_at=issued_at,
         signing_key=_public(nats.subscribers),
-        body={"imports": _imports(nats, SUBSCRIBER_SERVICES), "revocations": dict(revoked or {})},
+        body={
+            "imports": _imports(nats, SUBSCRIBER_SERVICES, SUBSCRIBER_STREAMS),
+            "revocations": dict(revoked or {}),
+        },
     )
 
 

@@ -58,7 +58,7 @@ def reading_rights(user: str) -> Rights:
 
 
 def subscriber_rights(organization_id: str, subscription_id: str) -> Rights:
-    """Reads the one pull consumer of EVENTS that was made for it, and acknowledges what it read."""
+    """Reads the one pull consumer of EVENTS that was made for it, and hears every signed head."""
     durable = subjects.subscriber_durable(organization_id, subscription_id)
     return Rights(
         publish=(
@@ -66,7 +66,7 @@ def subscriber_rights(organization_id: str, subscription_id: str) -> Rights:
             f"$JS.API.CONSUMER.MSG.NEXT.{subjects.EVENTS_STREAM}.{durable}",
             f"$JS.ACK.{subjects.EVENTS_STREAM}.{durable}.>",
         ),
-        subscribe=(f"{subjects.subscriber_inbox(subscription_id)}.>",),
+        subscribe=(f"{subjects.subscriber_inbox(subscription_id)}.>", subjects.HEADS_SUBJECT),
     )
 
 

@@ -61,6 +61,7 @@ def orchestrator_settings(servers: EmbeddedServers, import_roots: Sequence[str] 
         ),
         s3=servers.s3,
         secrets=_control_secrets(servers),
+        audit_key_pem=servers.secrets.audit_private_key_pem,
         # Streams reserve what they may fill; a quarter leaves room for the others on a small disk.
         events_max_bytes=min(standard, servers.nats_store_bytes // 4),
         work_folder=str(servers.folder.imports),

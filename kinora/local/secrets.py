@@ -37,6 +37,8 @@ class LocalSecrets(Message):
     token_private_key_pem: SecretStr
     personal_key_hex: SecretStr
     index_key_hex: SecretStr
+    audit_private_key_pem: SecretStr
+    """Signs what can be proven of the log. One that is made anew is served beside the former public key."""
 
 
 OF_THE_SERVERS = frozenset(
@@ -111,10 +113,13 @@ def _password() -> SecretStr:
     return SecretStr(secrets.token_urlsafe(32))
 
 
+def _signing_key() -> SecretStr:
+    key = Ed25519PrivateKey.generate()
+    return SecretStr(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())
+
+
 def new_secrets() -> LocalSecrets:
     """Secrets of a new installation."""
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     return LocalSecrets(
         instance_id=secrets.token_hex(8),
         postgres_superuser_password=_password(),
@@ -127,7 +132,8 @@ def new_secrets() -> LocalSecrets:
         made_at=int(time.time()),
         s3_access_key=f"KNR{secrets.token_hex(8).upper()}",
         s3_secret_key=SecretStr(secrets.token_hex(20)),
-        token_private_key_pem=SecretStr(pem),
+        token_private_key_pem=_signing_key(),
         personal_key_hex=SecretStr(secrets.token_hex(32)),
         index_key_hex=SecretStr(secrets.token_hex(32)),
+        audit_private_key_pem=_signing_key(),
     )

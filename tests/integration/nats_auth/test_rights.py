@@ -29,7 +29,7 @@ from tests.conftest import AgentUser
 OURS, THEIRS = new_id(Prefix.ORGANIZATION), new_id(Prefix.ORGANIZATION)
 AGENT, COLLEAGUE, FOREIGNER = (new_id(Prefix.AGENT) for _ in range(3))
 JOB = new_id(Prefix.JOB)
-STREAMS = ("EVENTS", "WORK", "REPORTS", "DEAD_LETTERS")
+STREAMS = ("EVENTS", "WORK", "REPORTS", "DEAD_LETTERS", "HEADS")
 SUBSCRIPTION, OTHER_SUBSCRIPTION = new_id(Prefix.SUBSCRIPTION), new_id(Prefix.SUBSCRIPTION)
 READER = subjects.subscriber_durable(OURS, SUBSCRIPTION)
 OTHER_READER = subjects.subscriber_durable(THEIRS, OTHER_SUBSCRIPTION)
@@ -89,6 +89,7 @@ def closed_to_all() -> list[str]:
     closed = [
         "anything",
         "kinora.dead_letters.REPORTS",
+        subjects.HEADS_SUBJECT,
         "$JS.API.INFO",
         "$JS.API.STREAM.NAMES",
         "$JS.API.STREAM.LIST",
@@ -153,6 +154,7 @@ def subscribe_rows() -> list[Row]:
         rows.append((subjects.control_subject(organization_id, agent_id), mine))
         rows.append((f"{subjects.agent_inbox(agent_id)}.>", mine))
     rows.append((f"{READER_INBOX}.>", lambda who: who == "subscriber"))
+    rows.append((subjects.HEADS_SUBJECT, lambda who: who == "subscriber"))
     return rows
 
 

@@ -1,0 +1,157 @@
+"""Proofs for one organization, from its stored tiles: O(log n) of them each."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Sequence
+from typing import LiteralString
+
+from psycopg import AsyncConnection
+from pydantic import Field
+
+from command_api.domain.errors import NotFound
+from command_api.transparency.errors import NotInHead
+from command_api.transparency.heads import find_head, head_of, size_at, trees_at
+from command_api.transparency.trees import TileKey, read_tiles, unpacked
+from schemas import merkle
+from schemas.base import Message
+from schemas.heads import HeadOfOrganization, TreeState
+from schemas.ids import EventId, Sha256
+from schemas.merkle import Span
+
+_LEAF_TILE: LiteralString = """
+SELECT number, positions FROM kinora_merkle_tiles
+ WHERE organization = %s AND level = 0 AND first_position <= %s ORDER BY first_position DESC LIMIT 1
+"""
+_LEAF_TILES: LiteralString = """
+SELECT number, hashes, positions FROM kinora_merkle_tiles
+ WHERE organization = %s AND level = 0 AND number >= %s AND first_position <= %s ORDER BY number LIMIT 64
+"""
+
+
+class InclusionProof(Message):
+    """Shows that an event is in the organization's tree below a head."""
+
+    event_id: EventId | None = None
+    """Where the event was asked for by it."""
+    position: int
+    leaf: Sha256
+    """SHA-256 of 0x00, the position as 8 bytes big-endian, and the stored bytes."""
+    index: int = Field(ge=0)
+    """Of the leaf in the tree."""
+    path: tuple[Sha256, ...]
+    head: HeadOfOrganization
+
+
+class ConsistencyProof(Message):
+    """Shows that the organization's tree below a head begins with the one below an earlier head."""
+
+    from_head: int
+    to_head: int
+    older: TreeState | None
+    """None where the organization had no events yet: then there is nothing to show."""
+    newer: TreeState | None
+    path: tuple[Sha256, ...]
+
+
+async def prove_inclusion(
+    connection: AsyncConnection, organization: str, position: int, head: int | None
+) -> InclusionProof:
+    """The proof for the organization's event at a position, in a head or the latest.
+
+    Raises:
+        NoHead: when there is no such head.
+        NotInHead: when the event is newer than it.
+        NotFound: when the organization has no event at that position.
+    """
+    shown = await head_of(connection, organization, head)
+    if position > shown.head.position:
+        raise NotInHead(
+            f"position {position} is behind head {shown.head.number}, which was signed at"
+            f" {shown.head.position}; a head that holds it follows within seconds"
+        )
+    row = await (await connection.execute(_LEAF_TILE, (organization, position))).fetchone()
+    positions = unpacked(row[1]) if row is not None else ()
+    place = bisect_left(positions, position)
+    if row is None or shown.tree is None or place == len(positions) or positions[place] != position:
+        raise NotFound(f"there is no event at position {position}")
+    index = int(row[0]) * merkle.TILE_WIDTH + place
+    leaf, *path = await _hashes(
+        connection,
+        organization,
+        [Span(index, index + 1), *merkle.inclusion_spans(index, shown.tree.size)],
+    )
+    return InclusionProof(
+        position=position,
+        leaf=leaf.hex(),
+        index=index,
+        path=tuple(step.hex() for step in path),
+        head=shown,
+    )
+
+
+async def prove_consistency(
+    connection: AsyncConnection, organization: str, older: int, newer: int | None
+) -> ConsistencyProof:
+    """The proof that nothing of the organization changed between two heads.
+
+    Raises:
+        NoHead: when there is no such head.
+        NotInHead: when the one that should be newer is older.
+    """
+    first, last = await find_head(connection, older), await find_head(connection, newer)
+    numbers = first.head.number, last.head.number
+    if numbers[0] > numbers[1]:
+        raise NotInHead(f"head {numbers[0]} is newer than head {numbers[1]}; name the older one as `from`")
+    sizes = [await size_at(connection, number, organization) for number in numbers]
+    spans = merkle.consistency_spans(*sizes) if sizes[0] else []
+    path = await _hashes(connection, organization, spans)
+    states = [
+        next((tree for tree in await trees_at(connection, number) if tree.organization == organization), None)
+        for number in numbers
+    ]
+    return ConsistencyProof(
+        from_head=numbers[0],
+        to_head=numbers[1],
+        older=states[0],
+        newer=states[1],
+        path=tuple(step.hex() for step in path),
+    )
+
+
+async def leaves(
+    connection: AsyncConnection, organization: str, after: int, until: int
+) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Position and leaf hash of the organization's events behind `after` up to `until`, page by page."""
+    row = await (await connection.execute(_LEAF_TILE, (organization, after))).fetchone()
+    begin = int(row[0]) if row is not None else 0
+    cursor = connection.cursor(binary=True)
+    while True:
+        await cursor.execute(_LEAF_TILES, (organization, begin, until))
+        tiles = await cursor.fetchall()
+        if not tiles:
+            return
+        page: list[tuple[int, bytes]] = []
+        for _, hashes, packed in tiles:
+            positions = unpacked(packed)
+            first, last = bisect_right(positions, after), bisect_right(positions, until)
+            page += zip(positions[first:last], merkle.split(bytes(hashes))[first:last], strict=True)
+        yield page
+        begin = int(tiles[-1][0]) + 1
+
+
+async def _hashes(connection: AsyncConnection, organization: str, spans: Sequence[Span]) -> list[bytes]:
+    """The hashes of nodes, by one query for all tiles that they need."""
+    wanted: set[TileKey] = {
+        (organization, merkle.tile_of(subtree)) for span in spans for subtree in merkle.subtrees(span)
+    }
+    tiles = await read_tiles(connection, sorted(wanted))
+
+    def from_tiles(subtree: merkle.Subtree) -> bytes:
+        tile = tiles.get((organization, merkle.tile_of(subtree)))
+        if tile is None:
+            raise NotInHead("the trees are being made again from the log; ask again in a while")
+        try:
+            return merkle.hash_in_tile(subtree, tile.hashes)
+        except ValueError as error:
+            raise NotInHead("the trees are being made again from the log; ask again in a while") from error
+
+    return [merkle.span_hash(span, from_tiles) for span in spans]
