@@ -37,6 +37,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     },
     404: {
         "not_parked": "GET /projections/parked lists the streams that wait.",
+        "no_head": "Wait some seconds after the first event, or set the orchestrator's audit_key_pem.",
         "not_found": "Check the id, and the organization that you are in.",
         "secret_unknown": "GET /secrets lists the names; store the secret first.",
         "unknown_view": "GET /projections lists the read models.",
@@ -80,6 +81,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "no_adapter": "Wait until the job has succeeded; a job that failed leaves no adapter.",
         "not_a_base_model": "Choose a base model: adapters cannot be trained further or uploaded.",
         "not_uploaded": "Complete the upload, or wait for the end of the import.",
+        "not_in_head": "Ask again in some seconds, or name a later head.",
         "not_validating": "The job has to be validated first.",
         "offer_gone": "Forget the offer: somebody else took it, or it is over.",
         "organization_exists": "Use a new id.",

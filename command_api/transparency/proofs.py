@@ -1,7 +1,7 @@
 """Proofs for one organization, from its stored tiles: O(log n) of them each."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import LiteralString
 
 from psycopg import AsyncConnection
@@ -22,7 +22,7 @@ SELECT number, positions FROM kinora_merkle_tiles
  WHERE organization = %s AND level = 0 AND first_position <= %s ORDER BY first_position DESC LIMIT 1
 """
 _LEAF_TILES: LiteralString = """
-SELECT number, hashes, positions FROM kinora_merkle_tiles
+SELECT hashes, positions FROM kinora_merkle_tiles
  WHERE organization = %s AND level = 0 AND number >= %s AND first_position <= %s ORDER BY number LIMIT 64
 """
 
@@ -117,25 +117,19 @@ async def prove_consistency(
     )
 
 
-async def leaves(
+async def leaf_page(
     connection: AsyncConnection, organization: str, after: int, until: int
-) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """Position and leaf hash of the organization's events behind `after` up to `until`, page by page."""
+) -> list[tuple[int, bytes]]:
+    """The next leaves behind `after`, up to `until`: position and hash; none at the end."""
     row = await (await connection.execute(_LEAF_TILE, (organization, after))).fetchone()
-    begin = int(row[0]) if row is not None else 0
     cursor = connection.cursor(binary=True)
-    while True:
-        await cursor.execute(_LEAF_TILES, (organization, begin, until))
-        tiles = await cursor.fetchall()
-        if not tiles:
-            return
-        page: list[tuple[int, bytes]] = []
-        for _, hashes, packed in tiles:
-            positions = unpacked(packed)
-            first, last = bisect_right(positions, after), bisect_right(positions, until)
-            page += zip(positions[first:last], merkle.split(bytes(hashes))[first:last], strict=True)
-        yield page
-        begin = int(tiles[-1][0]) + 1
+    await cursor.execute(_LEAF_TILES, (organization, int(row[0]) if row is not None else 0, until))
+    page: list[tuple[int, bytes]] = []
+    for hashes, packed in await cursor.fetchall():
+        positions = unpacked(packed)
+        first, last = bisect_right(positions, after), bisect_right(positions, until)
+        page += zip(positions[first:last], merkle.split(bytes(hashes))[first:last], strict=True)
+    return page
 
 
 async def _hashes(connection: AsyncConnection, organization: str, spans: Sequence[Span]) -> list[bytes]:

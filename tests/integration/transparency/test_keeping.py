@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from command_api.transparency import heads, trees
 from command_api.transparency.errors import LogContradicted
 from command_api.transparency.growth import TileMissing
-from command_api.transparency.proofs import leaves, prove_consistency, prove_inclusion
+from command_api.transparency.proofs import leaf_page, prove_consistency, prove_inclusion
 from command_api.transparency.recheck import Fault, recheck
 from command_api.transparency.trees import advance, forget
 from schemas import merkle
@@ -93,8 +93,9 @@ async def test_proofs_hold_at_every_head(
             map(bytes.fromhex, shown.path),
         )
     after, until = events[100][0], events[320][0]
-    listed = [leaf async for page in leaves(connection, chronicle.ada, after, until) for leaf in page]
+    listed = await leaf_page(connection, chronicle.ada, after, until)
     assert listed == [(position, merkle.hash_event(position, state)) for position, state in events[101:321]]
+    assert await leaf_page(connection, chronicle.ada, until, until) == []
 
 
 async def test_trees_are_the_same_however_they_were_made(

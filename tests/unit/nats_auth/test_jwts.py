@@ -123,7 +123,7 @@ def test_no_right_holds_a_wildcard_that_reaches_another_organization() -> None:
     reader = subscriber_rights("mine", user)
     assert reader.publish is not None
     assert all("mine" in subject for subject in reader.publish)
-    assert reader.subscribe == (f"_INBOX.{user}.>",)
+    assert reader.subscribe == (f"_INBOX.{user}.>", "kinora.head")
 
 
 def test_an_agent_s_jwt_fits_a_protocol_line() -> None:
