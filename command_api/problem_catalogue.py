@@ -120,6 +120,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "invalid_request": "Correct the fields named in `errors`.",
         "no_captions": "Put captions.jsonl or captions.csv beside the clips, in one folder of the source.",
         "no_checkpoint": "Offer one folder with config.json and *.safetensors.",
+        "not_exactly_one": "Give exactly one of the parameters that `errors` names.",
         "object_outside_attempt": "Report only objects below the attempt's own prefixes.",
         "own_store_refused": "Import from a bucket of your own.",
         "port_refused": "Let the receiver listen on 443 or on a port from 1024 on.",

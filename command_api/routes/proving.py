@@ -106,7 +106,8 @@ async def get_inclusion(
     head: _Number = None,
 ) -> InclusionProof:
     if (event_id is None) == (position is None):
-        raise Invalid.field("/query/event_id", "one_of", "give either event_id or position, and not both")
+        message = "give either event_id or position, and not both"
+        raise Invalid.field("/query/event_id", "not_exactly_one", message)
     async with reading.parts.pool.connection() as connection:
         if position is None:
             cursor = await connection.execute(

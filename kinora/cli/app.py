@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from kinora.cli import agents, backup, datasets, events, jobs, models, projections, roles, secrets, storage
+from kinora.cli import (
+    agents,
+    audit,
+    backup,
+    datasets,
+    events,
+    jobs,
+    models,
+    projections,
+    roles,
+    secrets,
+    storage,
+)
 from kinora.cli.demo import demo
 from kinora.cli.doctor import doctor
 from kinora.cli.nats import nats_setup
@@ -41,6 +53,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(agents.app, name="agents")
 app.add_typer(events.app, name="events")
+app.add_typer(audit.app, name="audit")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(storage.app, name="storage")
 app.add_typer(users, name="users")

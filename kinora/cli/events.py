@@ -14,12 +14,14 @@ from rich.progress import (
 )
 
 from kinora.cli.output import connect, door, out, print_json, print_lines, talk
+from kinora.cli.verifying import verify
 from kinora.client import Json, Unreachable, at
 from kinora.event_export import ExportIncomplete, export
 from kinora.feed import Start, follow
 from schemas.envelope import split_type
 
 app = typer.Typer(no_args_is_help=True, help="The event log.")
+app.command()(verify)
 
 EventId = Annotated[str, typer.Argument(help="An event's id, evt_….")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
