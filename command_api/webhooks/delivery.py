@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 PAGE = 500
 RETRY_SECONDS = 1.0
+PAUSE_SECONDS = 0.05
+"""Between looks: what a busy log appends meanwhile costs one of them together."""
 COUNT_SECONDS = 5.0
 
 _DETAILS = {
@@ -87,6 +89,7 @@ class Webhooks:
         self._clock = clock
         self._jitter = jitter
         self._receivers = Receivers(log)
+        self._any_places = True  # unless it turns out otherwise
         self._under_way: dict[str, Waiting] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -99,6 +102,7 @@ class Webhooks:
                 self._wake.clear()
                 try:
                     await self.look()
+                    await asyncio.sleep(PAUSE_SECONDS)
                 except (LogUnavailable, psycopg.OperationalError, PoolTimeout) as error:
                     logger.warning("webhooks: %s; trying again", error)
                     await asyncio.sleep(RETRY_SECONDS)
@@ -110,7 +114,10 @@ class Webhooks:
         """Enqueue what is new and start sending what is due; returns how many were started."""
         head = await asyncio.to_thread(self._log.head)
         await self._receivers.catch_up(head)
+        if not self._receivers.found and not self._any_places:
+            return 0
         places = await self._settled(head)
+        self._any_places = bool(places)
         await self._enqueue(places, head)
         return await self._start()
 

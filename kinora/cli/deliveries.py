@@ -92,9 +92,9 @@ def redeliver(
         )
 
 
-@app.command()
+@app.command("test")
 @door
-def test(subscription: SubscriptionArgument, as_json: AsJson = False) -> None:
+def try_receiver(subscription: SubscriptionArgument, as_json: AsJson = False) -> None:
     """Send a test event, and wait for what the receiver answers; exit code 6 when it was not taken."""
     with connect() as client:
         asked = client.post(at("event-subscriptions", subscription, "test"))
