@@ -9,6 +9,7 @@ from benchmarks.report import show, versions
 BENCHMARKS = {
     "append": ("commands and imported events per second, against the stock recorder", ()),
     "api": ("job submissions and reads by 20 concurrent clients", ()),
+    "catchup": ("one client replays history, then a hundred slow ones begin to", ()),
     "growth": ("commands and queries at 10,000, 100,000 and 1,000,000 events", ()),
     "latency": ("from a committed command to the frame at a WebSocket client", ()),
     "refill": ("a lost stream filled again from the log", ()),
@@ -19,7 +20,7 @@ BENCHMARKS = {
     "soak": ("a stream of tiny jobs under random kills", ()),
 }
 
-QUICK = ("append", "growth", "refill")
+QUICK = ("append", "catchup", "growth", "latency", "refill")
 
 
 def main() -> int:

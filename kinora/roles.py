@@ -1,6 +1,7 @@
 """What one process of the service runs: settings in, a ready file out, an orderly end on a signal."""
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -135,6 +136,9 @@ async def _until_signalled(role: Role, prepared: _Prepared) -> None:
     stop, readiness = asyncio.Event(), Readiness()
 
     def ready() -> None:
+        # What is there now stays. Looking through it again and again would stop everything for some 100 ms.
+        gc.collect()
+        gc.freeze()
         readiness.say()
         _say_ready()
 
