@@ -43,8 +43,8 @@ async def _measure(events: int) -> list[Result]:
         async with control_plane(data, roles=["orchestrator"]) as plane:
             servers = plane.servers
             async with connect(servers.nats_control, "benchmark") as client, _appending(servers) as log:
-                console.print("the first filling …")
-                await _filled(client, log, epoch=1)
+                console.print("the first filling, to a tenth …")
+                await _filled(client, log, epoch=1, share=0.1)
                 console.print("JetStream loses its store …")
                 await servers.child("nats").stop()
                 await asyncio.to_thread(shutil.rmtree, servers.folder.nats / "store")
@@ -84,8 +84,8 @@ async def _appending(servers: EmbeddedServers) -> AsyncIterator[EventLog]:
                 await asyncio.wait({appending})
 
 
-async def _filled(client: Client, log: EventLog, *, epoch: int) -> None:
-    """Wait until the stream holds what the log held a moment ago, under this epoch."""
+async def _filled(client: Client, log: EventLog, *, epoch: int, share: float = 1.0) -> None:
+    """Wait until the stream holds this share of what the log held a moment ago, under this epoch."""
     while True:
         head = await asyncio.to_thread(log.head)
         try:
@@ -95,7 +95,7 @@ async def _filled(client: Client, log: EventLog, *, epoch: int) -> None:
             continue
         headers = last.headers or {}
         # With appends going on it never stands still: less than a second behind is all there.
-        behind = head - int(headers[POSITION_HEADER])
+        behind = share * head - int(headers[POSITION_HEADER])
         if headers[EPOCH_HEADER] == str(epoch) and behind <= APPENDS_PER_SECOND:
             return
         await asyncio.sleep(_LOOK_SECONDS)
