@@ -73,6 +73,10 @@ def subscription_subjects(
     return tuple(f"kinora.v1.{organization_id}.{workspace}.{name}" for name in names)
 
 
+SUBSCRIBER_API = "kinora.events.API"
+"""Subscribers' prefix of the JetStream API, of which they have two calls."""
+
+
 def subscriber_inbox(subscription_id: str) -> str:
     """Prefix of a subscriber's private inbox; it stays when the credentials change."""
     return f"_INBOX.{subscription_id}"

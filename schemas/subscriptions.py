@@ -89,6 +89,8 @@ class NatsConnection(Message):
     """The consumer that was made for the subscriber: bind to it, and never make one."""
     subjects: tuple[str, ...]
     """What it delivers."""
+    api_prefix: str
+    """Of the JetStream API, instead of ``$JS.API``: set it in the client."""
     inbox_prefix: str
     """The only prefix under which the subscriber may receive: set it in the client."""
 

@@ -48,6 +48,9 @@ DEAD_LETTERS_MAX_BYTES = 32 * 2**20
 WORK_MAX_BYTES = 64 * 2**20
 HEADS_MAX_BYTES = 8 * 2**20
 
+SUBSCRIBER_ACK_SECONDS = 30
+"""After so long without an acknowledgement a subscriber is given the event again."""
+
 _IMMUTABLE = ("retention", "storage")
 """What the server cannot change of a stream in place."""
 
@@ -168,16 +171,20 @@ def work_consumer_config(
 def subscriber_consumer_config(
     durable: str, filter_subjects: Sequence[str], start_sequence: int
 ) -> ConsumerConfig:
-    """What one subscriber reads at its own pace, from a sequence on. It stays however long nobody reads."""
+    """What one subscriber reads at its own pace, from a sequence on. It stays however long nobody reads.
+
+    One event at a time, so that they come in order also when one is delivered again: whoever drops what does
+    not lie behind its last position then drops nothing but duplicates.
+    """
     return ConsumerConfig(
         durable_name=durable,
         name=durable,
         deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
         opt_start_seq=start_sequence,
         ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=60,
+        ack_wait=SUBSCRIBER_ACK_SECONDS,
         max_deliver=-1,
-        max_ack_pending=1000,
+        max_ack_pending=1,
         filter_subjects=list(filter_subjects),
     )
 

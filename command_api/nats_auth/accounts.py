@@ -25,6 +25,8 @@ class Service:
     subject: str
     many: bool = False
     """One request may have several answers."""
+    called: str | None = None
+    """What importers call it, where that is not its subject."""
 
 
 def _consumers(stream: str) -> tuple[Service, ...]:
@@ -42,10 +44,19 @@ AGENT_SERVICES = (
 )
 AGENT_STREAMS = (subjects.control_subject("*", "*"),)
 SUBSCRIBER_STREAMS = (subjects.HEADS_SUBJECT,)
+_EVENTS = subjects.EVENTS_STREAM
 SUBSCRIBER_SERVICES = (
-    # Official clients ask about a consumer before they read from it.
-    Service(f"$JS.API.CONSUMER.INFO.{subjects.EVENTS_STREAM}.*"),
-    *_consumers(subjects.EVENTS_STREAM),
+    # Official clients ask about a consumer before they read from it. Under a prefix of its own, because in an
+    # account without streams the server answers $JS.API.CONSUMER.INFO itself, and says that it has none.
+    Service(
+        f"$JS.API.CONSUMER.INFO.{_EVENTS}.*", called=f"{subjects.SUBSCRIBER_API}.CONSUMER.INFO.{_EVENTS}.*"
+    ),
+    Service(
+        f"$JS.API.CONSUMER.MSG.NEXT.{_EVENTS}.*",
+        many=True,
+        called=f"{subjects.SUBSCRIBER_API}.CONSUMER.MSG.NEXT.{_EVENTS}.*",
+    ),
+    Service(f"$JS.ACK.{_EVENTS}.>"),
 )
 
 
@@ -130,12 +141,13 @@ def subscribers_account(
 def _imports(
     nats: NatsSettings, services: tuple[Service, ...], streams: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    offered = [(service.subject, "service") for service in services]
-    offered += [(subject, "stream") for subject in streams]
-    return [
-        {"name": subject, "subject": subject, "type": kind, "account": nats.control.account}
-        for subject, kind in offered
+    offered: list[dict[str, Any]] = [
+        {"name": service.called or service.subject, "subject": service.subject, "type": "service"}
+        | ({"local_subject": service.called} if service.called else {})
+        for service in services
     ]
+    offered += [{"name": subject, "subject": subject, "type": "stream"} for subject in streams]
+    return [each | {"account": nats.control.account} for each in offered]
 
 
 def _public(account: NatsAccount) -> str:

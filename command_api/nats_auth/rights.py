@@ -62,8 +62,8 @@ def subscriber_rights(organization_id: str, subscription_id: str) -> Rights:
     durable = subjects.subscriber_durable(organization_id, subscription_id)
     return Rights(
         publish=(
-            f"$JS.API.CONSUMER.INFO.{subjects.EVENTS_STREAM}.{durable}",
-            f"$JS.API.CONSUMER.MSG.NEXT.{subjects.EVENTS_STREAM}.{durable}",
+            f"{subjects.SUBSCRIBER_API}.CONSUMER.INFO.{subjects.EVENTS_STREAM}.{durable}",
+            f"{subjects.SUBSCRIBER_API}.CONSUMER.MSG.NEXT.{subjects.EVENTS_STREAM}.{durable}",
             f"$JS.ACK.{subjects.EVENTS_STREAM}.{durable}.>",
         ),
         subscribe=(f"{subjects.subscriber_inbox(subscription_id)}.>", subjects.HEADS_SUBJECT),

@@ -22,7 +22,13 @@ from schemas.commands.subscription import (
 )
 from schemas.ids import Prefix, new_id
 from schemas.settings import NatsSettings
-from schemas.subjects import EVENTS_STREAM, subscriber_durable, subscriber_inbox, subscription_subjects
+from schemas.subjects import (
+    EVENTS_STREAM,
+    SUBSCRIBER_API,
+    subscriber_durable,
+    subscriber_inbox,
+    subscription_subjects,
+)
 from schemas.subscriptions import (
     CreateSubscriptionBody,
     CredentialsBody,
@@ -139,6 +145,7 @@ def connection(
         stream=EVENTS_STREAM,
         durable=subscriber_durable(organization_id, subscription_id),
         subjects=subscription_subjects(organization_id, wanted.workspace_id, wanted.types),
+        api_prefix=SUBSCRIBER_API,
         inbox_prefix=subscriber_inbox(subscription_id),
     )
 

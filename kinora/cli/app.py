@@ -17,6 +17,7 @@ from kinora.cli import (
     roles,
     secrets,
     storage,
+    subscriptions,
 )
 from kinora.cli.demo import demo
 from kinora.cli.doctor import doctor
@@ -55,6 +56,7 @@ app.add_typer(agents.app, name="agents")
 app.add_typer(events.app, name="events")
 app.add_typer(audit.app, name="audit")
 app.add_typer(secrets.app, name="secrets")
+app.add_typer(subscriptions.app, name="subscriptions")
 app.add_typer(storage.app, name="storage")
 app.add_typer(users, name="users")
 app.command()(doctor)

@@ -226,7 +226,7 @@ async def test_a_subscriber_goes_on_over_a_refill_by_its_position(world: World, 
                 # It went with its stream, and the orchestrator makes it again.
                 await outside.topology.make_subscriber(durable, subjects, 1)
                 while True:
-                    for message in await subscription.fetch(10, timeout=0.5):
+                    for message in await subscription.fetch(1, timeout=0.5):
                         headers = message.headers or {}
                         epochs.add(headers[EPOCH_HEADER])
                         if (position := int(headers[POSITION_HEADER])) > (seen[-1] if seen else 0):

@@ -17,7 +17,13 @@ from command_api.nats_auth.users import FreshCredentials, credentials_text, sign
 from schemas.commands.subscription import CreateSubscription, DeleteSubscription
 from schemas.ids import Prefix, new_id
 from schemas.settings import NatsSettings, PostgresSettings
-from schemas.subjects import EVENTS_STREAM, POSITION_HEADER, subscriber_durable, subscriber_inbox
+from schemas.subjects import (
+    EVENTS_STREAM,
+    POSITION_HEADER,
+    SUBSCRIBER_API,
+    subscriber_durable,
+    subscriber_inbox,
+)
 from schemas.subscriptions import EventFilter
 from tests.integration.messaging.world import World, eventually
 
@@ -64,9 +70,12 @@ async def fetched(client: Client, durable: str, count: int) -> list[Msg]:
     found: list[Msg] = []
 
     async def pull() -> bool:
-        subscription = await client.jetstream().pull_subscribe_bind(durable, stream=EVENTS_STREAM)
+        subscription = await client.jetstream(prefix=SUBSCRIBER_API).pull_subscribe_bind(
+            durable, stream=EVENTS_STREAM
+        )
         try:
-            for message in await subscription.fetch(count - len(found), timeout=1):
+            while len(found) < count:
+                (message,) = await subscription.fetch(1, timeout=1)
                 await message.ack_sync(timeout=5)
                 found.append(message)
         except Exception:

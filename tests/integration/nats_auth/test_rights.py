@@ -77,8 +77,9 @@ def publish_rows() -> list[Row]:
                 rows.append((f"$JS.API.CONSUMER.INFO.WORK.{durable}", nobody))
     for durable in (READER, OTHER_READER):
         reads = lambda who, d=durable: who == "subscriber" and d == READER  # noqa: E731
-        rows.append((f"$JS.API.CONSUMER.INFO.EVENTS.{durable}", reads))
-        rows.append((f"$JS.API.CONSUMER.MSG.NEXT.EVENTS.{durable}", reads))
+        for call in ("INFO", "MSG.NEXT"):
+            rows.append((f"{subjects.SUBSCRIBER_API}.CONSUMER.{call}.EVENTS.{durable}", reads))
+            rows.append((f"$JS.API.CONSUMER.{call}.EVENTS.{durable}", nobody))
         rows.append((f"$JS.ACK.EVENTS.{durable}.1.1.1.1.0", reads))
     rows += [(subject, nobody) for subject in closed_to_all()]
     return rows
@@ -390,7 +391,9 @@ async def test_a_subscriber_reads_its_own_organization_s_events(stage: Stage) ->
         subject = subjects.event_subject(organization_id, "ws", "kinora.job.requested")
         await stage.js.publish(subject, str(number).encode())
     async with stage.acting("subscriber") as reader:
-        events = await reader.js.pull_subscribe_bind(durable=READER, stream="EVENTS")
+        js = reader.client.jetstream(prefix=subjects.SUBSCRIBER_API)
+        assert (await js.consumer_info("EVENTS", READER)).num_pending == 2
+        events = await js.pull_subscribe_bind(durable=READER, stream="EVENTS")
         found = []
         for _ in range(2):
             (message,) = await events.fetch(1, timeout=5)
@@ -424,6 +427,9 @@ async def test_what_is_pulled_cannot_be_delivered_as_somebody_else_s_words(stage
         subject = subjects.work_subject(OURS, "default", "train", "high", "{}")
     else:
         durable, stream = READER, "EVENTS"
+        # One redirected event would otherwise hold up the others.
+        found = (await stage.js.consumer_info(stream, durable)).config
+        await stage.js.add_consumer(stream, found.evolve(max_ack_pending=1000))
         subject = subjects.event_subject(OURS, "ws", "kinora.job.{}")
     await stage.js.publish(subjects.report_subject(THEIRS, FOREIGNER, JOB), b"to be kept")
     for number in range(len(REDIRECTED) + 1):
@@ -445,11 +451,14 @@ async def test_what_is_pulled_cannot_be_delivered_as_somebody_else_s_words(stage
         await stage.control.subscribe(pattern, cb=note)
     await stage.control.flush()
     ask = json.dumps({"batch": 1, "expires": 500_000_000}).encode()
+    prefix = "$JS.API" if who == "agent" else subjects.SUBSCRIBER_API
     async with stage.acting(who) as actor:
         for target in REDIRECTED:
-            await actor.client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", ask, reply=target)
+            await actor.client.publish(f"{prefix}.CONSUMER.MSG.NEXT.{stream}.{durable}", ask, reply=target)
         # Requests are served in order: once this one is, the others have been, or never will.
-        queue = await actor.js.pull_subscribe_bind(durable=durable, stream=stream)
+        queue = await actor.client.jetstream(prefix=prefix).pull_subscribe_bind(
+            durable=durable, stream=stream
+        )
         assert len(await queue.fetch(1, timeout=5)) == 1
         assert actor.errors == []
     await stage.control.flush()
