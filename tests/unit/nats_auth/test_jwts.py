@@ -138,13 +138,13 @@ def test_an_agent_s_jwt_fits_a_protocol_line() -> None:
 
 def test_agents_and_subscribers_reach_nothing_but_what_their_rights_name() -> None:
     """A right that the account has no way to is of no use; a way that no right names is one too many."""
-    organization, agent, user = new_id(Prefix.ORGANIZATION), new_id(Prefix.AGENT), public_key(USER)
+    organization, agent = new_id(Prefix.ORGANIZATION), new_id(Prefix.AGENT)
     for rights, services in (
         (agent_rights(organization, agent, "gpus"), AGENT_SERVICES),
-        (subscriber_rights("mine", user), SUBSCRIBER_SERVICES),
+        (subscriber_rights(organization, new_id(Prefix.SUBSCRIPTION)), SUBSCRIBER_SERVICES),
     ):
         assert rights.publish is not None
-        ways = {service.subject for service in services}
+        ways = {service.called or service.subject for service in services}
         used = {way for way in ways if any(fits(way, subject) for subject in rights.publish)}
         assert used == ways
         assert all(any(fits(way, subject) for way in ways) for subject in rights.publish)
