@@ -12,6 +12,7 @@ BENCHMARKS = {
     "catchup": ("one client replays history, then a hundred slow ones begin to", ()),
     "growth": ("commands and queries at 10,000, 100,000 and 1,000,000 events", ()),
     "latency": ("from a committed command to the frame at a WebSocket client", ()),
+    "rebuild": ("the job views folded anew, against the stock runner, under reads", ()),
     "refill": ("a lost stream filled again from the log", ()),
     "engine": (
         "step time and memory against a plain training loop",
@@ -20,7 +21,7 @@ BENCHMARKS = {
     "soak": ("a stream of tiny jobs under random kills", ()),
 }
 
-QUICK = ("append", "catchup", "growth", "latency", "refill")
+QUICK = ("append", "catchup", "growth", "latency", "rebuild", "refill")
 
 
 def main() -> int:
@@ -32,7 +33,7 @@ def main() -> int:
         command.add_argument("--json", action="store_true", help="one JSON object as the last line")
         if name in QUICK:
             command.add_argument("--quick", action="store_true", help="in seconds, roughly")
-        if name == "refill":
+        if name in ("rebuild", "refill"):
             command.add_argument("--events", type=int, default=None, help="in the log (default 1,000,000)")
         if name == "soak":
             command.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")

@@ -142,14 +142,14 @@ class DocumentFold(Generic[D]):
     """A stream that comes to one document."""
 
     def __init__(self, view: "DocumentView[D]") -> None:
-        self._view = view
+        self.view = view
         self.document: D | None = None
 
     def add(self, recorded: Recorded) -> None:
-        self.document = self._view.fold(self.document, recorded)
+        self.document = self.view.fold(self.document, recorded)
 
     def rows(self) -> dict[str, list[Row]]:
-        return {} if self.document is None else {self._view.table: [document_row(self.document)]}
+        return {} if self.document is None else {self.view.table: [document_row(self.document)]}
 
     def shown(self) -> BaseModel | None:
         """What queries answer; None before the first event."""

@@ -310,10 +310,11 @@ class _Builder:
         log_id, reached, stood = await read_log_id(self.connection), -1, 0.0
         while True:
             active = await catalogue.read_active(self.connection, self.view.name)
-            alike = active is not None and (active.version, active.log_id) == (self.view.version, log_id)
-            if not alike or not await catalogue.schema_exists(self.connection, active_schema(self.view.name)):
+            alike = active and (active.version, active.log_id) == (self.view.version, log_id)
+            if active is None or active.position == 0 or not alike:
                 return False
-            assert active is not None  # noqa: S101 - alike
+            if not await catalogue.schema_exists(self.connection, active_schema(self.view.name)):
+                return False
             if active.position >= position:
                 return True
             stood = stood + 0.1 if active.position == reached else 0.0

@@ -14,7 +14,7 @@ from command_api.routes.reading import CursorParameter, Limit, Page, ReadingOfRe
 from projections.catalogue import statuses
 from projections.errors import UnknownView
 from projections.parking import ParkedStream, parked_streams
-from projections.rebuild_requests import Rebuild, find_rebuild, recent_rebuilds, request_rebuild
+from projections.rebuild_requests import Checked, Rebuild, find_rebuild, recent_rebuilds, request_rebuild
 from projections.registry import view_named
 from projections.replay import replay_parked
 from schemas.api import ReplayParkedBody
@@ -32,6 +32,8 @@ class RebuildShown(BaseModel):
     position: int
     target: int
     progress: float
+    checked: Checked | None
+    """What was compared before the swap."""
     error: str | None
     requested_at: datetime
     finished_at: datetime | None
@@ -91,6 +93,7 @@ def _shown(rebuild: Rebuild) -> dict[str, Any]:
         "position": rebuild.position,
         "target": rebuild.target,
         "progress": rebuild.progress,
+        "checked": rebuild.checked,
         "error": rebuild.error,
         "requested_at": rebuild.requested_at,
         "finished_at": rebuild.finished_at,

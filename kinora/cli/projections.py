@@ -73,6 +73,8 @@ def rebuild(
         talk.print(f"rebuild failed: {request.get('error')}", style="red", markup=False)
         raise typer.Exit(1)
     talk.print(f"{name} is rebuilt", style="green")
+    for table in (request.get("checked") or {}).get("differing") or ():
+        talk.print(f"the former table {table} held something else: it was damaged", style="yellow")
 
 
 @app.command()

@@ -57,6 +57,9 @@ async def test_read_models_can_be_listed_and_built_anew(operator: Person) -> Non
             assert (await operator.get(f"/datasets/{item['id']}")).status_code == 200
             listed = (await operator.get("/projections")).json()["data"]
             rebuild = next(view for view in listed if view["name"] == "datasets")["rebuild"]
+    assert rebuild["checked"]["streams"] > 0
+    assert rebuild["checked"]["differing"] == []
+    assert rebuild["checked"]["tables"]["datasets"]["rows"] > 0
     assert (await operator.get(f"/datasets/{item['id']}")).json()["name"] == "shapes"
     unknown = await operator.post("/projections/horoscopes/rebuild")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_view")

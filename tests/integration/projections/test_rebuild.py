@@ -12,12 +12,14 @@ from projections.parking import parked_streams
 from projections.rebuild import rebuild
 from projections.rebuild_requests import Rebuild, find_rebuild, recent_rebuilds, request_rebuild
 from projections.registry import VIEWS
+from projections.replay import replay_parked
 from projections.settings import ProjectionsSettings
-from projections.view import Table
+from projections.view import Rows, Table
 from projections.views import jobs
 from schemas.ids import Prefix, new_id
 from tests.integration.projections.world import (
     Tally,
+    TallyFold,
     Writer,
     caught_up,
     cut_connections,
@@ -71,6 +73,8 @@ async def ended(connection: AsyncConnection[Any], identifier: int) -> Rebuild:
 async def test_reads_are_served_throughout_and_the_content_is_the_same(
     settings: ProjectionsSettings, connection: AsyncConnection[Any], writer: Writer, conninfo: str
 ) -> None:
+    # Enough slices for two processes of their own.
+    settings = settings.model_copy(update={"rebuild_slice_events": 100, "rebuild_processes": 2})
     ids = [new_id(Prefix.JOB) for _ in range(20)]
     for job_id in ids:
         last = writer.append(job_id, *whole_job(job_id=job_id))[-1]
@@ -195,6 +199,97 @@ async def test_a_rebuild_that_would_lose_a_stream_is_refused(
         await rebuild(conninfo, Tally(fails_on=lambda event: event.stream_id == bad))
     assert await tallies(connection) == {good: 5, bad: 5}
     assert await parked_streams(connection) == ()
+
+
+async def test_a_fold_that_comes_to_other_rows_the_second_time_is_not_swapped_in(
+    connection: AsyncConnection[Any], writer: Writer, conninfo: str, settings: ProjectionsSettings
+) -> None:
+    class Hasty(TallyFold):
+        """Forgets what a stream has had before: right only for streams of one event."""
+
+        def rows(self) -> Rows:
+            return {table: [(user, 1) for user, _ in rows] for table, rows in super().rows().items()}
+
+    class Wrong(Tally):
+        def begin(self) -> TallyFold:
+            return Hasty(self)
+
+    users = new_users(3)
+    async with running(settings, [Tally()]):
+        await caught_up(connection, ["tally"], writer.logins(9, users))
+    with pytest.raises(
+        RebuildRefused, match=r"folded a second time, usr_\w+ comes to other rows of .* tallies"
+    ):
+        await rebuild(conninfo, Wrong())
+    assert await tallies(connection) == dict.fromkeys(users, 3)
+    assert (await recent_rebuilds(connection))[0].state == "failed"
+    assert await scalar(connection, "SELECT to_regnamespace('view_tally_next') IS NULL")
+
+
+async def test_what_was_damaged_before_is_recorded_and_made_good(
+    connection: AsyncConnection[Any], writer: Writer, conninfo: str, settings: ProjectionsSettings
+) -> None:
+    users = new_users(3)
+    async with running(settings, [Tally()]):
+        await caught_up(connection, ["tally"], last := writer.logins(9, users))
+    await connection.execute("UPDATE view_tally.tallies SET logins = 99 WHERE user_id = %s", [users[0]])
+    damaged = (await rebuild(conninfo, Tally())).checked
+    assert damaged is not None
+    assert (damaged.position, damaged.streams, damaged.events) == (last, 3, 9)
+    assert damaged.differing == ("tallies",)
+    assert await tallies(connection) == dict.fromkeys(users, 3)
+    again = (await rebuild(conninfo, Tally())).checked
+    assert again is not None
+    assert again.differing == ()
+    assert again.tables == damaged.tables
+    (other,) = new_users(1)
+    writer.logins(1, [other])
+    later = (await rebuild(conninfo, Tally())).checked
+    assert later is not None
+    assert later.tables["tallies"].rows == 4
+    assert later.tables["tallies"].checksum != again.tables["tallies"].checksum
+
+
+async def test_a_stream_that_cannot_be_folded_is_parked_where_it_stopped(
+    connection: AsyncConnection[Any], writer: Writer, conninfo: str, settings: ProjectionsSettings
+) -> None:
+    good, bad = new_users(2)
+    async with running(settings, [Tally()]):
+        await caught_up(connection, ["tally"], last := writer.logins(10, [good, bad]))
+    done = await rebuild(conninfo, Tally(version=2, fails_on=lambda event: event.position == last - 4))
+    assert done.state == "done"
+    assert await tallies(connection) == {good: 5, bad: 2}
+    (parked,) = await parked_streams(connection)
+    assert (parked.stream_id, parked.first_position, parked.last_position) == (bad, last - 4, last)
+    assert (parked.events, parked.error) == (3, f"ValueError: cannot fold {last - 4}")
+    replayed = await replay_parked(conninfo, Tally(version=2))
+    assert (replayed.streams, replayed.events) == ((bad,), 3)
+    assert await tallies(connection) == {good: 5, bad: 5}
+
+
+async def test_a_stream_whose_rows_cannot_be_stored_is_parked_as_a_whole(
+    connection: AsyncConnection[Any], writer: Writer, conninfo: str, settings: ProjectionsSettings
+) -> None:
+    class Narrow(Tally):
+        tables = (
+            Table(
+                name="tallies",
+                stream="user_id",
+                columns=("user_id text NOT NULL", "logins integer NOT NULL CHECK (logins < 4)"),
+                key="user_id",
+            ),
+        )
+
+    good, bad = new_users(2)
+    async with running(settings, [Tally()]):
+        await caught_up(connection, ["tally"], writer.logins(6, [good, bad]))
+    last = writer.logins(2, [bad])
+    done = await rebuild(conninfo, Narrow(version=2))
+    assert (done.state, await tallies(connection)) == ("done", {good: 3})
+    (parked,) = await parked_streams(connection)
+    assert (parked.stream_id, parked.first_position, parked.last_position) == (bad, last - 6, last)
+    assert parked.events == 5
+    assert parked.error.startswith("CheckViolation: ")
 
 
 async def test_a_rebuild_takes_parked_streams_up_again(
