@@ -129,13 +129,12 @@ def _queries(story: Story) -> Iterator[tuple[str, Query]]:
     """What a person looks at, for ever: a page of jobs, a job, its chart, its log's pieces, what happened."""
     ended = list(story.ended)
     for number in itertools.count():
-        job_id = ended[number % len(ended)]
-        for home in story.homes:
-            yield "page of jobs", partial(_page, home.organization_id)
-            yield "activity", partial(_recent, home.organization_id)
-        yield "a job", partial(_of_any, story, jobs.get, job_id)
-        yield "its chart", partial(_points, story, job_id)
-        yield "its log", partial(_of_any, story, logs.segments, job_id)
+        job_id, organization_id = ended[number % len(ended)]
+        yield "page of jobs", partial(_page, organization_id)
+        yield "activity", partial(_recent, organization_id)
+        yield "a job", partial(_job, organization_id, job_id)
+        yield "its chart", partial(_points, organization_id, job_id)
+        yield "its log", partial(_segments, organization_id, job_id)
 
 
 async def _page(organization_id: str, connection: AsyncConnection) -> object:
@@ -146,23 +145,16 @@ async def _recent(organization_id: str, connection: AsyncConnection) -> object:
     return await activity.recent(connection, organization_id, limit=20)
 
 
-async def _of_any(
-    story: Story,
-    query: Callable[[AsyncConnection, str, str], Awaitable[object]],
-    job_id: str,
-    connection: AsyncConnection,
-) -> object:
-    """The job is of one of the organizations."""
-    found = [await query(connection, home.organization_id, job_id) for home in story.homes]
-    return any(found)
+async def _job(organization_id: str, job_id: str, connection: AsyncConnection) -> object:
+    return await jobs.get(connection, organization_id, job_id)
 
 
-async def _points(story: Story, job_id: str, connection: AsyncConnection) -> bool:
-    curves = [
-        await loss_curve.curve(connection, home.organization_id, job_id, max_points=500)
-        for home in story.homes
-    ]
-    return any(curve.points for curve in curves)
+async def _points(organization_id: str, job_id: str, connection: AsyncConnection) -> object:
+    return (await loss_curve.curve(connection, organization_id, job_id, max_points=500)).points
+
+
+async def _segments(organization_id: str, job_id: str, connection: AsyncConnection) -> object:
+    return await logs.segments(connection, organization_id, job_id)
 
 
 # ---- the stock runner -------------------------------------------------------------------------------
