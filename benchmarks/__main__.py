@@ -18,10 +18,11 @@ BENCHMARKS = {
         "step time and memory against a plain training loop",
         ("torch", "transformers", "peft", "bitsandbytes"),
     ),
+    "verify": ("offline verification of an export", ()),
     "soak": ("a stream of tiny jobs under random kills", ()),
 }
 
-QUICK = ("append", "catchup", "growth", "latency", "rebuild", "refill")
+QUICK = ("append", "catchup", "growth", "latency", "rebuild", "refill", "verify")
 
 
 def main() -> int:

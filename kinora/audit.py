@@ -1,12 +1,12 @@
 """Fetches what an organization needs to verify its events offline, and goes on where it left off."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
-from kinora.client import ApiError, Client, Json, Unreachable
+from kinora.client import Client
+from kinora.event_export import export
 from kinora.verification.verify import (
     EARLIER_FOLDER,
     EVENTS_FILE,
@@ -15,17 +15,13 @@ from kinora.verification.verify import (
     LEAVES_FILE,
     read_keys,
 )
-from schemas.errors import KinoraError
 from schemas.heads import AuditKeys, HeadOfOrganization
 
 Report = Callable[[str, int, int], None]
 
 
-class FetchBroken(KinoraError):
-    """The download ended early."""
-
-    code = "fetch_broken"
-    retryable = True
+_TAIL_BYTES = 4096
+"""More than a line of a leaf file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +37,9 @@ def fetch(client: Client, folder: Path, report: Report) -> Fetched:
     """Bring the folder up to the latest head; heads from before are kept beside it.
 
     Raises:
-        FetchBroken: when a download ended early; what has arrived is gone on with at the next call.
-        ApiError: when the service refuses.
+        NotAnExport: when the folder holds other events.
+        ApiError: when the service refuses; with 409 where its log is another one now.
+        Unreachable: when a download ended early; the next call goes on with what has arrived.
     """
     folder.mkdir(parents=True, exist_ok=True)
     head = HeadOfOrganization.model_validate(client.get("/audit/heads/latest", min_position=None))
@@ -50,8 +47,8 @@ def fetch(client: Client, folder: Path, report: Report) -> Fetched:
         folder / KEYS_FILE, AuditKeys.model_validate(client.get("/audit/keys", min_position=None))
     )
     until = head.head.position
-    for name, path in ((EVENTS_FILE, "/events/export"), (LEAVES_FILE, "/audit/leaves")):
-        _continue(client, path, folder / name, until, report)
+    export(client, folder / EVENTS_FILE, after=None, until=until, report=report)
+    _continue_leaves(client, folder / LEAVES_FILE, until, report)
     _keep_former_head(folder)
     (folder / HEAD_FILE).write_bytes(head.model_dump_json(indent=2).encode() + b"\n")
     return Fetched(head, new_keys)
@@ -75,59 +72,26 @@ def _keep_former_head(folder: Path) -> None:
     file.replace(folder / EARLIER_FOLDER / f"{former.head.number:012d}.json")
 
 
-def _continue(client: Client, path: str, file: Path, until: int, report: Report) -> None:
-    """Append what the file lacks up to `until`; a half line at its end is of a download that broke off."""
-    after = _last_position(file)
+def _continue_leaves(client: Client, file: Path, until: int, report: Report) -> None:
+    """Append the leaves that the file lacks up to `until`; a half line is of a download that broke off."""
+    after = _cut_to_whole_lines(file)
     if after >= until:
         return
-    with file.open("ab") as target:
-        for chunk in _chunks(client, path, {"after": after, "until": until}):
+    with file.open("ab") as target, client.download("/audit/leaves", after=after, until=until) as answer:
+        for chunk in answer.iter_raw(2**18):
             target.write(chunk)
-            report(file.name, target.tell(), 0)
+            report(file.name, after, until)
 
 
-def _last_position(file: Path) -> int:
-    """The position of the last whole line; what follows it is cut off."""
+def _cut_to_whole_lines(file: Path) -> int:
+    """The position of the last whole line; 0 where there is none."""
     if not file.exists():
         return 0
     with file.open("r+b") as stream:
-        size = stream.seek(0, 2)
-        reach = 2**16
-        while True:
-            start = max(0, size - reach)
-            stream.seek(start)
-            tail = stream.read(size - start)
-            end = tail.rfind(b"\n") + 1
-            begin = tail.rfind(b"\n", 0, max(0, end - 1)) + 1
-            if start == 0 or begin > 0:
-                break
-            reach *= 4
-        stream.truncate(start + end)
-    line = tail[begin:end]
-    digits = line.removeprefix(b'{"position":').split(b",")[0].split(b" ")[0]
-    return int(digits) if digits.isdigit() else 0
-
-
-def _chunks(client: Client, path: str, params: Json) -> Iterator[bytes]:
-    url = client.credentials.url.rstrip("/") + f"/api/v1{path}"
-    headers = {"Authorization": f"Bearer {client.token()}"}
-    try:
-        with httpx.stream("GET", url, params=params, headers=headers, timeout=60, trust_env=False) as answer:
-            if not answer.is_success:
-                answer.read()
-                raise _refusal(answer)
-            yield from answer.iter_bytes()
-    except httpx.ConnectError as error:
-        raise Unreachable(f"{client.credentials.url} does not answer ({error})") from error
-    except httpx.TransportError as error:
-        raise FetchBroken(
-            f"the download of {path} broke off ({error}); repeat the command to go on"
-        ) from error
-
-
-def _refusal(answer: httpx.Response) -> ApiError:
-    try:
-        problem = dict(answer.json())
-    except (ValueError, TypeError):
-        problem = {"detail": f"the service answered {answer.status_code}"}
-    return ApiError(answer.status_code, problem)
+        size = stream.seek(0, os.SEEK_END)
+        begin = stream.seek(max(0, size - _TAIL_BYTES))
+        tail = stream.read()
+        end = tail.rfind(b"\n") + 1
+        stream.truncate(begin + end)
+    position, _, _ = tail[tail.rfind(b"\n", 0, max(0, end - 1)) + 1 : end].partition(b" ")
+    return int(position) if position.isdigit() else 0
