@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
@@ -123,6 +125,13 @@ async def test_what_cannot_be_proven_is_said(visit: Visit, ada: Person) -> None:
     assert SIGNER.key_id in [key["key_id"] for key in known]
 
 
+def documented_program() -> str:
+    """What docs/events.md gives to strangers."""
+    page = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+    section = page.split("## Verifying")[1]
+    return section.split("```python\n")[1].split("```")[0]
+
+
 def kinora(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
@@ -144,6 +153,15 @@ async def test_fetched_verified_and_fetched_again(
     verified = kinora("events", "verify", str(folder), "--json")
     assert verified.exit_code == 0, verified.output
     before = json.loads(verified.stdout)
+
+    own_program = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-I", "-c", documented_program(), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert own_program.stdout.startswith(f"verified {before['events']} events"), own_program.stderr
 
     (folder / "events.ndjson").write_bytes((folder / "events.ndjson").read_bytes()[:-20])
     item = await register(ada, "datasets", {"a": b"b"}, "second")
