@@ -193,7 +193,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         api.include_router(module.router)
     api.include_router(auth.own)
     app.include_router(api)
-    reference.install(app)
+    reference.install(app, settings)
     app.include_router(health.router, include_in_schema=False)
     app.include_router(metrics.router)
     return app

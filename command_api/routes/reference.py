@@ -1,4 +1,7 @@
-"""The OpenAPI document, and the page `/docs`: Swagger UI over it, allowed to run nothing but itself."""
+"""The OpenAPI and AsyncAPI documents, the events' JSON Schemas, and the page `/docs`.
+
+The page is Swagger UI, allowed to run nothing but itself.
+"""
 
 import base64
 import hashlib
@@ -7,6 +10,11 @@ from functools import cache
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
+
+from command_api.domain.errors import NotFound
+from command_api.settings import ApiSettings
+from command_api.subscriptions import asyncapi
+from schemas.generate import FOLDER
 
 _DOCUMENT = "/openapi.json"
 _SWAGGER_UI = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0"
@@ -41,8 +49,8 @@ _POLICY = (
 )
 
 
-def install(app: FastAPI) -> None:
-    """Serve both."""
+def install(app: FastAPI, settings: ApiSettings) -> None:
+    """Serve them, to anybody."""
 
     @cache
     def document() -> bytes:
@@ -58,3 +66,22 @@ def install(app: FastAPI) -> None:
     app.add_api_route("/docs", docs, include_in_schema=False)
     for path in (_DOCUMENT, f"/api/v1{_DOCUMENT}"):
         app.add_api_route(path, openapi, include_in_schema=False)
+
+    @cache
+    def events() -> bytes:
+        nats = settings.nats.subscribers_url or settings.nats.url
+        described = asyncapi.document(settings.public_url, nats)
+        return json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+
+    async def asyncapi_document() -> Response:
+        return Response(events(), media_type="application/json")
+
+    async def event_schema(name: str) -> Response:
+        if name not in asyncapi.event_schemas():
+            raise NotFound(f"there is no event version {name[:80]!a}; /asyncapi.json names all of them")
+        content = (FOLDER / f"{name}.json").read_bytes()
+        return Response(content, media_type="application/schema+json")
+
+    for path in ("/asyncapi.json", "/api/v1/asyncapi.json"):
+        app.add_api_route(path, asyncapi_document, include_in_schema=False)
+    app.add_api_route("/schemas/events/{name}.json", event_schema, include_in_schema=False)

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
+from jsonschema import Draft7Validator
 
 from kinora.client import Json, at
 from schemas.api import EnrollAgentBody, SignupBody
+from schemas.generate import FOLDER
 from tests.service import Service, wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -133,3 +136,20 @@ def test_an_example_is_short_and_uses_nothing_of_ours(name: str) -> None:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(('"""', "//"))]
     assert len(lines) <= 20
     assert not any(ours in text for ours in ("import kinora", "from kinora", "schemas.", "command_api"))
+
+
+def test_the_asyncapi_document_is_one(service: Service, modules: Path) -> None:
+    """Judged by the schema that AsyncAPI itself publishes."""
+    schema = json.loads((modules / "node_modules/@asyncapi/specs/schemas/3.0.0.json").read_text())
+    with service.client() as client, httpx.Client(trust_env=False) as stranger:
+        document = stranger.get(f"{client.credentials.url}/asyncapi.json").json()
+        name = next(iter(document["channels"]["stream"]["messages"]))
+        published = stranger.get(
+            client.credentials.url + document["components"]["messages"][name]["x-schema"]
+        )
+        assert published.json() == json.loads((FOLDER / f"{name}.json").read_text())
+        assert stranger.get(f"{client.credentials.url}/schemas/events/kinora.x.v1.json").status_code == 404
+    errors = [
+        f"{error.json_path}: {error.message[:200]}" for error in Draft7Validator(schema).iter_errors(document)
+    ]
+    assert errors == []

@@ -28,7 +28,17 @@ OPEN = {
 }
 """For everybody. Whatever is not named here has to be closed."""
 
-UNDOCUMENTED = {"/openapi.json", "/docs", "/api/v1/openapi.json", "/health", "/health/live", "/health/ready"}
+UNDOCUMENTED = {
+    "/openapi.json",
+    "/docs",
+    "/api/v1/openapi.json",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/asyncapi.json",
+    "/api/v1/asyncapi.json",
+    "/schemas/events/{name}.json",
+}
 """For everybody, and not in the OpenAPI document."""
 
 CLOSED_UNDOCUMENTED = {"/metrics"}
