@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from kinora.cli import deliveries
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import LocalFileError, age, connect, door, print_json, print_table, talk
 from kinora.client import Client, Json, at
@@ -23,6 +24,7 @@ from schemas.subscriptions import (
 app = typer.Typer(no_args_is_help=True, help="Third parties that get the organization's events.")
 add = typer.Typer(no_args_is_help=True, help="Add a subscriber; its secret is written to a file, once.")
 app.add_typer(add, name="add")
+app.add_typer(deliveries.app)
 
 READY_SECONDS = 10.0
 SubscriptionArgument = Annotated[str, typer.Argument(metavar="SUBSCRIPTION", help="Its id: sub_…")]

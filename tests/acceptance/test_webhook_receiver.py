@@ -81,7 +81,7 @@ def test_verified_events_arrive_once_and_a_forged_one_is_refused(service: Servic
                 agents = [client.post("/agents/enroll", {"name": name})["id"] for name in names]
                 client.post(f"{path}/test")
                 wait_until(lambda: settled(client, path, 0), seconds=30, what="the deliveries")
-                client.post(f"{path}/redeliver", {"from_position": made["last_position"]})
+                service.cli("subscriptions", "redeliver", made["id"], "--from", str(made["last_position"]))
                 wait_until(lambda: settled(client, path, 1), seconds=30, what="the redelivery")
                 forged = b'{"id":"evt_1","type":"kinora.job.succeeded.v1","subject":"job_1","data":{}}'
                 signature = Webhook("whsec_" + "MTIz" * 8).sign("evt_1", datetime.now(UTC), forged.decode())
@@ -92,6 +92,11 @@ def test_verified_events_arrive_once_and_a_forged_one_is_refused(service: Servic
                 }
                 assert httpx.post(url, content=forged, headers=headers, trust_env=False).status_code == 401
             deliveries = list(client.pages(f"{path}/deliveries"))
+            refused = service.cli("subscriptions", "test", made["id"], check=False)
+            assert (refused.returncode, "failed: unreachable" in refused.stderr) == (6, True)
+            shown = service.cli("subscriptions", "deliveries", made["id"])
+            assert "unreachable" in shown.stdout
+            assert shown.stdout.count("delivered") == len(deliveries)
         finally:
             client.delete(path)
     assert {each["status"] for each in deliveries} == {"delivered"}
