@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import aiohttp
+import psutil
 
 from benchmarks.installation import UNLIMITED, ControlPlane, Seeded, console, control_plane, scratch, seed
 from benchmarks.report import Result, percentile
@@ -46,6 +47,8 @@ class Times:
 
     submitted: dict[int, float] = field(default_factory=dict)
     committed: dict[int, float] = field(default_factory=dict)
+    api_share: float = 0.0
+    """Of one core, that the API used meanwhile."""
 
 
 @dataclass
@@ -181,7 +184,11 @@ async def _follow_and_report(
     console.print(f"latency: {EVENTS_PER_SECOND} events/s for {seconds} s …")
     times = Times()
     await _report_at_rate(reporter, jobs, WARM_UP_SECONDS, None)
+    api = psutil.Process(int((plane.servers.folder.run / "api.ready").read_text())).cpu_times
+    before = api()
     await _report_at_rate(reporter, jobs, seconds, times)
+    after = api()
+    times.api_share = (after.user + after.system - before.user - before.system) / seconds
     await asyncio.sleep(SETTLE_SECONDS)
     clients.stdin.close()
     output = await clients.stdout.readline()
@@ -216,6 +223,7 @@ def _results(times: Times, seen: Sequence[Sequence[tuple[int, float]]]) -> list[
         Result("submitted to frame p99", percentile(since_submission, 0.99), "ms"),
         Result("submitted to committed p50", percentile(appended, 0.5), "ms"),
         Result("submitted to committed p99", percentile(appended, 0.99), "ms"),
+        Result("processor share of the API", times.api_share * 100, "% of a core"),
         Result("frames", float(len(arrived)), "frames"),
         Result("frames missing or doubled", float(abs(expected - len(arrived))), "frames", 0),
     ]

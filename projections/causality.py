@@ -11,7 +11,7 @@ MOST_EFFECTS = 2000
 
 _OWN: LiteralString = "(organization_id = %(organization_id)s OR stream_id = %(user_id)s)"
 
-_CAUSES = f"""
+CAUSES = f"""
 WITH RECURSIVE chain AS (
     SELECT notification_id, event_id, causation_id, correlation_id, 0 AS distance
       FROM public.kinora_events
@@ -27,7 +27,7 @@ SELECT notification_id, causation_id, correlation_id FROM chain ORDER BY distanc
 """  # noqa: S608 - only constants are put in
 
 # Only causes that are events are indexed: by far most events follow from a report or a request.
-_EFFECTS = f"""
+EFFECTS = f"""
 WITH RECURSIVE tree AS (
     SELECT notification_id, event_id
       FROM public.kinora_events
@@ -36,7 +36,7 @@ WITH RECURSIVE tree AS (
     SELECT effect.notification_id, effect.event_id
       FROM tree
       JOIN public.kinora_events AS effect ON effect.causation_id = tree.event_id
-     WHERE effect.causation_id LIKE 'evt\\_%%'
+     WHERE left(effect.causation_id, 4) = 'evt_'
        AND (effect.organization_id = %(organization_id)s OR effect.stream_id = %(user_id)s)
 )
 SELECT notification_id FROM tree LIMIT %(most)s
@@ -77,7 +77,7 @@ async def causes(
         "user_id": user_id,
         "most": MOST_CAUSES + 1,
     }
-    rows = await (await connection.execute(_CAUSES, values)).fetchall()
+    rows = await (await connection.execute(CAUSES, values)).fetchall()
     if not rows:
         return None
     shown = rows[: MOST_CAUSES + 1]
@@ -99,7 +99,7 @@ async def effects(
         "user_id": user_id,
         "most": MOST_EFFECTS + 2,
     }
-    rows = await (await connection.execute(_EFFECTS, values)).fetchall()
+    rows = await (await connection.execute(EFFECTS, values)).fetchall()
     if not rows:
         return None
     found = [int(row[0]) for row in rows[1:]]

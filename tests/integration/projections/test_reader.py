@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from projections.causality import CAUSES, EFFECTS
 from projections.reader import LogReader, page_query
 from projections.tail import LogTail
 from schemas.ids import id_uuid
@@ -71,6 +73,55 @@ async def test_a_stream_is_paged_by_its_key(reader: LogReader, writer: Writer, c
     assert [row.version for row in rows] == list(range(1, len(rows) + 1))
     assert rows[-1].position == last
     assert await reader.page(0, 100, stream_id=DATASET.replace("ds_", "mdl_")) == []
+
+
+async def test_a_page_is_bounded_in_bytes(reader: LogReader, writer: Writer) -> None:
+    positions = [*writer.append(DATASET, *whole_dataset()), *writer.append(JOB, *admitted())]
+    whole = await reader.page(0, 100)
+    size = len(whole[0].state) + len(whole[1].state)
+    assert [row.position for row in await reader.page(0, 100, max_bytes=size)] == positions[:2]
+    assert [row.position for row in await reader.page(0, 100, max_bytes=1)] == positions[:1], "never empty"
+    by_one: list[int] = []
+    while page := await reader.page(by_one[-1] if by_one else 0, 100, max_bytes=1, stream_id=JOB):
+        by_one += [row.position for row in page]
+    assert by_one == [row.position for row in await reader.page(0, 100, stream_id=JOB)]
+    assert await reader.page(0, 100, max_bytes=2**20) == whole
+    assert await reader.events([positions[3], positions[1]]) == [whole[1], whole[3]]
+    assert await reader.last(ORGANIZATION, positions[2]) == positions[2]
+    assert await reader.last(STRANGERS, positions[-1]) == 0
+
+
+async def test_a_time_is_found_among_positions(reader: LogReader, writer: Writer, conninfo: str) -> None:
+    assert await reader.place_of(datetime.now(UTC)) == 0
+    last = writer.logins(60, new_users(3))
+    async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        # A minute apart, each second one half a minute early, as by another machine's clock.
+        await connection.execute(
+            "UPDATE kinora_events SET recorded_at ="
+            " timestamptz '2026-01-01' + notification_id * interval '1 min'"
+            " - (notification_id % 2) * interval '90 s'"
+        )
+        times = await (
+            await connection.execute("SELECT notification_id, recorded_at FROM kinora_events ORDER BY 1")
+        ).fetchall()
+    for _, time in times:
+        first = min(position for position, at in times if at >= time)
+        assert await reader.place_of(time) == first - 1
+    assert await reader.place_of(datetime(2100, 1, 1, tzinfo=UTC)) == last
+    assert await reader.place_of(datetime(2000, 1, 1, tzinfo=UTC)) < times[0][0]
+
+
+async def test_causes_and_effects_are_found_by_index(writer: Writer, conninfo: str) -> None:
+    writer.logins(2000, new_users(200))
+    values = {"event_id": "evt_" + "0" * 32, "organization_id": ORGANIZATION, "user_id": USER, "most": 100}
+    async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        await connection.execute("ANALYZE kinora_events")
+        # As a prepared statement is planned after some runs: without knowing the values.
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        for query, index in ((CAUSES, "kinora_events_event_id_idx"), (EFFECTS, "kinora_events_effects_idx")):
+            plan = str(await (await connection.execute(f"EXPLAIN {query}", values)).fetchall())
+            assert index in plan, plan
+            assert "Seq Scan on kinora_events" not in plan
 
 
 async def test_one_append_wakes_everybody(writer: Writer, conninfo: str) -> None:
