@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -133,8 +135,10 @@ async def test_the_command_line(
     assert code == 0
     assert broken.job_id in said
     assert "MissingRow" in said
-    code, said = await kinora("parked", "jobs", "--json")
-    assert [each["stream_id"] for each in json.loads(said)] == [broken.job_id]
+    # In a process of its own: here the service, on its thread, writes to the same standard output.
+    command = [sys.executable, "-m", "kinora", "projections", "parked", "jobs", "--json"]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True)
+    assert [each["stream_id"] for each in json.loads(done.stdout)] == [broken.job_id]
     assert (await kinora("replay"))[0] == 2
     assert (await kinora("replay", "jobs", "--all"))[0] == 2
     code, said = await kinora("replay", "jobs", broken.job_id)
