@@ -55,6 +55,12 @@ MINUTES ?= 10
 soak: $(DEV_STAMP) ## Kill, freeze, cut and wipe for MINUTES=n, and judge what callers saw (SEED=n repeats)
 	$(BIN)/python -m benchmarks soak --minutes $(MINUTES) $${SEED:+--seed "$$SEED"}
 
+SEEDS ?= 1000
+
+.PHONY: simulate
+simulate: $(DEV_STAMP) ## Simulate faults (SEEDS=n for how many, SEED=k to replay one with its trace)
+	$(BIN)/python -m tests.simulation.run $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
 .PHONY: fuzz
 fuzz: $(DEV_STAMP) ## Send the API what nobody expects, for long and differently each time
 	KINORA_FUZZ=long $(BIN)/python -m pytest tests/fuzz

@@ -265,7 +265,7 @@ class Inbox:
             batch.done.append(letter)
             return 0
         if letter.report.sequence > expected:
-            if not self._missed_for_long(letter.attempt):
+            if not self._missed_for_long(letter.attempt) or await self._is_stored(letter, expected):
                 logger.debug("inbox: %s came before report %d", _name(letter), expected)
                 INBOX_REPORTS.labels("early").inc()
                 batch.early.append(letter)
@@ -290,6 +290,25 @@ class Inbox:
     def _missed_for_long(self, attempt: Attempt) -> bool:
         now = asyncio.get_running_loop().time()
         return now - self._gaps.setdefault(attempt, now) >= GAP_SECONDS
+
+    async def _is_stored(self, letter: Letter, sequence: int) -> bool:
+        """Whether the missing report lies in REPORTS after all: it comes then, however long that takes.
+
+        After the machine slept, for instance, all that time has passed and nothing was missing.
+        """
+        subject = report_subject(letter.organization_id, letter.agent_id, letter.report.item_id)
+        after = 0
+        while True:
+            try:
+                found = await self._js.get_msg(REPORTS_STREAM, seq=after + 1, subject=subject, next=True)
+                report = Report.model_validate_json(found.data or b"")
+            except NotFoundError:
+                return False
+            except ValidationError:
+                report = None
+            after = found.seq or after + 1
+            if report is not None and (report.attempt, report.sequence) == (letter.report.attempt, sequence):
+                return True
 
     def _looked_at(self, attempt: Attempt) -> None:
         """The next report is here and comes again: those behind it do not miss it."""

@@ -1,0 +1,11 @@
+"""The other half of the seeds; see `test_seeds_even`."""
+
+import pytest
+
+from tests.simulation.seeds import chunks, run_all
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seeds", chunks(1), ids=lambda seeds: f"from-{seeds[0]}")
+def test_nothing_is_lost_doubled_or_out_of_order(seeds: range) -> None:
+    run_all(seeds)
