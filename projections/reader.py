@@ -1,7 +1,7 @@
 """Reading the log in pages, by whoever catches up."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
@@ -11,6 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from schemas.envelope import Recorded, public_bytes, public_event
 from schemas.ids import id_uuid
+from schemas.pins import Pins, pinned
 
 _COLUMNS = """notification_id AS position, stream_id, originator_version AS version, topic AS type, event_id,
        organization_id, workspace_id"""
@@ -93,6 +94,11 @@ class LogRow:
     def public_bytes(self, log_id: str) -> bytes:
         """The event as clients see it, in the stored bytes."""
         return public_bytes(self.position, log_id, self.state)
+
+    def as_pinned(self, pins: Pins) -> "LogRow":
+        """The event in the versions that a reader pinned; itself where they want nothing else."""
+        state = pinned(self.state, self.type, pins)
+        return self if state is self.state else replace(self, state=state)
 
     def public(self, log_id: str) -> dict[str, Any]:
         """The event as clients see it."""

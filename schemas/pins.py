@@ -45,20 +45,20 @@ def pins_of(names: Iterable[str], registry: Registry = REGISTRY) -> dict[str, in
     return pins
 
 
-def pinned(public: bytes, event_type: str, pins: Pins, registry: Registry = REGISTRY) -> bytes:
-    """The public event as the pins want it; the very same bytes where they want nothing else.
+def pinned(event: bytes, event_type: str, pins: Pins, registry: Registry = REGISTRY) -> bytes:
+    """An event, stored or public, as the pins want it; the very same bytes where they want nothing else.
 
     Raises:
         UnknownEventType: when there is no cast to that version.
     """
     wanted = pins.get(event_type)
     if wanted is None:
-        return public
-    event = json.loads(public)
-    stored = event["type"]
+        return event
+    fields = json.loads(event)
+    stored = fields["type"]
     name, version = split_type(stored)
     if version == wanted:
-        return public
-    data = registry.recast(name, version, event["data"], wanted)
-    cast = {**event, "type": f"{name}.v{wanted}", "storedtype": stored, "data": data}
+        return event
+    data = registry.recast(name, version, fields["data"], wanted)
+    cast = {**fields, "type": f"{name}.v{wanted}", "storedtype": stored, "data": data}
     return json.dumps(cast, separators=(",", ":"), ensure_ascii=False).encode()

@@ -62,6 +62,8 @@ class Subscribe(Message):
     mode: Mode = "lossless"
     log_id: str | None = Field(None, max_length=64)
     """The log that the position belongs to; another one is answered with `reset`."""
+    pinned: tuple[str, ...] = Field((), max_length=64)
+    """Versions to be had of events whatever version was stored, such as ``kinora.job.progressed.v1``."""
 
 
 class Unsubscribe(Message):

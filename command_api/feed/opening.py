@@ -8,6 +8,7 @@ from command_api.feed.parts import FeedParts
 from command_api.feed.subscription import Selection, Subscription
 from projections.sentences import types_from
 from schemas.events import REGISTRY
+from schemas.pins import UnknownVersion, pins_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ async def open_subscription(
     fault = _fault(asked, head)
     if fault is not None:
         return fault
+    try:
+        pins = pins_of(asked.pinned)
+    except UnknownVersion as error:
+        return Fault(error.code, error.message)
     stream_id = wanted.job_id or wanted.stream_id
     selection = Selection(
         # A person's own stream is of no organization, and nobody else's to read.
@@ -59,6 +64,7 @@ async def open_subscription(
         tail=parts.tail,
         head=head,
         conflated=asked.mode == "conflated",
+        pins=pins,
     )
 
 

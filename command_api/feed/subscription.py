@@ -12,6 +12,7 @@ from typing import Protocol
 from command_api.feed.conflation import INTERVAL_SECONDS, Conflation
 from projections.reader import LogRow
 from projections.tail import Interest, LogTail
+from schemas.pins import Pins
 
 PAGE = 500
 PAGE_BYTES = 2**20
@@ -94,6 +95,7 @@ class Subscription:
     head: int
     """The log's end as the subscription began."""
     conflated: bool = False
+    pins: Pins = field(default_factory=dict)
     acknowledged: int = 0
     _types: list[str] | None = field(init=False)
     _setbacks: int = field(init=False)
@@ -166,7 +168,7 @@ class Subscription:
             some = rows[begin : begin + STRIDE]
             # Before they are sent: the client may acknowledge the first before the last has gone.
             self.position = some[-1].position
-            await outlet.events(self.name, some)
+            await outlet.events(self.name, [row.as_pinned(self.pins) for row in some] if self.pins else some)
             await asyncio.sleep(0)  # a client that takes everything at once lets others have their turn
         self.position = reached
 

@@ -11,7 +11,16 @@ from command_api.feed.export import MEDIA_TYPE, Export
 from command_api.problems import BadPosition
 from command_api.routes.calling import RATE_LIMIT, CallerOfRequest, ClosedRoute, needs
 from command_api.routes.problem_docs import QUERY, problems
-from command_api.routes.reading import EVENT_TYPES, CursorParameter, Limit, Page, ReadingOfRequest, chosen
+from command_api.routes.reading import (
+    EVENT_TYPES,
+    CursorParameter,
+    Limit,
+    Page,
+    PinnedParameter,
+    ReadingOfRequest,
+    chosen,
+    pins_asked,
+)
 from projections import causality
 from schemas.ids import EventId, JobId, StreamId
 
@@ -73,11 +82,13 @@ async def list_events(
     job_id: JobId | None = None,
     stream_id: StreamId | None = None,
     log_id: LogIdParameter = None,
+    pinned: PinnedParameter = None,
     limit: Limit = 50,
     cursor: CursorParameter = None,
 ) -> dict[str, Any]:
     filters = [types or "", job_id or "", stream_id or ""]
     wanted = chosen("types", types, EVENT_TYPES)
+    pins = pins_asked(pinned)
     reading.in_log(log_id)
     head = await reading.from_log()
     begin = reading.log_place(cursor, filters) or after
@@ -92,7 +103,7 @@ async def list_events(
         organization_id=None if stream == caller.user_id else reading.organization_id,
         stream_id=stream,
     )
-    page = reading.log_answer(rows, limit, filters)
+    page = reading.log_answer([row.as_pinned(pins) for row in rows], limit, filters)
     return {**page, "head": head, "log_id": reading.parts.log.log_id}
 
 

@@ -21,7 +21,7 @@ from command_api.routes.commanding import IdempotencyKey
 from command_api.routes.origins import is_welcome
 from command_api.routes.parts import Parts, PartsOfRequest
 from command_api.routes.problem_docs import QUERY, problems
-from command_api.routes.reading import EVENT_TYPES, chosen
+from command_api.routes.reading import EVENT_TYPES, PinnedParameter, chosen, listed
 from projections.sentences import Level
 from schemas.errors import KinoraError
 from schemas.ids import JobId, StreamId, WorkspaceId
@@ -91,6 +91,7 @@ async def stream(
     workspace_id: WorkspaceId | None = None,
     min_level: Level | None = None,
     mode: frames.Mode = "lossless",
+    pinned: PinnedParameter = None,
     ticket: Annotated[str | None, Query(max_length=128, description="Instead of a header.")] = None,
 ) -> Response:
     if not is_welcome(request.headers.get("origin"), parts.origins):
@@ -116,6 +117,7 @@ async def stream(
             "from": start,
             "mode": mode,
             "log_id": log_id,
+            "pinned": listed(pinned),
         }
     )
     opened = await open_subscription(parts.feed, caller, asked)

@@ -16,6 +16,7 @@ from command_api.routes.parts import Parts, PartsOfRequest
 from projections.documents import StoredDocument
 from projections.reader import LogRow
 from schemas.events import REGISTRY
+from schemas.pins import Pins, UnknownVersion, pins_of
 
 WAIT_SECONDS = 2.0
 
@@ -200,13 +201,39 @@ async def _reading(
 ReadingOfRequest = Annotated[Reading, Depends(_reading)]
 
 
+PinnedParameter = Annotated[
+    str | None,
+    Query(
+        max_length=4000,
+        description="Versions to be had whatever was stored, such as kinora.job.progressed.v1; with commas.",
+    ),
+]
+
+
+def listed(values: str | None) -> list[str]:
+    """``a,b`` as a list; empty when absent."""
+    return [value for part in (values or "").split(",") if (value := part.strip())]
+
+
+def pins_asked(values: str | None) -> Pins:
+    """The versions that a reader pinned.
+
+    Raises:
+        Invalid: naming the versions that there are.
+    """
+    try:
+        return pins_of(listed(values))
+    except UnknownVersion as error:
+        raise Invalid.field("/query/pinned", error.code, error.message) from None
+
+
 def chosen(name: str, values: str | None, possible: Sequence[str]) -> list[str] | None:
     """The filter ``a,b`` as a list; None when absent or empty.
 
     Raises:
         Invalid: naming what is possible, because an unknown value would only ever find nothing.
     """
-    named = [value for part in (values or "").split(",") if (value := part.strip())]
+    named = listed(values)
     unknown = sorted(set(named) - set(possible))
     if unknown:
         given = ", ".join(ascii(value[:60]) for value in unknown[:5])
