@@ -92,7 +92,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "upload_expired": "POST …/upload again for fresh URLs, and send the named files anew.",
         "upload_not_open": "POST …/upload, and complete the session that it answers.",
         "user_exists": "Use a new id.",
-        "import_refused": "Import whole streams, in the order of their positions; `detail` says what did not fit.",
+        "import_refused": "Import whole streams in the order of positions; `detail` says what did not fit.",
         "log_contradicted": "Nobody may trust this log: compare an export with the heads that you kept.",
         "username_taken": "Log in, or choose another name.",
         "version_conflict": "Repeat the request: others were changing the same thing.",
