@@ -49,8 +49,7 @@ def fetch(client: Client, folder: Path, report: Report) -> Fetched:
     until = head.head.position
     export(client, folder / EVENTS_FILE, after=None, until=until, report=report)
     _continue_leaves(client, folder / LEAVES_FILE, until, report)
-    _keep_former_head(folder)
-    (folder / HEAD_FILE).write_bytes(head.model_dump_json(indent=2).encode() + b"\n")
+    _keep_head(folder, head)
     return Fetched(head, new_keys)
 
 
@@ -63,13 +62,18 @@ def _keep_keys(file: Path, served: AuditKeys) -> tuple[str, ...]:
     return tuple(key.key_id for key in served.data if key.key_id not in known)
 
 
-def _keep_former_head(folder: Path) -> None:
-    file = folder / HEAD_FILE
-    if not file.exists():
-        return
-    former = HeadOfOrganization.model_validate_json(file.read_bytes())
-    (folder / EARLIER_FOLDER).mkdir(exist_ok=True)
-    file.replace(folder / EARLIER_FOLDER / f"{former.head.number:012d}.json")
+def _keep_head(folder: Path, head: HeadOfOrganization) -> None:
+    """Beside all former ones, never over one: two heads of one number are what proves that history forked."""
+    file, former = folder / HEAD_FILE, folder / EARLIER_FOLDER
+    if file.exists():
+        kept = HeadOfOrganization.model_validate_json(file.read_bytes())
+        if kept.head == head.head:
+            return
+        former.mkdir(exist_ok=True)
+        file.replace(former / f"{kept.head.number:012d}-{kept.signature[:12]}.json")
+    arriving = file.with_suffix(".part")
+    arriving.write_bytes(head.model_dump_json(indent=2).encode() + b"\n")
+    arriving.replace(file)
 
 
 def _continue_leaves(client: Client, file: Path, until: int, report: Report) -> None:

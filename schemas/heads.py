@@ -25,7 +25,7 @@ NOBODY = "_"
 class TreeState(Message):
     """One organization's tree at one moment."""
 
-    organization: str
+    organization: str = Field(pattern=r"^(_|org_[0-9a-f]{32})$")
     """``org_…``, or `NOBODY`."""
     size: int = Field(ge=0)
     """How many events."""
@@ -53,7 +53,7 @@ class Head(Message):
     type: Literal["kinora.head.v1"] = "kinora.head.v1"
     number: int = Field(ge=1)
     """Heads of an installation are numbered; numbers may be missing."""
-    log_id: str
+    log_id: str = Field(pattern=r"^log_[0-9a-z]+$")
     position: int = Field(ge=0)
     """The last event that the trees hold."""
     time: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")

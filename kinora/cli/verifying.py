@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from kinora.cli.output import EXIT_CONFLICT, door, out, print_facts, print_json, talk
 from kinora.cli.progress import transfer_bar
@@ -35,7 +36,9 @@ def verify(
         typer.Option(exists=True, dir_okay=False, help="A head kept from before; may be repeated."),
     ] = None,
     after: Annotated[int, typer.Option(min=0, help="The export begins behind this position.")] = 0,
-    until: Annotated[int | None, typer.Option(min=0, help="The export ends with this position.")] = None,
+    until: Annotated[
+        int | None, typer.Option(min=0, help="Verify up to this position; what is behind it is left out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Verify an export offline; names the first wrong event, and exits with 5 where there is one."""
@@ -80,12 +83,22 @@ def _say(verdict: Verdict) -> None:
             "why": finding.detail,
         }
     print_facts(facts)
-    if verdict.beyond_head:
+    if verdict.left_out:
+        talk.print(f"{verdict.left_out} lines behind --until were left out", style="yellow")
+    if not verdict.verified:
+        out.print(f"[bold red]not verified[/]: {escape(verdict.reason or '')}", soft_wrap=True)
+    elif verdict.events == verdict.of:
+        out.print("[bold green]verified[/]: every event up to the head is there, unaltered and in order")
+    else:
+        first = verdict.first or 0
+        part = f"{first} to {first + verdict.events - 1} of {verdict.of}"
+        out.print(
+            f"[bold green]verified[/]: these are events {part}, unaltered, in order, and none is missing"
+            " between them",
+            soft_wrap=True,
+        )
         talk.print(
-            f"{verdict.beyond_head} more events are newer than the head; a later one will vouch for them",
+            "at which positions the events around them stand is not signed: compare these numbers with those"
+            " of the other parts, or verify all parts together",
             style="yellow",
         )
-    if verdict.verified:
-        out.print("[bold green]verified[/]: every event is there, unaltered and in order")
-    else:
-        out.print(f"[bold red]not verified[/]: {verdict.reason}", soft_wrap=True)

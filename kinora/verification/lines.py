@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from schemas import merkle
 from schemas.errors import KinoraError
@@ -22,6 +23,7 @@ _BEGIN = b'{"position":'
 _REPORT_EVERY = 4096
 _DIGITS = 19
 """Of the greatest position."""
+_GREATEST = 2**63 - 1
 
 _pack_leaf = struct.Struct(">xQc").pack
 """0x00, the position, and the brace that the stored bytes begin with."""
@@ -74,6 +76,14 @@ def lines(files: Sequence[Path], source: str) -> Iterator[Line]:
                 yield Line(file, number, *take_apart(text, source), text)
 
 
+class Mark(NamedTuple):
+    """A tree when it was of some size."""
+
+    root: bytes
+    position: int
+    """Of its last leaf."""
+
+
 @dataclass
 class Recomputed:
     """What the lines of an export give, up to a position."""
@@ -81,18 +91,16 @@ class Recomputed:
     tree: merkle.GrowingTree = field(default_factory=merkle.GrowingTree)
     beyond: int = 0
     """Lines behind that position: no head vouches for them yet."""
-    last: int = 0
-    """The last position in the tree."""
     broken: bool = False
     """A line does not begin as lines of this log do, or stands behind a later one: reading ended there."""
-    roots: dict[int, bytes] = field(default_factory=dict)
+    marks: dict[int, Mark] = field(default_factory=dict)
     """Of the sizes that were asked for."""
 
 
 def recompute(
     files: Sequence[Path], source: str, until: int, sizes: frozenset[int], report: Report
 ) -> Recomputed:
-    """The tree over all lines up to the position `until`, and the roots that it had at `sizes`.
+    """The tree over all lines up to the position `until`, and its marks at `sizes`.
 
     The loop below is what verification costs: two or three hashes and some slices a line.
     """
@@ -122,9 +130,8 @@ def recompute(
                     continue
                 stop = -1 if line[-1] == 10 else None
                 add(hashed(pack(position, b"{") + line[end + width : stop]).digest())
-                found.last = position
                 if sizes and found.tree.size in sizes:
-                    found.roots[found.tree.size] = found.tree.root()
+                    found.marks[found.tree.size] = Mark(found.tree.root(), position)
     report("events", total, total)
     return found
 
@@ -153,13 +160,13 @@ class LeafFile:
         place = bisect_left(self.positions, position)
         return place < len(self.positions) and self.positions[place] == position
 
-    def roots(self, sizes: frozenset[int]) -> dict[int, bytes]:
-        """The roots over the first so many leaves."""
+    def marks(self, sizes: frozenset[int]) -> dict[int, Mark]:
+        """Of the sizes that are asked for and reached. Positions are as the file says, unsigned."""
         tree, found = merkle.GrowingTree(), {}
         for index in range(min(max(sizes, default=0), len(self.positions))):
             tree.append(self.hash(index))
             if tree.size in sizes:
-                found[tree.size] = tree.root()
+                found[tree.size] = Mark(tree.root(), self.positions[index])
         return found
 
     @classmethod
@@ -178,10 +185,10 @@ class LeafFile:
                     place, leaf = int(position), bytes.fromhex(digest.decode("ascii"))
                 except ValueError:
                     place, leaf = 0, b""
-                if place <= last or len(leaf) != merkle.HASH_BYTES:
+                if not last < place <= _GREATEST or len(leaf) != merkle.HASH_BYTES:
                     raise FileUnfit(
                         f"{file} line {number} is no position behind the one before, and a leaf hash;"
-                        " fetch the file again"
+                        " delete the file and fetch it again"
                     )
                 positions.append(place)
                 hashes += leaf

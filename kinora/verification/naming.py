@@ -1,6 +1,7 @@
 """Names the first line of an export that is not as it should be, by the leaf hashes that it should give."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from schemas.base import Message
 
 How = Literal["altered", "dropped", "inserted", "reordered"]
 
-_TRUNCATED = "the events that the head vouches for end before it"
+_TRUNCATED = "the lines end before it"
+_SOURCE = re.compile(rb'\{"position":\d+,"source":"urn:kinora:(log_[0-9a-z]+)"')
+_EVENT_ID = re.compile(r"evt_[0-9a-f]{32}\Z")
 
 
 class Finding(Message):
@@ -29,40 +32,54 @@ class Finding(Message):
     detail: str
 
 
-def first_fault(
-    lines: Iterable[Line], leaves: LeafFile, limit: int, again: Callable[[], Iterable[Line]]
-) -> Finding | None:
-    """The first difference between lines and leaves; None when there is none.
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The part of the log that lines are compared with."""
 
-    Lines at the end with positions beyond `limit` are let pass. `again` reads the lines anew, to see whether
-    what is missing comes later.
+    leaves: LeafFile
+    after: int
+    """Begins behind this position."""
+    until: int
+    """Ends with this one."""
+
+
+def first_fault(
+    lines: Iterable[Line], stretch: Stretch, end: Path, again: Callable[[], Iterable[Line]]
+) -> tuple[Finding | None, int]:
+    """The first difference between lines and leaves, if any, and how many lines stand behind it all.
+
+    `again` reads the lines anew, to see whether what is missing comes later; `end` is the file where they
+    would go on.
 
     Raises:
         FileUnfit: when the leaf file names another position than is in its hash.
     """
     reading: Iterator[Line] = iter(lines)
     last: Line | None = None
+    leaves, beyond = stretch.leaves, 0
     for index in range(len(leaves.positions)):
         line = next(reading, None)
         expected, leaf = leaves.positions[index], leaves.hash(index)
         if line is None:
-            return _dropped(expected, last, _TRUNCATED)
+            return _truncated(expected, last, end), 0
         if line.leaf != leaf:
             behind = next(reading, None)
-            return _named(_Place(line, last, behind, expected, leaf), leaves, limit, again)
+            return _named(_Place(line, last, behind, expected, leaf), stretch, end, again), 0
         if line.position != expected:
             # The hash is under the signed root, and holds the position that the line names.
             raise FileUnfit(
-                f"the leaf file names position {expected} where {line.position} is meant; fetch it anew"
+                f"the leaf file names position {expected} where {line.position} is meant; delete it and"
+                " fetch it anew"
             )
         last = line
     for line in reading:
-        if line.position is None or line.position <= limit:
-            return _inserted(line, "it stands behind the last event that the head vouches for")
+        if line.position is None or line.position <= stretch.until:
+            return _inserted(line, "it stands behind the last event of the log up to there"), 0
         if last is not None and last.position is not None and line.position <= last.position:
-            return _inserted(line, "it is there a second time, or out of order")
+            return _inserted(line, "it is there a second time, or out of order"), 0
         last = line
-    return None
+        beyond += 1
+    return None, beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +93,21 @@ class _Place:
     leaf: bytes
 
 
-def _named(at: _Place, leaves: LeafFile, limit: int, again: Callable[[], Iterable[Line]]) -> Finding:
+def _named(at: _Place, stretch: Stretch, end: Path, again: Callable[[], Iterable[Line]]) -> Finding:
     line, expected = at.line, at.expected
     if line.position == expected:
         return _finding("altered", expected, line, _altered(line))
     if line.position is not None and merkle.hash_event(expected, line.state) == at.leaf:
         changed = f"its position was changed from {expected} to {line.position}"
         return _finding("altered", expected, line, changed)
-    stray = line.position is None or not leaves.holds(line.position)
+    stray = line.position is None or not stretch.leaves.holds(line.position)
+    if line.position is not None and line.position <= stretch.after:
+        return _inserted(line, f"the part to be verified begins behind position {stretch.after}")
     if stray and at.behind is not None and at.behind.position == expected:
         return _inserted(line, "the log has no such event here")
     if line.position is None:
-        return _finding("altered", expected, line, "its line does not begin as the log's lines do")
-    if stray and line.position <= limit:
+        return _finding("altered", expected, line, _altered(line))
+    if stray and line.position <= stretch.until:
         return _inserted(line, "the log has no such event")
     if line.position < expected:
         return _inserted(line, "it is there a second time")
@@ -99,29 +118,34 @@ def _named(at: _Place, leaves: LeafFile, limit: int, again: Callable[[], Iterabl
         )
         return _finding("reordered", expected, later, where)
     if stray:
-        return _dropped(expected, at.before, _TRUNCATED)
-    return _dropped(expected, line, f"position {line.position} stands where it should")
+        return _truncated(expected, at.before, end)
+    return _dropped(expected, line.file, line.number, f"position {line.position} stands where it should")
 
 
 def _altered(line: Line) -> str:
     if line.raw.endswith(b"\r"):
         return "its line ends with a carriage return: the file was converted; fetch it again"
-    return "its bytes are not those that joined the tree"
+    if line.raw.startswith(b"\xef\xbb\xbf"):
+        return "its line begins with a byte order mark: the file was converted; fetch it again"
+    if line.position is not None:
+        return "its bytes are not those that joined the tree"
+    if (found := _SOURCE.match(line.raw)) is not None:
+        return f"its line is of {found[1].decode()}, and the head is of another log"
+    return "its line does not begin as the log's lines do"
 
 
 def _inserted(line: Line, detail: str) -> Finding:
     return _finding("inserted", line.position, line, detail)
 
 
-def _dropped(position: int, beside: Line | None, detail: str) -> Finding:
-    file, number = (beside.file, beside.number) if beside is not None else (Path(), 0)
+def _truncated(position: int, last: Line | None, end: Path) -> Finding:
+    file, number = (last.file, last.number) if last is not None else (end, 0)
+    return _dropped(position, file, number + 1, _TRUNCATED)
+
+
+def _dropped(position: int, file: Path, number: int, detail: str) -> Finding:
     return Finding(
-        how="dropped",
-        position=position,
-        event_id=None,
-        file=str(file),
-        line=number + (1 if detail is _TRUNCATED else 0),
-        detail=detail,
+        how="dropped", position=position, event_id=None, file=str(file), line=number, detail=detail
     )
 
 
@@ -137,9 +161,10 @@ def _finding(how: How, position: int | None, line: Line, detail: str) -> Finding
 
 
 def _event_id(raw: bytes) -> str | None:
+    """What the line says, if it is an id: it is printed, and whoever wrote the line may be hostile."""
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     identifier = found.get("id") if isinstance(found, dict) else None
-    return identifier if isinstance(identifier, str) else None
+    return identifier if isinstance(identifier, str) and _EVENT_ID.match(identifier) else None

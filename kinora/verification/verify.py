@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from pydantic import ValidationError
 
-from kinora.verification.lines import FileUnfit, LeafFile, Line, Recomputed, Report, lines, recompute
-from kinora.verification.naming import Finding, first_fault
+from kinora.verification.lines import FileUnfit, LeafFile, Line, Mark, Report, lines, recompute
+from kinora.verification.naming import Finding, Stretch, first_fault
 from schemas.base import Message
 from schemas.envelope import source_of
 from schemas.heads import AuditKeys, HeadOfOrganization, TreeState, key_id_of
@@ -46,7 +46,7 @@ class Evidence:
             (folder / EVENTS_FILE,),
             folder / HEAD_FILE,
             folder / KEYS_FILE,
-            folder / LEAVES_FILE,
+            leaves if (leaves := folder / LEAVES_FILE).exists() else None,
             tuple(sorted((folder / EARLIER_FOLDER).glob("*.json"))),
         )
 
@@ -68,9 +68,13 @@ class Verdict(Message):
     signed_at: str
     key_id: str
     events: int
-    """How many were compared."""
-    beyond_head: int
-    """Events behind the head's position: a later head will vouch for them."""
+    """How many were verified."""
+    first: int | None
+    """The number of the first of them, counted from 1 among all of the organization."""
+    of: int
+    """How many the head vouches for."""
+    left_out: int
+    """Lines behind ``--until``, which nothing is said of."""
     earlier_heads: tuple[int, ...]
     """Numbers of the kept heads that the log was compared with."""
 
@@ -91,9 +95,19 @@ def verify(evidence: Evidence, report: Report) -> Verdict:
     foreign = [each for each in earlier if each.tree and each.tree.organization != signed.tree.organization]
     if foreign:
         raise FileUnfit(f"an earlier head is of another organization, {foreign[0].tree}")
+    position, until = signed.head.position, evidence.until
+    if until is not None and until > position:
+        raise FileUnfit(
+            f"--until {until} is behind position {position}, up to which head {signed.head.number} vouches;"
+            f" fetch a newer head, or give --until {position}"
+        )
+    if evidence.after and evidence.after >= (position if until is None else until):
+        raise FileUnfit(
+            f"--after {evidence.after} leaves nothing to verify up to position"
+            f" {position if until is None else until}; give an earlier position"
+        )
     compare = _Comparison(evidence, signed, signed.tree, earlier, report)
-    whole = evidence.after == 0 and (evidence.until is None or evidence.until >= signed.head.position)
-    return compare.whole() if whole else compare.part()
+    return compare.whole() if evidence.after == 0 and until in (None, position) else compare.part()
 
 
 @dataclass
@@ -110,8 +124,9 @@ class _Comparison:
 
     @property
     def sizes(self) -> frozenset[int]:
-        """Of which the roots are known from heads."""
-        return frozenset([self.tree.size, *(each.tree.size for each in self.earlier if each.tree)])
+        """Of what heads vouch for, and one more: which event came next tells whether one was slipped in."""
+        known = {self.tree.size, *(_size(each) for each in self.earlier)}
+        return frozenset(known | {size + 1 for size in known})
 
     def whole(self) -> Verdict:
         """Of all events up to the head: their root must be the signed one."""
@@ -123,16 +138,16 @@ class _Comparison:
             and found.tree.size == self.tree.size
             and found.tree.root().hex() == self.tree.root
         ):
-            return self._judged(found.roots, found)
+            return self._judged(found.marks, found.beyond, range(found.tree.size))
         if self.evidence.leaves is None:
-            why = (
+            return self._refused(
                 f"the events do not give the signed root {self.tree.root}; --leaves names the first wrong one"
             )
-            return self._verdict(why, found)
         leaves = LeafFile.read(self.evidence.leaves, self.report).between(0, self.signed.head.position)
-        if (wrong := self._untrusted(leaves, leaves.roots(self.sizes))) is not None:
-            return self._verdict(wrong, found)
-        return self._named(leaves, found)
+        if (wrong := self._untrusted(leaves, leaves.marks(self.sizes))) is not None:
+            return self._refused(wrong)
+        finding, _ = self._compared(Stretch(leaves, 0, self.signed.head.position))
+        return self._refused("the files changed while they were read; verify again", finding)
 
     def part(self) -> Verdict:
         """Of some events: they must be the leaves of a file whose root is the signed one."""
@@ -140,67 +155,80 @@ class _Comparison:
             raise FileUnfit(
                 "a part of the log is verified by its leaf hashes: give all of them with --leaves"
             )
-        every = LeafFile.read(self.evidence.leaves, self.report).between(0, self.signed.head.position)
-        roots = every.roots(self.sizes)
-        if (wrong := self._untrusted(every, roots)) is not None:
-            return self._verdict(wrong, None)
+        after = self.evidence.after
         until = self.signed.head.position if self.evidence.until is None else self.evidence.until
-        leaves = every.between(self.evidence.after, until)
-        verdict = self._named(leaves, None)
-        return verdict if verdict.finding is not None else self._judged(roots, None, len(leaves.positions))
+        every = LeafFile.read(self.evidence.leaves, self.report).between(0, self.signed.head.position)
+        marks = every.marks(self.sizes)
+        if (wrong := self._untrusted(every, marks)) is not None:
+            return self._refused(wrong)
+        leaves = every.between(after, until)
+        if not leaves.positions:
+            raise FileUnfit(
+                f"the leaf file names no event behind position {after} up to {until}: nothing to verify"
+            )
+        finding, beyond = self._compared(Stretch(leaves, after, until))
+        if finding is not None:
+            return self._refused("", finding)
+        first = every.positions.index(leaves.positions[0])
+        return self._judged(marks, beyond, range(first, first + len(leaves.positions)))
 
-    def _untrusted(self, leaves: LeafFile, roots: dict[int, bytes]) -> str | None:
+    def _untrusted(self, leaves: LeafFile, marks: dict[int, Mark]) -> str | None:
         """Why a leaf file says nothing."""
         size = len(leaves.positions)
         if size != self.tree.size:
-            return f"the leaf file has {size} events up to the head, not {self.tree.size}; fetch it anew"
-        if size and roots[size].hex() != self.tree.root:
-            return "the leaf file does not give the signed root; fetch it anew"
+            return (
+                f"the leaf file has {size} events up to the head, not {self.tree.size}; delete it and fetch"
+                " it anew"
+            )
+        if size and marks[size].root.hex() != self.tree.root:
+            return "the leaf file does not give the signed root; delete it and fetch it anew"
         return None
 
-    def _named(self, leaves: LeafFile, found: Recomputed | None) -> Verdict:
-        until = self.evidence.until
-        limit = self.signed.head.position if until is None else min(until, self.signed.head.position)
-
+    def _compared(self, stretch: Stretch) -> tuple[Finding | None, int]:
         def read() -> Iterator[Line]:
             return lines(self.evidence.events, self.source)
 
-        finding = first_fault(read(), leaves, limit, read)
-        reason = None
+        return first_fault(read(), stretch, self.evidence.events[-1], read)
+
+    def _judged(self, marks: dict[int, Mark], beyond: int, shown: range) -> Verdict:
+        """Of events that are as the head says."""
+        for each in self.earlier:
+            if (wrong := self._contradiction(each, marks)) is not None:
+                return self._refused(f"head {each.head.number}, kept from before, vouches for {wrong}")
+        if beyond and self.evidence.until is None:
+            position = self.signed.head.position
+            return self._refused(
+                f"{beyond} of the lines stand behind position {position}, up to which head"
+                f" {self.signed.head.number} vouches: fetch a newer head, or leave them out with"
+                f" --until {position}"
+            )
+        return _verdict(self.signed, self.tree, None, earlier=self.earlier, shown=shown, left_out=beyond)
+
+    def _contradiction(self, kept: HeadOfOrganization, marks: dict[int, Mark]) -> str | None:
+        size = _size(kept)
+        if size > self.tree.size:
+            return (
+                f"{size} events, and head {self.signed.head.number} for {self.tree.size}: the log lost its"
+                " end, or that head is an older one"
+            )
+        if kept.tree is not None and size and marks[size].root.hex() != kept.tree.root:
+            return "another beginning of the log"
+        following = marks.get(size + 1)
+        if following is not None and following.position <= kept.head.position:
+            return (
+                f"{size} events up to position {kept.head.position}, and now there is one more, at"
+                f" {following.position}: it was inserted afterwards"
+            )
+        return None
+
+    def _refused(self, reason: str, finding: Finding | None = None) -> Verdict:
         if finding is not None:
             reason = f"position {finding.position} was {finding.how}: {finding.detail}"
-        return self._verdict(reason, found, finding=finding)
+        return _verdict(self.signed, self.tree, reason, finding=finding, earlier=self.earlier)
 
-    def _judged(
-        self, roots: dict[int, bytes], found: Recomputed | None, events: int | None = None
-    ) -> Verdict:
-        for each in self.earlier:
-            if each.tree is None or each.tree.size == 0:
-                continue
-            root = roots.get(each.tree.size)
-            if root is None or root.hex() != each.tree.root:
-                how = "more events than there are now" if root is None else "another beginning of the log"
-                return self._verdict(f"head {each.head.number}, kept from before, vouches for {how}", found)
-        return self._verdict(None, found, events=events)
 
-    def _verdict(
-        self,
-        reason: str | None,
-        found: Recomputed | None,
-        *,
-        finding: Finding | None = None,
-        events: int | None = None,
-    ) -> Verdict:
-        counted = found.tree.size if found is not None else 0
-        return _verdict(
-            self.signed,
-            self.tree,
-            reason,
-            finding=finding,
-            events=counted if events is None else events,
-            beyond=found.beyond if found is not None else 0,
-            earlier=self.earlier,
-        )
+def _size(signed: HeadOfOrganization) -> int:
+    return 0 if signed.tree is None else signed.tree.size
 
 
 def _verdict(
@@ -209,9 +237,9 @@ def _verdict(
     reason: str | None,
     *,
     finding: Finding | None = None,
-    events: int = 0,
-    beyond: int = 0,
     earlier: Sequence[HeadOfOrganization] = (),
+    shown: range = range(0),
+    left_out: int = 0,
 ) -> Verdict:
     return Verdict(
         verified=reason is None,
@@ -223,8 +251,10 @@ def _verdict(
         position=signed.head.position,
         signed_at=signed.head.time,
         key_id=signed.key_id,
-        events=events,
-        beyond_head=beyond,
+        events=len(shown),
+        first=shown.start + 1 if shown else None,
+        of=tree.size,
+        left_out=left_out,
         earlier_heads=tuple(each.head.number for each in earlier),
     )
 
@@ -253,7 +283,7 @@ def read_keys(file: Path) -> dict[str, bytes]:
     if content.startswith(b"-----BEGIN"):
         try:
             key = load_pem_public_key(content)
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             key = None
         if not isinstance(key, Ed25519PublicKey):
             raise FileUnfit(f"{file} holds no Ed25519 public key")

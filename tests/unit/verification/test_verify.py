@@ -1,7 +1,7 @@
 """Any single change of an export is found, and named for what it is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,7 +104,13 @@ def files(tmp_path: Path) -> Files:
 def test_what_was_not_touched_is_verified(files: Files) -> None:
     verdict = judged(files.written())
     assert verdict.verified, verdict
-    assert (verdict.events, verdict.beyond_head, verdict.organization, verdict.head) == (7, 0, OURS, 7)
+    assert (verdict.first, verdict.events, verdict.of, verdict.organization, verdict.head) == (
+        1,
+        7,
+        7,
+        OURS,
+        7,
+    )
 
 
 def test_our_canonical_form_is_that_of_rfc_8785(files: Files) -> None:
@@ -180,17 +186,32 @@ def test_without_a_leaf_file_a_change_is_seen_and_not_named(files: Files) -> Non
 
 
 def test_what_is_newer_than_the_head_is_told_apart(files: Files) -> None:
+    """Nobody vouches for it: it may be anything, and an older head may stand in the place of the latest."""
     lines = [line(each) for each in (*files.events, event(40), event(41))]
-    verdict = judged(files.written(lines))
+    evidence = files.written(lines)
+    verdict = judged(evidence)
+    assert not verdict.verified
+    assert "2 of the lines stand behind position 34" in (verdict.reason or "")
+    verdict = judged(replace(evidence, until=34))
     assert verdict.verified
-    assert (verdict.events, verdict.beyond_head) == (7, 2)
+    assert (verdict.events, verdict.left_out) == (7, 2)
+    with pytest.raises(FileUnfit, match="--until 34"):
+        judged(replace(evidence, until=41))
 
 
 def test_a_part_is_verified_by_its_leaves(files: Files) -> None:
     evidence = replace(files.written([line(each) for each in files.events[2:5]]), after=3, until=13)
     verdict = judged(evidence)
     assert verdict.verified, verdict
-    assert verdict.events == 3
+    assert (verdict.first, verdict.events, verdict.of) == (3, 3, 7)
+    with pytest.raises(FileUnfit, match="--after 34"):
+        judged(replace(evidence, after=34, until=None))
+    with pytest.raises(FileUnfit, match="no event behind position 8 up to 12"):
+        judged(replace(evidence, after=8, until=12))
+    files.written([line(each) for each in files.events[1:5]])
+    finding = judged(evidence).finding
+    assert finding is not None
+    assert (finding.how, finding.position) == ("inserted", 3)
     files.written([line(files.events[2]), line(files.events[4])])
     finding = judged(evidence).finding
     assert finding is not None
@@ -210,9 +231,15 @@ def test_the_leaf_file_is_believed_only_under_the_signed_root(files: Files) -> N
     (files.folder / "leaves.txt").write_text(leaves[0].replace("2 ", "1 ", 1) + "".join(leaves[1:]))
     with pytest.raises(FileUnfit, match="names position 1"):
         judged(evidence)
-    (files.folder / "leaves.txt").write_text("2 nonsense\n")
-    with pytest.raises(FileUnfit, match="line 1"):
-        judged(evidence)
+    for broken in (
+        "2 nonsense\n",
+        f"{2**64} {'00' * 32}\n",
+        f"{'9' * 5000} {'00' * 32}\n",
+        "\ufeff" + leaves[0],
+    ):
+        (files.folder / "leaves.txt").write_text(broken)
+        with pytest.raises(FileUnfit, match="line 1"):
+            judged(evidence)
 
 
 def test_a_head_counts_only_with_its_signature_its_key_and_its_proof(files: Files) -> None:
@@ -246,3 +273,169 @@ def test_heads_kept_from_before_must_agree(files: Files) -> None:
         verdict = judged(replace(evidence, earlier=(kept,)))
         assert not verdict.verified
         assert "head 3" in (verdict.reason or "")
+
+
+def test_what_was_slipped_in_behind_a_kept_head_s_last_event_is_told(files: Files) -> None:
+    """The beginning is as the kept head says, and yet it vouched for there being no more."""
+    evidence = files.written()
+    kept = files.folder / "kept.json"
+    for size, position in ((4, 12), (0, 1), (7, 40)):
+        kept.write_text(head_of(files.events[:size], number=3, position=position).model_dump_json())
+        assert judged(replace(evidence, earlier=(kept,))).verified, size
+    for size, position, slipped in ((4, 13, 13), (0, 2, 2)):
+        kept.write_text(head_of(files.events[:size], number=3, position=position).model_dump_json())
+        for later in (evidence, replace(evidence, after=2)):
+            if later.after:
+                files.written([line(each) for each in files.events[1:]])
+            verdict = judged(replace(later, earlier=(kept,)))
+            assert not verdict.verified
+            assert f"one more, at {slipped}" in (verdict.reason or "")
+        files.written()
+
+
+def test_an_older_head_in_the_place_of_the_latest_is_told_by_a_kept_one(files: Files) -> None:
+    evidence = files.written([line(each) for each in files.events[:4]])
+    kept = files.folder / "kept.json"
+    evidence.head.replace(kept)
+    evidence.head.write_text(head_of(files.events[:4], number=3).model_dump_json())
+    assert judged(evidence).verified
+    verdict = judged(replace(evidence, earlier=(kept,)))
+    assert not verdict.verified
+    assert "older one" in (verdict.reason or "")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_byte_order_mark_is_told(files: Files, place: int) -> None:
+    lines = [line(each) for each in files.events]
+    lines[place] = b"\xef\xbb\xbf" + lines[place]
+    finding = judged(files.written(lines)).finding
+    assert finding is not None
+    assert (finding.how, finding.position) == ("altered", files.events[place][0])
+    assert "byte order mark" in finding.detail
+
+
+def test_lines_of_another_log_are_told(files: Files) -> None:
+    finding = judged(
+        files.written([line(each).replace(LOG.encode(), b"log_other") for each in files.events])
+    ).finding
+    assert finding is not None
+    assert "of log_other" in finding.detail
+
+
+def test_whoever_reads_a_finding_is_shown_nothing_that_a_forger_wrote(files: Files) -> None:
+    """Ids are ids or nothing; nesting and numbers that no parser takes are findings like all others."""
+    for forged in (b'"id":"\\u001b[2Jverified"}', b"[" * 100_000, b'"n":' + b"9" * 5000 + b"}", b"\xff\x00"):
+        lines = [line(each) for each in files.events]
+        lines[1] = lines[1][: len(b'{"position":3,"source":"urn:kinora:log_0192",')] + forged
+        finding = judged(files.written(lines)).finding
+        assert finding is not None
+        assert (finding.how, finding.position, finding.event_id) == ("altered", 3, None)
+    evidence = files.written()
+    for part, value in (("tree", {"organization": "verified\n"}), ("head", {"log_id": "log_\n"})):
+        signed = json.loads(evidence.head.read_bytes())
+        signed[part] |= value
+        evidence.head.write_text(json.dumps(signed))
+        with pytest.raises(FileUnfit, match=part):
+            judged(evidence)
+        files.written()
+
+
+@pytest.mark.parametrize("trailing", [b"\n", b" \n", b"{}\n", b"\x00" * 100])
+def test_nothing_may_follow_the_last_event(files: Files, trailing: bytes) -> None:
+    evidence = files.written()
+    evidence.events[0].write_bytes(evidence.events[0].read_bytes() + trailing)
+    for each in (evidence, replace(evidence, leaves=None)):
+        assert not judged(each).verified
+
+
+def test_no_lines_at_all_are_a_dropped_first_event(files: Files) -> None:
+    evidence = files.written([])
+    finding = judged(evidence).finding
+    assert finding is not None
+    assert (finding.how, finding.position, finding.file, finding.line) == (
+        "dropped",
+        2,
+        str(evidence.events[0]),
+        1,
+    )
+
+
+def documented_program() -> str:
+    page = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+    return page.split("## Verifying")[1].split("```python\n")[1].split("```")[0]
+
+
+def says(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a program that has nothing of ours believes the folder, also without assertions."""
+    monkeypatch.setattr("sys.argv", ["-", str(folder)])
+    printed: list[str] = []
+    try:
+        exec(
+            compile(program, "events.md", "exec", optimize=1),
+            {"print": lambda *each: printed.append(each[0])},
+        )
+    except (SystemExit, Exception):
+        return False
+    return printed == ["verified"]
+
+
+Lines = list[bytes]
+
+
+def mixed(lines: Lines) -> None:
+    lines[2:2] = [line(event(4)).replace(b"job_1", b"job_2")]
+
+
+FORGERIES: dict[str, Callable[[Lines], object]] = {
+    "altered": lambda lines: lines.__setitem__(3, lines[3].replace(b"moved", b"stood")),
+    "dropped": lambda lines: lines.pop(3),
+    "another organization's": mixed,
+    "reordered": lambda lines: lines.insert(1, lines.pop(4)),
+    "doubled": lambda lines: lines.insert(1, lines[0]),
+    "truncated": lambda lines: lines.__delitem__(slice(4, None)),
+    "half a line": lambda lines: lines.__setitem__(-1, lines[-1][:-9]),
+    "position": lambda lines: lines.__setitem__(3, lines[3].replace(b":8,", b":9,", 1)),
+    "position with a zero": lambda lines: lines.__setitem__(3, lines[3].replace(b":8,", b":08,", 1)),
+    "source": lambda lines: lines.__setitem__(3, lines[3].replace(LOG.encode(), b"log_0193")),
+    "blank": lambda lines: lines.insert(2, b""),
+    "space": lambda lines: lines.__setitem__(2, lines[2] + b" "),
+    "carriage return": lambda lines: lines.__setitem__(2, lines[2] + b"\r"),
+    "byte order mark": lambda lines: lines.__setitem__(0, b"\xef\xbb\xbf" + lines[0]),
+    "huge": lambda lines: lines.insert(2, b'{"position":4,' + b"x" * 5_000_000),
+    "newer": lambda lines: lines.append(line(event(40))),
+    "nothing": lambda lines: lines.clear(),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES.keys())
+def test_a_stranger_s_program_believes_no_forgery_either(
+    files: Files, forge: Callable[[Lines], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = documented_program()
+    evidence = files.written()
+    assert says(program, files.folder, monkeypatch)
+    lines = [line(each) for each in files.events]
+    forge(lines)
+    files.written(lines)
+    assert not says(program, files.folder, monkeypatch)
+    for each in (evidence, replace(evidence, leaves=None)):
+        assert not judged(each).verified
+
+
+def test_a_stranger_s_program_believes_no_forged_head(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, signed = documented_program(), head_of(files.events)
+    evidence = files.written()
+    assert signed.membership is not None
+    assert signed.tree is not None
+    shorter, longer = signed.membership.path[:-1], (*signed.membership.path, "00" * 32)
+    for change in (
+        {"membership": signed.membership.model_copy(update={"path": shorter})},
+        {"membership": signed.membership.model_copy(update={"path": longer})},
+        {"membership": signed.membership.model_copy(update={"index": 1})},
+        {"head": signed.head.model_copy(update={"number": 8})},
+        {"tree": signed.tree.model_copy(update={"organization": THEIRS})},
+        {"key_id": "00" * 32},
+    ):
+        evidence.head.write_text(signed.model_copy(update=change).model_dump_json())
+        assert not says(program, files.folder, monkeypatch)
+        assert not judged(evidence).verified
