@@ -39,6 +39,10 @@ class FoldCache:
         loaded = self._last(stream_id)
         return self._advanced(stream_id, loaded, self._log.read_stream(stream_id, loaded.version))
 
+    def kept(self, stream_id: str) -> Loaded | None:
+        """The stream as it was when this process last looked at it or wrote it."""
+        return self._kept.get(stream_id)
+
     def versions(self, stream_ids: Iterable[str]) -> dict[str, int]:
         """How far each of the streams is known; what names no stream is left out."""
         versions: dict[str, int] = {}
@@ -127,6 +131,11 @@ class PendingStreams:
         copy._loaded = dict(self._loaded)
         copy._written = set(self._written)
         return copy
+
+    @property
+    def is_written_throughout(self) -> bool:
+        """Whether events are added to every stream that was read."""
+        return self._loaded.keys() <= self._written
 
     @property
     def written(self) -> AbstractSet[str]:

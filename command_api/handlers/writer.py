@@ -30,6 +30,8 @@ from schemas.envelope import Recorded
 from schemas.ids import Prefix
 
 MAX_COMMANDS = 256
+CAUTIOUS_ROUNDS = 16
+"""So many times the log is looked at first after somebody else turned out to write the same streams."""
 LINGER_SECONDS = 0.002
 RETRIES = 3
 
@@ -89,6 +91,17 @@ class Decided:
         """What has to be written; a decision for nothing at all has nothing to write."""
         return [one for one in self.verdicts if isinstance(one, Append) and _has_rows(one)]
 
+    @property
+    def is_proven_by_its_commit(self) -> bool:
+        """Whether it could not be committed if one of its streams had moved on, or a key had been used.
+
+        So whatever it was decided on is what the log has then. A refusal, or a stream that is only read,
+        has nothing by which the log could contradict it.
+        """
+        return self.pending.is_written_throughout and all(
+            isinstance(one, Append) and one.events for one in self.verdicts
+        )
+
 
 @dataclass(slots=True)
 class Known:
@@ -144,6 +157,7 @@ class Writer:
         self._guard = threading.Lock()
         self._open = False
         self._last_gathered = 1
+        self._caution = 0
         self._replies = Replies()
         self._thread = threading.Thread(target=self._run, name="kinora-writer", daemon=True)
 
@@ -223,6 +237,10 @@ class Writer:
             if not isinstance(unit, Unit):
                 break
             units.append(unit)
+        if known is None and (done := self._commit_from_memory(units)):
+            for _ in range(done):
+                waiting.popleft()
+            return None
         try:
             if known is None or known.taken & _keys(first.requests):
                 known = self._look_up(
@@ -240,6 +258,53 @@ class Writer:
         for _ in range(done):
             waiting.popleft()
         return known
+
+    def _commit_from_memory(self, units: Sequence[Unit]) -> int:
+        """Commit the first units without a look at the log, where the commit proves them; how many these were.
+
+        An agent's reports go on with streams that this process wrote last, so that look mostly finds nothing.
+        Units that turn out to be different are undone as a whole, and decided on what the log has.
+        """
+        if self._caution:
+            self._caution -= 1
+            return 0
+        batch: list[tuple[Unit, Decided]] = []
+        remembered, streams = self._remembered(units)
+        try:
+            for unit, decided in self._decide_some(remembered, Known({}, streams)):
+                if not decided.is_proven_by_its_commit:
+                    break
+                batch.append((unit, decided))
+            if not batch:
+                return 0
+            answers = self._commit([decided for _, decided in batch])
+        except LogUnavailable as error:
+            # What was to be stored may be stored: it must not be decided a second time.
+            self._replies.fail([unit for unit, _ in batch], error)
+        except Exception:  # noqa: BLE001 - nothing was stored; deciding on what the log has finds what it was
+            self._caution = CAUTIOUS_ROUNDS
+            return 0
+        else:
+            for (unit, _), own in zip(batch, answers, strict=True):
+                self._replies.add(unit, own)
+        return len(batch)
+
+    def _remembered(self, units: Sequence[Unit]) -> tuple[list[Unit], dict[str, Loaded]]:
+        """The first units whose streams are all kept, and those streams."""
+        streams: dict[str, Loaded] = {}
+        found: list[Unit] = []
+        for unit in units:
+            for request in unit.requests:
+                handler = self._handlers.get(type(request.command))
+                if not isinstance(handler, Foreseen):
+                    return found, streams
+                for stream_id in handler.streams_of(request.command):
+                    kept = self._cache.kept(stream_id)
+                    if kept is None:
+                        return found, streams
+                    streams[stream_id] = kept
+            found.append(unit)
+        return found, streams
 
     def _commit_together(self, batch: Sequence[tuple[Unit, Decided]]) -> bool:
         """False when that could not be."""
