@@ -8,6 +8,7 @@ lock). Import is `import_rows` on events that are in memory already.
 """
 
 import asyncio
+import gc
 import itertools
 import statistics
 import time
@@ -79,6 +80,8 @@ async def _measure(server: EmbeddedServers, *, quick: bool) -> list[Result]:
             agents = list(itertools.islice(callers(log, story), CALLERS))
             async with CommandBus(log, HANDLERS) as bus:
                 await _ours(bus, agents, 1.0)
+                gc.collect()
+                gc.freeze()  # as every role does once it is ready
                 with StockSide(new_database(servers, "stock")) as stock:
                     await asyncio.to_thread(stock.run, 1.0)
                     for number in range(1, rounds + 1):

@@ -20,7 +20,7 @@ from command_api.eventlog.errors import (
     LogUnavailable,
     VersionConflict,
 )
-from command_api.eventlog.mapper import EnvelopeMapper, LoggedEvent
+from command_api.eventlog.mapper import EnvelopeMapper, LoggedEvent, StoredLoggedEvent
 from command_api.eventlog.reader import RawEvent, StoredCommand
 from command_api.eventlog.recorder import CommandRow, Entry, LogRecorder, SideRow
 from command_api.eventlog.tables import LOCK_ID, NAME_LOG
@@ -122,11 +122,11 @@ class EventLog:
         """
         events = [event for append in appends for event in append.events]
         entries = [Entry(len(append.events), append.command, append.rows) for append in appends]
+        stored = [self._mapper.to_stored_event(event) for event in events]
         try:
-            stored = [self._mapper.to_stored_event(event) for event in events]
             positions = list(self._recorder.insert_events(stored, entries=entries))
         except IntegrityError as error:
-            positions = self._positions_if_stored(events)
+            positions = self._positions_if_stored(stored)
             if not positions:
                 raise _conflict(error) from error
         except (InterfaceError, OperationalError) as error:
@@ -137,11 +137,15 @@ class EventLog:
             positions = positions[len(append.events) :]
         return shares
 
-    def _positions_if_stored(self, events: Sequence[LoggedEvent]) -> list[int]:
-        """Tells a real conflict from our own commit whose reply was lost: that one clashes with itself."""
-        event_ids = [event.metadata.event_id for event in events]
-        found = self._read(lambda cursor: reader.positions_of(cursor, event_ids))
-        return [found[event_id] for event_id in event_ids] if len(found) == len(event_ids) else []
+    def _positions_if_stored(self, stored: Sequence[StoredLoggedEvent]) -> list[int]:
+        """Tells a real conflict from our own commit whose reply was lost: that one clashes with itself.
+
+        By the bytes, because an id may derive from the command's key: somebody else may have carried the
+        same command out before, and decided differently.
+        """
+        states = {event.metadata.event_id: event.state for event in stored}
+        found = self._read(lambda cursor: reader.positions_of(cursor, states))
+        return [found[event_id] for event_id in states] if len(found) == len(states) else []
 
     def _read(self, query: Callable[[Cursor[DictRow]], T]) -> T:
         """Run a query; a connection that died since its last use is found out here and replaced."""

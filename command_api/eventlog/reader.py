@@ -82,7 +82,7 @@ COMMANDS = """
     JOIN unnest(%s::text[], %s::text[]) AS wanted (principal, key) USING (principal, key)
 """
 
-POSITIONS = "SELECT event_id, notification_id FROM kinora_events WHERE event_id = ANY(%s)"
+POSITIONS = "SELECT event_id, notification_id, state FROM kinora_events WHERE event_id = ANY(%s)"
 
 
 def head(cursor: Cursor[DictRow]) -> int:
@@ -161,10 +161,14 @@ def look_up(
     return found, raws
 
 
-def positions_of(cursor: Cursor[DictRow], event_ids: Sequence[str]) -> dict[str, int]:
-    """The positions of those event ids that the log holds."""
-    cursor.execute(POSITIONS, (list(event_ids),))
-    return {row["event_id"]: int(row["notification_id"]) for row in cursor.fetchall()}
+def positions_of(cursor: Cursor[DictRow], events: Mapping[str, bytes]) -> dict[str, int]:
+    """The positions of those events, given by id, that the log holds with these very bytes."""
+    cursor.execute(POSITIONS, (list(events),))
+    return {
+        row["event_id"]: int(row["notification_id"])
+        for row in cursor.fetchall()
+        if bytes(row["state"]) == events[row["event_id"]]
+    }
 
 
 def _raw(row: DictRow) -> RawEvent:

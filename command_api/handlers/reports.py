@@ -46,6 +46,8 @@ def _output_model(
     state: job.State, command: ReportAttempt, events: list[Event], streams: Streams
 ) -> list[StreamEvents]:
     """The adapter as a model of its own, before the job's terminal event, whose readers look for it."""
+    if not isinstance(command.report.body, work.AdapterUploaded):
+        return []  # most reports; the looks below take longer than deciding on those
     stored = next((event for event in events if isinstance(event, AdapterStored)), None)
     if isinstance(state, Absent) or stored is None or not any(isinstance(e, JobSucceeded) for e in events):
         return []

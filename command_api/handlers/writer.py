@@ -22,6 +22,7 @@ from command_api.domain.errors import Conflict
 from command_api.eventlog.errors import CommandRepeated, LogUnavailable, VersionConflict
 from command_api.eventlog.log import Append, EventLog
 from command_api.eventlog.reader import StoredCommand
+from command_api.eventlog.recorder import CommandRow
 from command_api.handlers.base import Foreseen, Idempotency, Loaded
 from command_api.handlers.decision import Clock, Handlers, Request, decide
 from command_api.handlers.streams import FoldCache, MustWait, PendingStreams
@@ -111,6 +112,17 @@ class Known:
     streams: dict[str, Loaded]
     taken: set[Key] = field(default_factory=set)
     """Keys of commands that were not carried out then, and are now."""
+
+
+@dataclass(slots=True)
+class Heads:
+    """Where commands stand that made no events: at the head that their rows name, or at the one seen."""
+
+    seen: int
+    of: Mapping[Key, int] = field(default_factory=dict)
+
+    def after(self, command: CommandRow | None) -> int:
+        return self.seen if command is None else self.of.get(_row_key(command), self.seen)
 
 
 class Replies:
@@ -260,7 +272,7 @@ class Writer:
         return known
 
     def _commit_from_memory(self, units: Sequence[Unit]) -> int:
-        """Commit the first units without a look at the log, where the commit proves them; how many these were.
+        """Commit the first units without a look at the log, where their commit proves them; returns how many.
 
         An agent's reports go on with streams that this process wrote last, so that look mostly finds nothing.
         Units that turn out to be different are undone as a whole, and decided on what the log has.
@@ -423,15 +435,19 @@ class Writer:
 
     def _commit(self, batch: Sequence[Decided]) -> list[list[Answer]]:
         appends = [append for decided in batch for append in decided.appends]
-        nothing_new = any(isinstance(v, Append) and not v.events for d in batch for v in d.verdicts)
+        without = [v for d in batch for v in d.verdicts if isinstance(v, Append) and not v.events]
         # Before anything is stored: what fails afterwards would be told as if nothing had been.
-        head = self._log.head() if nothing_new else 0
+        head = self._log.head() if without else 0
         shares = self._append(appends) if appends else []
         for decided in batch:
             decided.pending.committed()
-        head = max([head, *(position for share in shares for position in share)])
+        heads = Heads(max([head, *(position for share in shares for position in share)]))
+        if named := [_row_key(one.command) for one in without if one.command is not None]:
+            # A repeat is told what stands in the row, so the first time is told the same.
+            with suppress(LogUnavailable):
+                heads.of = {key: row.position for key, row in self._log.find_commands(named).items()}
         positions = iter(shares)
-        return [self._outcomes(decided.verdicts, positions, head) for decided in batch]
+        return [self._outcomes(decided.verdicts, positions, heads) for decided in batch]
 
     def _append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:
         with APPEND_SECONDS.time():
@@ -440,7 +456,7 @@ class Writer:
         return positions
 
     def _outcomes(
-        self, verdicts: Sequence[Verdict], positions: Iterator[tuple[int, ...]], head: int
+        self, verdicts: Sequence[Verdict], positions: Iterator[tuple[int, ...]], heads: "Heads"
     ) -> list[Answer]:
         answers: list[Answer] = []
         for verdict in verdicts:
@@ -457,7 +473,8 @@ class Writer:
                         )
                         for position, logged in zip(share, verdict.events, strict=True)
                     )
-                    answers.append(Outcome(share[-1] if share else head, events, replayed=False))
+                    position = share[-1] if share else heads.after(verdict.command)
+                    answers.append(Outcome(position, events, replayed=False))
                 case Repeat(index):
                     first = answers[index]
                     answers.append(replace(first, replayed=True) if isinstance(first, Outcome) else first)
@@ -472,6 +489,10 @@ def _has_rows(append: Append) -> bool:
 
 def _keys(requests: Iterable[Request]) -> set[Key]:
     return {_key(one) for request in requests if (one := request.context.idempotency)}
+
+
+def _row_key(command: CommandRow) -> Key:
+    return command.principal, command.key
 
 
 def _key(idempotency: Idempotency) -> Key:

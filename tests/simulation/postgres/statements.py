@@ -349,11 +349,11 @@ def _read_commands(transaction: Transaction, params: Any) -> Result:
     )
 
 
-@statement("SELECT event_id, notification_id FROM kinora_events WHERE event_id = ANY(%s)")
+@statement("SELECT event_id, notification_id, state FROM kinora_events WHERE event_id = ANY(%s)")
 def _positions(transaction: Transaction, params: Any) -> Result:
     events = transaction.events()
-    found = [(one, events.by_event_id[one]) for one in params[0] if one in events.by_event_id]
-    return Result(("event_id", "notification_id"), found, len(found), f"SELECT {len(found)}")
+    found = [events.by_position[events.by_event_id[one]] for one in params[0] if one in events.by_event_id]
+    return _rows("event_id, notification_id, state", found)
 
 
 @statement("SELECT to_regclass('kinora_log') IS NOT NULL AS present")
