@@ -259,6 +259,7 @@ async def _open_parts(settings: ApiSettings, rates: Rates) -> AsyncIterator[Part
                 tail=tail,
                 telemetry=telemetry,
                 rights=rights,
+                erased=erased,
                 authenticate=tokens.verify,
                 foreign=log.foreign,
                 texts=EventTexts(log.log_id),

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import psycopg
 from nats.js.errors import APIError
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection
 
 from command_api import metrics
 from command_api.audit.findings import Findings
@@ -30,7 +30,6 @@ from command_api.settings import AuditorSettings
 from command_api.tables import ensure_tables
 from projections.registry import VIEWS
 from projections.view import View
-from projections.views.findings import findings as shown_findings
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +71,12 @@ async def _audit(settings: AuditorSettings, ready: Callable[[], None], views: tu
         client = await stack.enter_async_context(
             connect(settings.nats, "kinora-auditor", rights=auditor_rights)
         )
-        findings = Findings(bus)
+        findings = Findings(bus, ("stream", "read_model"))
         stream = StreamAudit(client, for_stream, Epochs(conninfo), findings, log.log_id)
         read_models = ReadModelAudit(for_rows, views, findings)
 
         async def look_at_rows() -> bool:
-            findings.learn(await _shown(for_rows))
+            await findings.learn(for_rows)
             await read_models.round()
             return False
 
@@ -103,13 +102,6 @@ async def _again(what: str, look: Callable[[], Awaitable[bool]], settings: Audit
         spent = clock() - began
         pause = spent * (1 / settings.effort - 1)
         await asyncio.sleep(pause if more else max(settings.round_seconds, pause))
-
-
-async def _shown(connection: AsyncConnection[Any]) -> list[Any]:
-    try:
-        return await shown_findings(connection, status="open", limit=1000)
-    except (errors.UndefinedTable, errors.UndefinedColumn):
-        return []  # its read model is not made yet
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from nats.js.errors import APIError
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from command_api.audit.findings import Findings
 from command_api.credentials.secrets import SecretKey, Secrets
 from command_api.credentials.subscriptions import WebhookSecrets
 from command_api.eventlog.errors import LogTooNew, LogUnavailable
@@ -57,6 +58,7 @@ from command_api.settings import OrchestratorSettings
 from command_api.storage.schedule import Collections
 from command_api.storage.sweeps import ReportCursors, UploadSessions, delivery_sweeps, row_sweeps
 from command_api.tables import ensure_tables
+from command_api.transparency.alarm import Alarm
 from command_api.transparency.heads import Signer
 from command_api.transparency.keeper import Keeper
 from command_api.transparency.publishing import Publisher
@@ -159,6 +161,7 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             conninfo,
             log.log_id,
             None if settings.audit_key_pem is None else Signer.of(settings.audit_key_pem),
+            Alarm(Findings(bus, ("log",)), log.log_id),
             wake.waiter(),
             head_seconds=settings.audit_head_seconds,
         )

@@ -366,8 +366,13 @@ _words(subscription.SubscriptionDeleted, lambda e: "The subscription was deleted
 
 # ---- findings of the auditor ------------------------------------------------------------------------
 
-_words(
-    finding.FindingOpened,
-    lambda e: f"The auditor found that {e.subject} differs from the log for {e.about}{_because(e.detail)}",
-)
+
+def _found(event: finding.FindingOpened) -> str:
+    if event.check == "log":
+        return f"The log is not what it was when it was signed{_because(event.detail)}"
+    differs = f"{event.subject} differs from the log for {event.about}"
+    return f"The auditor found that {differs}{_because(event.detail)}"
+
+
+_words(finding.FindingOpened, _found)
 _words(finding.FindingResolved, lambda e: f"What was found agrees with the log again{_because(e.detail)}")

@@ -39,7 +39,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     webhooks = {"allowed_networks": ["127.0.0.0/8"]}
     settings = {
         "api": {"webhooks": webhooks},
-        "orchestrator": {"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": 1, "webhooks": webhooks},
+        "orchestrator": {
+            "lease_seconds": LEASE_SECONDS,
+            "heartbeat_seconds": 1,
+            "audit_head_seconds": 1,
+            "webhooks": webhooks,
+        },
         "agent": {"engine_silence_seconds": SILENCE_SECONDS},
     }
     with running_service(tmp_path_factory.mktemp("up"), settings) as running:

@@ -3,11 +3,14 @@
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import AsyncConnection, errors
 
 from command_api import metrics
 from command_api.handlers.base import Context
 from command_api.handlers.bus import CommandBus
-from projections.views.findings import Finding
+from projections.views.findings import findings
 from schemas.commands.finding import OpenFinding, ResolveFinding
 from schemas.events.finding import Check
 from schemas.ids import Prefix, derived_id
@@ -37,6 +40,8 @@ class Findings:
     """Those that are open, as this process knows them. Whether one is, the log alone decides."""
 
     bus: CommandBus
+    checks: tuple[Check, ...]
+    """Those that this process makes."""
     _open: dict[str, Subject] = field(default_factory=dict)
     _resolved: set[str] = field(default_factory=set)
 
@@ -44,10 +49,14 @@ class Findings:
     def open(self) -> tuple[Subject, ...]:
         return tuple(self._open.values())
 
-    def learn(self, shown: list[Finding]) -> None:
-        """Take over what the read model says is open, such as what a former auditor found."""
+    async def learn(self, connection: AsyncConnection[Any]) -> None:
+        """Take over what the read model says is open, such as what a former process found."""
+        try:
+            shown = await findings(connection, status="open", limit=1000)
+        except (errors.UndefinedTable, errors.UndefinedColumn):
+            return  # its read model is not made yet
         for each in shown:
-            if each.id not in self._resolved:
+            if each.check in self.checks and each.id not in self._resolved:
                 self._open.setdefault(each.id, Subject(each.check, each.subject, each.about))
         self._show()
 
@@ -55,9 +64,7 @@ class Findings:
         """Something differs."""
         if subject.finding_id in self._open:
             return
-        logger.error(
-            "audit: %s differs from the log for %s: %s; %s", subject.name, subject.about, detail, remedy
-        )
+        logger.error("audit: %s of %s: %s; %s", subject.name, subject.about, detail, remedy)
         self._open[subject.finding_id] = subject
         self._resolved.discard(subject.finding_id)
         self._show()
@@ -77,7 +84,7 @@ class Findings:
             return
         command = ResolveFinding(finding_id=subject.finding_id, detail=detail)
         await self.bus.execute(command, Context.system("auditor"))
-        logger.info("audit: %s agrees with the log again for %s: %s", subject.name, subject.about, detail)
+        logger.info("audit: %s of %s: as it should be again: %s", subject.name, subject.about, detail)
         del self._open[subject.finding_id]
         self._resolved.add(subject.finding_id)
         self._show()

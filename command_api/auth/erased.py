@@ -26,15 +26,24 @@ class ErasedUsers:
         self._reader = reader
         self._tail = tail
         self._users: set[str] = set()
+        self._news = asyncio.Condition()
         self._position = 0
         self._task: asyncio.Task[NoReturn] | None = None
 
     def __contains__(self, user_id: object) -> bool:
         return user_id in self._users
 
-    def add(self, user_id: str) -> None:
+    async def add(self, *user_ids: str) -> None:
         """Known here already, before the tail tells of it."""
-        self._users.add(user_id)
+        if not self._users.issuperset(user_ids):
+            async with self._news:
+                self._users.update(user_ids)
+                self._news.notify_all()
+
+    async def wait(self, user_id: str) -> None:
+        """Return when that person was erased."""
+        async with self._news:
+            await self._news.wait_for(lambda: user_id in self._users)
 
     async def __aenter__(self) -> Self:
         await self._read()
@@ -62,10 +71,10 @@ class ErasedUsers:
         rows = self._tail.since(self._position)
         while rows is None:
             page = await self._reader.page(self._position, PAGE, types=[UserErased.TYPE])
-            self._users.update(row.stream_id for row in page)
+            await self.add(*(row.stream_id for row in page))
             if len(page) < PAGE:
                 break
             self._position = page[-1].position
         else:
-            self._users.update(row.stream_id for row in rows if row.type == UserErased.TYPE)
+            await self.add(*(row.stream_id for row in rows if row.type == UserErased.TYPE))
         self._position = max(self._position, reached)

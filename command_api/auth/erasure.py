@@ -52,7 +52,7 @@ class Erasure:
             idempotency=asked.idempotency,
         )
         outcome = await self._bus.execute(command, context, [ErasureRow(user_id)])
-        self._erased.add(user_id)
+        await self._erased.add(user_id)
         await self._overwrite()
         return outcome
 

@@ -29,6 +29,7 @@ _STATEMENTS: tuple[str, ...] = (
     UPDATE kinora_webhook_deliveries AS delivery SET attempts = '[]' FROM kinora_events AS event
      WHERE event.event_id = delivery.event_id AND event.actor = %(user_id)s AND delivery.attempts <> '[]'
     """,
+    "DELETE FROM kinora_feed_tickets WHERE user_id = %(user_id)s",
     "DELETE FROM kinora_unique_names WHERE user_id = %(user_id)s",
     "DELETE FROM kinora_passwords WHERE user_id = %(user_id)s",
     "DELETE FROM kinora_refresh_families WHERE user_id = %(user_id)s",

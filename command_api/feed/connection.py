@@ -49,6 +49,7 @@ class FeedConnection:
                 group.create_task(self._heartbeats(), name="feed-heartbeat")
                 group.create_task(self._expire(), name="feed-expiry")
                 group.create_task(self._lose_rights(), name="feed-rights-end")
+                group.create_task(self._be_forgotten(), name="feed-erased")
         except* WebSocketDisconnect:
             closing = None
         except* Closing as ended:
@@ -128,6 +129,10 @@ class FeedConnection:
         with self._parts.rights.watched(self._caller) as ended:
             await ended.wait()
             raise Closing(frames.FORBIDDEN, "you may not follow this organization's events any more")
+
+    async def _be_forgotten(self) -> None:
+        await self._parts.erased.wait(self._caller.user_id)
+        raise Closing(frames.UNAUTHENTICATED, "the access token's owner was erased")
 
     # ---- in --------------------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ class EventStream(Response):
                 group.create_task(self._heartbeats(), name="feed-heartbeat")
                 group.create_task(self._expire(), name="feed-expiry")
                 group.create_task(self._lose_rights(), name="feed-rights-end")
+                group.create_task(self._be_forgotten(), name="feed-erased")
                 group.create_task(self._run(), name="feed-stream")
         except* Closing as ended:
             closing = next(error for error in ended.exceptions if isinstance(error, Closing))
@@ -137,6 +138,10 @@ class EventStream(Response):
         with self._parts.rights.watched(self._caller) as ended:
             await ended.wait()
             raise Closing(frames.FORBIDDEN, "you may not follow this organization's events any more")
+
+    async def _be_forgotten(self) -> NoReturn:
+        await self._parts.erased.wait(self._caller.user_id)
+        raise Closing(frames.UNAUTHENTICATED, "the access token's owner was erased")
 
 
 def named(frame: frames.Frame, position: int | None = None) -> bytes:

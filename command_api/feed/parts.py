@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from command_api.auth.erased import ErasedUsers
 from command_api.auth.tokens import Principal
 from command_api.feed.encoding import EventTexts
 from command_api.feed.rights import Rights
@@ -51,6 +52,7 @@ class FeedParts:
     tail: LogTail
     telemetry: TelemetryHub
     rights: Rights
+    erased: ErasedUsers
     authenticate: Callable[[str], Principal]
     foreign: Callable[[str | None], str | None]
     """Why positions of a log mean nothing here; None when they do."""

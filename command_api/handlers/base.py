@@ -17,6 +17,7 @@ class Idempotency:
 
     principal: str
     key: str
+    """Of a part of the control plane in the clear, of a person a keyed hash."""
     request_hmac: bytes
     """Keyed hash of the request, so that the same key on another request is noticed."""
 

@@ -502,7 +502,6 @@ def _key(idempotency: Idempotency) -> Key:
 def _same_request(idempotency: Idempotency, first_hmac: bytes) -> None:
     if not hmac.compare_digest(idempotency.request_hmac, first_hmac):
         raise Conflict(
-            f"Idempotency-Key {idempotency.key!r} was used for another request;"
-            " use a new key for a new request",
+            "this Idempotency-Key was used for another request; use a new key for a new request",
             code="idempotency_key_reused",
         )

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
-from uuid import NAMESPACE_URL, uuid5
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
@@ -86,13 +85,20 @@ def idempotency(
     body: BaseModel | None,
     organization_id: str | None = None,
 ) -> Idempotency | None:
-    """What makes a request with this key the same again: caller, organization, method, address and body."""
+    """What makes a request with this key the same again: caller, organization, method, address and body.
+
+    Of the key itself a keyed hash is kept: people put names into it, and rows leave traces in files.
+    """
     if key is None:
         return None
     content: Any = None if body is None else body.model_dump(mode="json")
     text = json.dumps([organization_id, request.method, request.url.path, content], sort_keys=True)
     digest = hmac.digest(parts.index_key, b"request\0" + text.encode(), hashlib.sha256)
-    return Idempotency(principal, key, digest)
+    return Idempotency(principal, _hashed(parts, principal, key), digest)
+
+
+def _hashed(parts: Parts, principal: str, key: str) -> str:
+    return hmac.digest(parts.index_key, f"key\0{principal}\0{key}".encode(), hashlib.sha256).hex()
 
 
 async def _asking(
@@ -105,8 +111,7 @@ async def _asking(
     if idempotency_key is None:
         command_id = new_id(Prefix.COMMAND)
     else:
-        name = f"{caller.user_id}\0{idempotency_key}"
-        command_id = f"{Prefix.COMMAND}_{uuid5(NAMESPACE_URL, name).hex}"
+        command_id = f"{Prefix.COMMAND}_{_hashed(parts, caller.user_id, idempotency_key)[:32]}"
     return Asking(caller, request, response, parts, idempotency_key, command_id)
 
 

@@ -1,17 +1,21 @@
 """Signs heads, keeps them, and reads them again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import LiteralString, Self
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from psycopg import AsyncConnection
 from pydantic import SecretStr
 
 from command_api.transparency.errors import LogContradicted, NoHead
-from command_api.transparency.trees import lock
+from command_api.transparency.growth import KeptTile, TileMissing
+from command_api.transparency.trees import TileKey, lock, read_tiles
+from schemas import merkle
 from schemas.heads import (
     AuditKey,
     AuditKeys,
@@ -24,7 +28,7 @@ from schemas.heads import (
     tree_of_trees,
 )
 
-_LAST: LiteralString = "SELECT number, position FROM kinora_heads ORDER BY number DESC LIMIT 1"
+_LAST: LiteralString = "SELECT number, position, document FROM kinora_heads ORDER BY number DESC LIMIT 1"
 _TREES: LiteralString = "SELECT organization, size, root FROM kinora_merkle_trees ORDER BY organization"
 # Of every organization, what the last head up to this one says: organizations by a loose scan of the key.
 _TREES_AT: LiteralString = """
@@ -58,6 +62,8 @@ _LATEST: LiteralString = "SELECT document FROM kinora_heads ORDER BY number DESC
 _NUMBERED: LiteralString = "SELECT document FROM kinora_heads WHERE number = %s"
 _BEHIND: LiteralString = "SELECT document FROM kinora_heads WHERE number > %s ORDER BY number LIMIT %s"
 
+_TREES_AT_ONCE = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Signer:
@@ -84,6 +90,14 @@ class Signer:
         signature = self.key.sign(head.signed_bytes())
         return SignedHead(head=head, key_id=self.key_id, signature=signature.hex())
 
+    def signed(self, head: SignedHead) -> bool:
+        """Whether the signature is this key's."""
+        try:
+            self.key.public_key().verify(bytes.fromhex(head.signature), head.head.signed_bytes())
+        except InvalidSignature:
+            return False
+        return True
+
     async def register(self, connection: AsyncConnection) -> None:
         """Have the public key served, from now on for good."""
         await connection.execute(_REGISTER, (self.key_id, self.public_key))
@@ -109,7 +123,7 @@ async def sign_head(connection: AsyncConnection, signer: Signer, log_id: str) ->
     """Sign the trees as they are; None when nothing was added since the last head.
 
     Raises:
-        LogContradicted: when a tree has become shorter than it was signed.
+        LogContradicted: when a tree does not begin as it was signed, or the last head is not what was signed.
     """
     async with connection.transaction():
         position = await lock(connection)
@@ -120,13 +134,27 @@ async def sign_head(connection: AsyncConnection, signer: Signer, log_id: str) ->
         rows = await (await connection.execute(_TREES)).fetchall()
         trees = [_tree(row) for row in rows]
         before = {tree.organization: tree for tree in await trees_at(connection, number)}
-        now = {tree.organization: tree.size for tree in trees}
+        if last is not None:
+            _refuse_altered(SignedHead.model_validate_json(bytes(last[2])), list(before.values()), signer)
+        now = {tree.organization: tree for tree in trees}
+        grown = [tree for tree in trees if before.get(tree.organization) != tree]
+        roots = await _roots_at(
+            connection,
+            [before[tree.organization] for tree in grown if tree.organization in before],
+            {tree.organization: tree.size for tree in trees},
+        )
         for tree in before.values():
-            if now.get(tree.organization, 0) < tree.size:
-                raise LogContradicted(
-                    f"head {number} names {tree.size} events of {tree.organization}, and the log gives"
-                    f" {now.get(tree.organization, 0)}; restore the log, its trees are not signed any more"
-                )
+            size = now[tree.organization].size if tree.organization in now else 0
+            if size < tree.size:
+                how = f"gives {size}"
+            elif roots.get(tree.organization, tree.root) != tree.root:
+                how = "begins with others"
+            else:
+                continue
+            raise LogContradicted(
+                f"head {number} names {tree.size} events of {tree.organization}, and the log {how};"
+                " restore the log, its trees are not signed any more"
+            )
         signed = signer.sign(
             Head(
                 number=number + 1,
@@ -136,7 +164,6 @@ async def sign_head(connection: AsyncConnection, signer: Signer, log_id: str) ->
                 trees=tree_of_trees(trees),
             )
         )
-        grown = [tree for tree in trees if before.get(tree.organization) != tree]
         await connection.execute(_KEEP, (number + 1, position, signed.published_bytes()))
         await connection.execute(
             _KEEP_TREES,
@@ -148,6 +175,47 @@ async def sign_head(connection: AsyncConnection, signer: Signer, log_id: str) ->
             ),
         )
         return signed
+
+
+def _refuse_altered(last: SignedHead, trees: Sequence[TreeState], signer: Signer) -> None:
+    """What is signed next has to follow what was: neither the last head nor its trees may be others now."""
+    number = last.head.number
+    if last.head.trees != tree_of_trees(trees):
+        wrong = "is not over the trees that are stored beside it"
+    elif last.key_id == signer.key_id and not signer.signed(last):
+        wrong = "is not as it was signed"
+    else:
+        return
+    raise LogContradicted(
+        f"head {number} {wrong}: heads were altered; restore the database, nothing is signed any more"
+    )
+
+
+async def _roots_at(
+    connection: AsyncConnection, wanted: Sequence[TreeState], sizes: Mapping[str, int]
+) -> dict[str, str]:
+    """The roots that today's tiles give for trees of former sizes; of those that are not shorter now."""
+    found: dict[str, str] = {}
+    kept = [tree for tree in wanted if 0 < tree.size <= sizes[tree.organization]]
+    for page in (kept[start : start + _TREES_AT_ONCE] for start in range(0, len(kept), _TREES_AT_ONCE)):
+        keys = {
+            (tree.organization, merkle.tile_of(subtree))
+            for tree in page
+            for subtree in merkle.subtrees(merkle.Span(0, tree.size))
+        }
+        tiles = await read_tiles(connection, sorted(keys))
+        for tree in page:
+            found[tree.organization] = merkle.root_at(
+                tree.size, partial(_from_tiles, tiles, tree.organization)
+            ).hex()
+    return found
+
+
+def _from_tiles(tiles: Mapping[TileKey, KeptTile], organization: str, subtree: merkle.Subtree) -> bytes:
+    tile = tiles.get((organization, merkle.tile_of(subtree)))
+    if tile is None:
+        raise TileMissing(f"{subtree} of {organization}")
+    return merkle.hash_in_tile(subtree, tile.hashes)
 
 
 # ---- reading ------------------------------------------------------------------------------------------

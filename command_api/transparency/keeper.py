@@ -6,7 +6,8 @@ import logging
 import psycopg
 from psycopg import AsyncConnection
 
-from command_api.metrics import MERKLE_CONTRADICTED, MERKLE_FAULTS, MERKLE_HEAD
+from command_api.metrics import MERKLE_CONTRADICTED, MERKLE_HEAD
+from command_api.transparency.alarm import Alarm
 from command_api.transparency.errors import LogContradicted
 from command_api.transparency.growth import TileMissing
 from command_api.transparency.heads import Signer, refuse_shorter, sign_head
@@ -26,11 +27,19 @@ class Keeper:
     """The one that is active keeps trees and heads; another one beside it does no harm."""
 
     def __init__(
-        self, conninfo: str, log_id: str, signer: Signer | None, wake: asyncio.Event, *, head_seconds: float
+        self,
+        conninfo: str,
+        log_id: str,
+        signer: Signer | None,
+        alarm: Alarm,
+        wake: asyncio.Event,
+        *,
+        head_seconds: float,
     ) -> None:
         self._conninfo = conninfo
         self._log_id = log_id
         self._signer = signer
+        self._alarm = alarm
         self._wake = wake
         self._head_seconds = head_seconds
         self._signed: list[asyncio.Event] = []
@@ -72,7 +81,7 @@ class Keeper:
                     due = clock() + self._head_seconds
             except LogContradicted as error:
                 MERKLE_CONTRADICTED.set(1)
-                logger.error("keeper: %s", error)  # noqa: TRY400 - the message says it all
+                await self._alarm.contradicted(error)
                 await asyncio.sleep(CONTRADICTED_SECONDS)
                 self._wake.set()
                 continue
@@ -83,7 +92,8 @@ class Keeper:
                 continue
             MERKLE_CONTRADICTED.set(0)
             if clock() >= recheck_due:
-                await self._recheck(connection)
+                await self._alarm.agrees(connection)
+                await self._alarm.rechecked(await recheck(connection))
                 recheck_due = clock() + self._head_seconds
             await asyncio.sleep(PACE_SECONDS)
 
@@ -91,11 +101,6 @@ class Keeper:
         while await advance(connection) is not None:
             continue
         await refuse_shorter(connection)
-
-    async def _recheck(self, connection: AsyncConnection) -> None:
-        for fault in await recheck(connection):
-            MERKLE_FAULTS.labels(fault.how).inc()
-            logger.error("keeper: %s since it joined its tree; restore it from a backup", fault)
 
     async def _sign(self, connection: AsyncConnection) -> bool:
         """Whether a head was due and signed."""

@@ -3,7 +3,7 @@
 import logging
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 
 from psycopg import AsyncConnection
 
@@ -33,12 +33,20 @@ class Fault:
         return f"the event at position {self.position} of {self.organization} was {self.how}"
 
 
-async def recheck(connection: AsyncConnection) -> list[Fault]:
+class Rechecked(NamedTuple):
+    """One page."""
+
+    faults: tuple[Fault, ...]
+    last: bool
+    """Of a round: the next page begins at the beginning."""
+
+
+async def recheck(connection: AsyncConnection) -> Rechecked:
     """Compare the next page; behind the last event it begins anew. Only events that are in trees count."""
     async with connection.transaction():
         row = await (await connection.execute(_PLACE)).fetchone()
         if row is None or row[0] == 0:
-            return []
+            return Rechecked((), last=True)
         reached, begin = int(row[0]), int(row[1]) if row[1] < row[0] else 0
         cursor = connection.cursor(binary=True)
         await cursor.execute(LEAVES, (begin, PAGE_EVENTS))
@@ -61,4 +69,4 @@ async def recheck(connection: AsyncConnection) -> list[Fault]:
     faults = [Fault(*key, "dropped") for key in kept.keys() - found.keys()]
     faults += [Fault(*key, "inserted") for key in found.keys() - kept.keys()]
     faults += [Fault(*key, "altered") for key in kept.keys() & found.keys() if kept[key] != found[key]]
-    return sorted(faults, key=lambda fault: fault.position)
+    return Rechecked(tuple(sorted(faults, key=lambda fault: fault.position)), last=end >= reached)

@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import LiteralString
 
 import httpx
 import psycopg
@@ -22,6 +24,7 @@ from kinora.local.folder import DataFolder
 from projections.catalogue import statuses
 from projections.parking import ParkedStream, parked_streams
 from projections.reader import read_head, read_log_id
+from projections.views.findings import Finding as OpenFinding
 from projections.views.findings import findings
 from schemas.settings import MetricsSettings
 from schemas.subjects import (
@@ -40,6 +43,14 @@ _WAIT_SECONDS = 5.0
 _LAG = 1000
 _SKEW_SECONDS = 5.0
 _AUDIT_SILENCE = timedelta(minutes=10)
+_UNSIGNED_FOR = timedelta(minutes=1)
+_UNSIGNED: LiteralString = """
+SELECT coalesce(last.number, 0), coalesce(last.position, 0),
+       (SELECT (convert_from(state, 'UTF8')::jsonb ->> 'time')::timestamptz FROM kinora_events
+         WHERE notification_id > coalesce(last.position, 0) ORDER BY notification_id LIMIT 1)
+  FROM (SELECT) AS always
+  LEFT JOIN (SELECT number, position FROM kinora_heads ORDER BY number DESC LIMIT 1) AS last ON true
+"""
 
 
 def insides(folder: DataFolder) -> list[Finding]:
@@ -82,6 +93,7 @@ async def _database(settings: OrchestratorSettings) -> tuple[int, str, list[Find
             told += [_parked(parked) for parked in await parked_streams(connection)]
             told += [_failing(webhook) for webhook in await failing_webhooks(connection)]
             told += await _audit(connection)
+            told += await _proofs(connection, settings, head)
     except (psycopg.Error, TimeoutError) as error:
         detail = f"does not answer ({type(error).__name__})"
         return 0, "", [bad("database", detail, "see logs/postgres.log; start the service: kinora up")]
@@ -113,16 +125,21 @@ def _parked(parked: ParkedStream) -> Finding:
     return bad("parked", f"{stopped}: {parked.error[:200]}", remedy)
 
 
+async def _open_findings(connection: psycopg.AsyncConnection) -> Sequence[OpenFinding]:
+    try:
+        return await findings(connection, status="open")
+    except psycopg.errors.UndefinedTable:
+        return ()  # the read side was never started, which is said elsewhere
+
+
 async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
     """What the auditor found, and how far its walks through everything are."""
-    try:
-        found = await findings(connection, status="open")
-    except psycopg.errors.UndefinedTable:
-        return []  # the read side was never started, which is said elsewhere
+    found = await _open_findings(connection)
     walks = {each.sweep: each for each in await sweeps(connection)}
     told = [
         bad("auditor", f"{each.subject} differs from the log for {each.about}: {each.detail}", each.remedy)
         for each in found
+        if each.check != "log"
     ]
     if STREAM not in walks or STREAMS not in walks:
         return [*told, doubtful("auditor", "has compared nothing yet", "start it: kinora auditor")]
@@ -133,6 +150,30 @@ async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
     return told or [
         fine("auditor", f"{_walk('stream', walks[STREAM])}; {_walk('aggregates', walks[STREAMS])}")
     ]
+
+
+async def _proofs(
+    connection: psycopg.AsyncConnection, settings: OrchestratorSettings, head: int
+) -> list[Finding]:
+    """Whether the log is what was signed, and how far it is signed."""
+    told = [
+        bad("proofs", each.detail, each.remedy)
+        for each in await _open_findings(connection)
+        if each.check == "log"
+    ]
+    if settings.audit_key_pem is None:
+        remedy = "set audit_key_pem of the orchestrator: openssl genpkey -algorithm ed25519"
+        return [*told, doubtful("proofs", "no head of the log is signed: there is no key", remedy)]
+    row = await (await connection.execute(_UNSIGNED)).fetchone()
+    number, position, since = row if row is not None else (0, 0, None)
+    late = timedelta(seconds=settings.audit_head_seconds) + _UNSIGNED_FOR
+    if since is not None and datetime.now(UTC) - since > late:
+        detail = (
+            f"head {number} vouches up to position {position} of {head}; what happened at"
+            f" {since:%Y-%m-%d %H:%M} UTC is not signed yet"
+        )
+        return [*told, doubtful("proofs", detail, "see logs/orchestrator.log: its keeper should sign on")]
+    return told or [fine("proofs", f"head {number} vouches up to position {position}")]
 
 
 def _walk(what: str, sweep: Sweep) -> str:

@@ -4,20 +4,24 @@ from typing import ClassVar, Literal
 
 from schemas.events.registry import REGISTRY, Event
 
-Check = Literal["stream", "read_model"]
-"""``stream``: EVENTS against the log. ``read_model``: rows of a view against their stream folded again."""
+Check = Literal["stream", "read_model", "log"]
+"""``stream``: EVENTS against the log. ``read_model``: rows of a view against their stream folded again.
+``log``: the log itself against its Merkle trees and signed heads.
+"""
 
 
 @REGISTRY.register
 class FindingOpened(Event):
-    """Looked at twice, something derived differed from the log both times."""
+    """Looked at twice, something derived differed from the log both times; or the log from what it was."""
 
     TYPE: ClassVar[str] = "kinora.finding.opened"
     check: Check
     subject: str
-    """The stream, or the view."""
+    """The stream, or the view; for the log ``heads`` or ``leaves``."""
     about: str
-    """The stream of the log whose rows differ; the log's id where all of it is concerned."""
+    """The stream of the log whose rows differ; the log's id where all of it is concerned. For ``leaves`` the
+    organization, or the log's id for events of none.
+    """
     detail: str
     """What differs: names, never values."""
     remedy: str

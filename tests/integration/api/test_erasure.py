@@ -8,8 +8,11 @@ import pytest
 from psycopg import sql
 
 from command_api.credentials.personal import PersonKey
+from command_api.feed import frames
+from tests.integration.api.following import following
 from tests.integration.api.running import PASSWORD, Account, Person, Visit
 from tests.integration.api.stories import register
+from tests.integration.api.test_following import streaming
 
 
 def canary() -> str:
@@ -79,7 +82,8 @@ async def test_a_planted_canary_is_found_nowhere_and_the_log_is_what_it_was(
         "/models", {"name": "m", "files": [{"path": "a", "size_bytes": 1, "sha256": "ab" * 32}]}, key=key
     )
     assert (await ada.get("/users/me")).json()["username"] == name
-    assert tables_with(visit, key) == {"public.kinora_commands"}
+    assert len(await stored_keys(visit, ada)) == 1
+    assert tables_with(visit, key) == set(), "a keyed hash stands for it"
     before = await asyncio.to_thread(visit.service.parts.log.read_all, 0, 100_000)
 
     status, answer = await erase(ada, ada.user_id)
@@ -135,6 +139,30 @@ async def test_an_erased_person_is_a_stranger_at_once(visit: Visit) -> None:
     answer = await stranger.post("/api/v1/auth/signup", json=again)
     assert answer.status_code == 201
     assert answer.json()["user_id"] != ada.user_id
+
+
+async def test_what_an_erased_person_follows_ends_at_once(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await visit.sign_up("ada")
+    parts = visit.service.parts
+
+    async def never_again() -> None:
+        """So that it is the erasure which ends them, and not the look at memberships some seconds later."""
+
+    monkeypatch.setattr(parts.feed.rights, "check", never_again)
+    browser = await visit.client()
+    unused = (await ada.post("/events/tickets")).json()["ticket"]
+    async with following(visit, ada) as follower, streaming(ada.http) as stream:
+        await follower.subscribe("latest")
+        await follower.until("caught_up")
+        await stream.until("caught_up")
+        assert (await erase(ada, ada.user_id))[0] == 200
+        assert await follower.closed() == frames.UNAUTHENTICATED
+        closing = (await stream.until("closing"))[-1].data
+        assert (closing["code"], "erased" in closing["reason"]) == (frames.UNAUTHENTICATED, True)
+    answer = await browser.get("/api/v1/events/stream", params={"ticket": unused})
+    assert (answer.status_code, answer.json()["code"]) == (401, "ticket_invalid")
 
 
 async def test_an_operator_erases_others_and_a_repeat_gets_the_first_answer(

@@ -7,7 +7,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from psycopg import AsyncConnection
 
+from command_api.audit.findings import Findings
+from command_api.handlers.bus import CommandBus
+from command_api.handlers.registry import HANDLERS
 from command_api.transparency import heads, trees
+from command_api.transparency.alarm import Alarm
 from command_api.transparency.errors import LogContradicted
 from command_api.transparency.growth import TileMissing
 from command_api.transparency.proofs import leaf_page, prove_consistency, prove_inclusion
@@ -161,11 +165,11 @@ async def test_history_that_was_changed_is_named_and_never_signed_again(
     chronicle: Chronicle, connection: AsyncConnection, gap: int, tampered: Tamper
 ) -> None:
     await sign(connection, chronicle)
-    assert await recheck(connection) == []
+    assert (await recheck(connection)).faults == ()
     tampered(chronicle, gap)
 
     place = gap + 1 if tampered is inserted else gap
-    assert await recheck(connection) == [Fault(place, chronicle.ada, tampered.__name__)]
+    assert (await recheck(connection)).faults == (Fault(place, chronicle.ada, tampered.__name__),)
     assert (await heads.head_of(connection, chronicle.ada, None)).shows_tree()
 
     await forget(connection)
@@ -193,7 +197,7 @@ async def test_a_log_that_lost_its_end_is_not_signed(
     told = chronicle.tell(chronicle.ada, chronicle.bob)
     await sign(connection, chronicle)
     dropped(chronicle, told[-1])
-    assert await recheck(connection) == [Fault(told[-1], chronicle.bob, "dropped")]
+    assert (await recheck(connection)).faults == (Fault(told[-1], chronicle.bob, "dropped"),)
     await forget(connection)
     with pytest.raises(LogContradicted, match="events were dropped"):
         await follow(connection)
@@ -203,3 +207,81 @@ async def test_former_keys_stay_known(chronicle: Chronicle, connection: AsyncCon
     await chronicle.signer.register(connection)
     await chronicle.signer.register(connection)
     assert [key.key_id for key in (await heads.keys(connection)).data] == [chronicle.signer.key_id]
+
+
+async def test_an_event_that_is_altered_together_with_its_leaf_is_not_signed(
+    chronicle: Chronicle, connection: AsyncConnection, gap: int
+) -> None:
+    """The tree then begins otherwise than it was signed, whatever is appended to it."""
+    await sign(connection, chronicle)
+    altered(chronicle, gap)
+    (leaf,) = [merkle.hash_event(*each) for each in chronicle.states(chronicle.ada) if each[0] == gap]
+    chronicle.tamper(
+        "UPDATE kinora_merkle_tiles SET hashes = overlay(hashes placing %s from 65) WHERE organization = %s",
+        leaf,
+        chronicle.ada,
+    )
+    assert (await recheck(connection)).faults == ()
+    chronicle.tell(chronicle.ada)
+    with pytest.raises(LogContradicted, match=f"events of {chronicle.ada}, and the log begins with others"):
+        await sign(connection, chronicle)
+
+
+@pytest.mark.parametrize(
+    ("statement", "wrong"),
+    [
+        ("UPDATE kinora_head_trees SET root = sha256(root)", "is not over the trees"),
+        (
+            "UPDATE kinora_heads SET document ="
+            " convert_to(replace(convert_from(document, 'UTF8'), '\"number\":1,', '\"number\":2,'), 'UTF8')",
+            "is not as it was signed",
+        ),
+    ],
+    ids=["trees", "document"],
+)
+async def test_after_a_head_that_was_altered_nothing_is_signed(
+    chronicle: Chronicle, connection: AsyncConnection, statement: str, wrong: str
+) -> None:
+    chronicle.tell(chronicle.ada, chronicle.bob)
+    await sign(connection, chronicle)
+    chronicle.tamper(statement)
+    chronicle.tell(chronicle.ada)
+    with pytest.raises(LogContradicted, match=wrong):
+        await sign(connection, chronicle)
+
+
+async def findings_of(chronicle: Chronicle) -> list[tuple[str, str | None, str]]:
+    return [
+        (raw.type.split(".")[2], raw.organization_id, raw.state.decode())
+        for raw in await asyncio.to_thread(chronicle.log.read_all, 0, 10_000)
+        if raw.type.startswith("kinora.finding.")
+    ]
+
+
+async def test_what_the_keeper_finds_is_a_finding_until_it_is_put_right(
+    chronicle: Chronicle, connection: AsyncConnection, gap: int
+) -> None:
+    async with CommandBus(chronicle.log, HANDLERS) as bus:
+        alarm = Alarm(Findings(bus, ("log",)), chronicle.log.log_id)
+        await sign(connection, chronicle)
+        await alarm.rechecked(await recheck(connection))
+        (state,) = [state for position, state in chronicle.states(chronicle.ada) if position == gap]
+        altered(chronicle, gap)
+        for _ in range(2):
+            await alarm.rechecked(await recheck(connection))
+        ((kind, organization, event),) = await findings_of(chronicle)
+        assert (kind, organization) == ("opened", chronicle.ada)
+        assert f"the event at position {gap} of {chronicle.ada} was altered" in event
+        await forget(connection)
+        with pytest.raises(LogContradicted) as contradicted:
+            await follow(connection)
+        for _ in range(2):
+            await alarm.contradicted(contradicted.value)
+        assert [(each[0], each[1]) for each in await findings_of(chronicle)][1:] == [("opened", None)]
+
+        chronicle.tamper("UPDATE kinora_events SET state = %s WHERE notification_id = %s", state, gap)
+        await follow(connection)
+        await sign(connection, chronicle)
+        await alarm.agrees(connection)
+        await alarm.rechecked(await recheck(connection))
+        assert [each[0] for each in await findings_of(chronicle)][2:] == ["resolved", "resolved"]
