@@ -17,6 +17,7 @@ from command_api import metrics
 from command_api.audit.findings import Findings
 from command_api.audit.read_models import ReadModelAudit
 from command_api.audit.stream import StreamAudit
+from command_api.connected import connected
 from command_api.eventlog.errors import LogUnavailable
 from command_api.eventlog.log import EventLog
 from command_api.handlers.bus import CommandBus
@@ -106,7 +107,7 @@ async def _again(what: str, look: Callable[[], Awaitable[bool]], settings: Audit
 
 @asynccontextmanager
 async def _connection(conninfo: str) -> AsyncIterator[AsyncConnection[Any]]:
-    async with await AsyncConnection.connect(
+    async with connected(
         conninfo, autocommit=True, connect_timeout=5, application_name="kinora-auditor"
     ) as connection:
         yield connection

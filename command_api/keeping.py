@@ -5,11 +5,13 @@ comes back later when it is refused.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 
+from command_api.connected import connected
 from schemas.errors import KinoraError
 
 LOCK = 0x6B696E6F7261_02
@@ -54,7 +56,7 @@ class Keeping:
 @asynccontextmanager
 async def keeping(conninfo: str) -> AsyncIterator[Keeping]:
     """No object is deleted inside; waits until a deletion that is under way has ended."""
-    async with await _connect(conninfo) as connection:
+    async with _connect(conninfo) as connection:
         await connection.execute("SET lock_timeout = 0")
         await connection.execute("SELECT pg_advisory_lock_shared(%s)", (LOCK,))
         yield Keeping(connection)
@@ -94,14 +96,14 @@ async def kept_meanwhile(connection: psycopg.AsyncConnection) -> AsyncIterator[N
 @asynccontextmanager
 async def deleting(conninfo: str) -> AsyncIterator[bool]:
     """Whether objects may be deleted inside: False while they are being copied, or deleted by another."""
-    async with await _connect(conninfo) as connection:
+    async with _connect(conninfo) as connection:
         cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,))
         row = await cursor.fetchone()
         yield row is not None and bool(row[0])
 
 
-async def _connect(conninfo: str) -> psycopg.AsyncConnection:
+def _connect(conninfo: str) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
     # Its own connection, on which nothing else happens: the lock lives exactly as long.
-    return await psycopg.AsyncConnection.connect(
+    return connected(
         conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS, application_name="kinora keeping objects"
     )

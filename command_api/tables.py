@@ -9,6 +9,7 @@ import psycopg
 
 from command_api import uploads
 from command_api.audit import tables as audit
+from command_api.connected import connected
 from command_api.credentials import tables as credentials
 from command_api.eventlog import tables as eventlog
 from command_api.eventlog.errors import LogUnavailable
@@ -90,9 +91,7 @@ async def ensure_tables(conninfo: str) -> None:
         LogUnavailable: when the database does not answer.
     """
     try:
-        async with await psycopg.AsyncConnection.connect(
-            conninfo, connect_timeout=5, autocommit=True
-        ) as connection:
+        async with connected(conninfo, connect_timeout=5, autocommit=True) as connection:
             await create_tables(connection)
     except psycopg.OperationalError as error:
         raise LogUnavailable(f"the tables cannot be made: {error}") from error

@@ -16,6 +16,7 @@ from command_api.backup.parallel import in_parallel
 from command_api.backup.progress import Report, silent
 from command_api.backup.rows import part_lines
 from command_api.backup.verify import Checked, events_of
+from command_api.connected import connected
 from command_api.eventlog.bulk import LOCK, EventRow, import_rows
 from command_api.eventlog.errors import ImportRefused
 from command_api.objects import ObjectStore
@@ -70,7 +71,7 @@ async def restore(
         ObjectStoreUnavailable: when the object store does not answer.
     """
     try:
-        async with await psycopg.AsyncConnection.connect(
+        async with connected(
             postgres.conninfo(), autocommit=True, connect_timeout=5, application_name="kinora restore"
         ) as connection:
             await tables.create_tables(connection)

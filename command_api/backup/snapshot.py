@@ -16,6 +16,7 @@ from command_api.backup.manifest import Part
 from command_api.backup.progress import Report
 from command_api.backup.references import References
 from command_api.backup.rows import part_writer
+from command_api.connected import connected
 from command_api.eventlog.tables import EVENTS
 
 LOG_TABLES = frozenset({EVENTS, "kinora_log"})
@@ -67,7 +68,7 @@ async def write_snapshot(conninfo: str, folder: BackupFolder, backup_id: str, re
 
 @asynccontextmanager
 async def _one_moment(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    async with await psycopg.AsyncConnection.connect(
+    async with connected(
         conninfo, autocommit=True, connect_timeout=5, application_name="kinora backup"
     ) as connection:
         # A slow disk at our end must not end the transaction.

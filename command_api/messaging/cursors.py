@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, Cursor
+from psycopg import Cursor
 from psycopg.rows import DictRow
 
+from command_api.connected import connected
 from command_api.domain.errors import Conflict
 from command_api.eventlog.errors import LogUnavailable
 
@@ -82,7 +83,7 @@ class Cursors:
 
     async def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
-            async with await AsyncConnection.connect(self._conninfo, connect_timeout=3) as connection:
+            async with connected(self._conninfo, connect_timeout=3) as connection:
                 cursor = await connection.execute(statement, values)
                 return await cursor.fetchall() if cursor.description else []
         except psycopg.OperationalError as error:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import LiteralString
 
 import psycopg
-from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
+from command_api.connected import connected
 from command_api.eventlog.errors import LogUnavailable
 
 LOCK = 0x6B696E6F7261_05
@@ -85,9 +85,7 @@ class Epochs:
     async def alone(self) -> AsyncIterator[None]:
         """Nobody else who asks for this begins an epoch meanwhile."""
         try:
-            async with await AsyncConnection.connect(
-                self._conninfo, autocommit=True, connect_timeout=3
-            ) as connection:
+            async with connected(self._conninfo, autocommit=True, connect_timeout=3) as connection:
                 await connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
                 yield
         except psycopg.OperationalError as error:
@@ -114,7 +112,7 @@ class Epochs:
     async def _execute(self, statement: LiteralString, values: dict[str, object]) -> Epoch | None:
         try:
             async with (
-                await AsyncConnection.connect(self._conninfo, connect_timeout=3) as connection,
+                connected(self._conninfo, connect_timeout=3) as connection,
                 connection.cursor(row_factory=class_row(Epoch)) as cursor,
             ):
                 await cursor.execute(statement, values)

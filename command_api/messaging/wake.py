@@ -5,6 +5,8 @@ import logging
 
 import psycopg
 
+from command_api.connected import connected
+
 logger = logging.getLogger(__name__)
 
 CHANNEL = "kinora_events"
@@ -41,7 +43,7 @@ class LogWake:
                 await asyncio.sleep(self._poll_seconds)
 
     async def _listen(self) -> None:
-        async with await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+        async with connected(self._conninfo, autocommit=True) as connection:
             await connection.execute(f"LISTEN {CHANNEL}")
             while True:
                 self.tell()

@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from psycopg import AsyncConnection
-
+from command_api.connected import connected
 from command_api.eventlog.log import EventLog
 from command_api.objects import Entry, ObjectStore, ObjectStoreUnavailable
 from command_api.storage.alone import alone
@@ -127,7 +126,7 @@ class Collector:
             await self.delete(organization_id, ledger, page, tally)
 
     async def _uploads(self, organization_id: str) -> frozenset[str]:
-        async with await AsyncConnection.connect(self._conninfo, connect_timeout=5) as connection:
+        async with connected(self._conninfo, connect_timeout=5) as connection:
             cursor = await connection.execute(UPLOADS, (organization_id,))
             return frozenset([str(row[0]) for row in await cursor.fetchall()])
 

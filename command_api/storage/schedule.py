@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from psycopg import AsyncConnection
 
+from command_api.connected import connected
 from command_api.eventlog.log import EventLog
 from command_api.messaging.together import run_together
 from command_api.objects import ObjectStore
@@ -50,7 +51,7 @@ class Collections:
 
     async def run(self) -> None:
         """Carry out what is asked for until cancelled."""
-        async with await AsyncConnection.connect(
+        async with connected(
             self._conninfo, autocommit=True, connect_timeout=5, application_name="kinora collections"
         ) as connection:
             while True:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import LiteralString, Protocol
 
-from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
+from command_api.connected import connected
 from command_api.messaging.follower import Follower
 from command_api.objects import ObjectStore
 from command_api.storage.alone import alone
@@ -42,13 +42,13 @@ class RowSweep:
 
     async def count(self) -> int:
         statement = SQL("SELECT count(*) FROM {} WHERE {}").format(SQL(self.table), SQL(self.condition))
-        async with await _connect(self.conninfo) as connection:
+        async with connected(self.conninfo) as connection:
             row = await (await connection.execute(statement, self.values)).fetchone()
         return int(row[0]) if row else 0
 
     async def sweep(self) -> int:
         statement = SQL("DELETE FROM {} WHERE {}").format(SQL(self.table), SQL(self.condition))
-        async with await _connect(self.conninfo) as connection:
+        async with connected(self.conninfo) as connection:
             return (await connection.execute(statement, self.values)).rowcount
 
 
@@ -95,14 +95,14 @@ class ReportCursors:
 
     async def sweep(self) -> int:
         over = await self._over()
-        async with await _connect(self.conninfo) as connection, connection.cursor() as cursor:
+        async with connected(self.conninfo) as connection, connection.cursor() as cursor:
             await cursor.executemany(
                 "DELETE FROM kinora_report_cursors WHERE item_id = %s AND attempt = %s", over
             )
         return len(over)
 
     async def _over(self) -> list[tuple[str, int]]:
-        async with await _connect(self.conninfo) as connection:
+        async with connected(self.conninfo) as connection:
             cursor = await connection.execute("SELECT item_id, attempt FROM kinora_report_cursors")
             rows: list[tuple[str, int]] = await cursor.fetchall()
         # After the rows were read: an attempt that has a row was begun before, so the board knows it.
@@ -124,7 +124,7 @@ class UploadSessions:
     name: str = "upload_sessions"
 
     async def count(self) -> int:
-        async with await _connect(self.conninfo) as connection:
+        async with connected(self.conninfo) as connection:
             cursor = await connection.execute(
                 "SELECT count(*) FROM kinora_uploads"
                 " WHERE closed_at IS NOT NULL OR active_at < now() - make_interval(secs => %s)",
@@ -135,7 +135,7 @@ class UploadSessions:
 
     async def sweep(self) -> int:
         # Closed first: nobody goes on with a session whose parts are being thrown away.
-        async with await _connect(self.conninfo) as connection:
+        async with connected(self.conninfo) as connection:
             await connection.execute(
                 "UPDATE kinora_uploads SET closed_at = now()"
                 " WHERE closed_at IS NULL AND active_at < now() - make_interval(secs => %s)",
@@ -144,14 +144,14 @@ class UploadSessions:
         swept = 0
         for upload_id, organization_id in await self._closed():
             await self._empty(upload_id, f"{organization_id}/uploads/{upload_id}/")
-            async with await _connect(self.conninfo) as connection:
+            async with connected(self.conninfo) as connection:
                 await connection.execute("DELETE FROM kinora_upload_files WHERE upload_id = %s", (upload_id,))
                 await connection.execute("DELETE FROM kinora_uploads WHERE upload_id = %s", (upload_id,))
             swept += 1
         return swept
 
     async def _closed(self) -> Iterable[tuple[str, str]]:
-        async with await _connect(self.conninfo) as connection:
+        async with connected(self.conninfo) as connection:
             cursor = await connection.execute(
                 "SELECT upload_id, organization_id FROM kinora_uploads WHERE closed_at IS NOT NULL"
             )
@@ -159,7 +159,7 @@ class UploadSessions:
         return rows
 
     async def _empty(self, upload_id: str, prefix: str) -> None:
-        async with await _connect(self.conninfo) as connection:
+        async with connected(self.conninfo) as connection:
             cursor = await connection.execute(
                 "SELECT sha256, multipart_id FROM kinora_upload_files"
                 " WHERE upload_id = %s AND multipart_id IS NOT NULL",
@@ -171,7 +171,3 @@ class UploadSessions:
                 await self.store.abort(f"{prefix}{sha256}", multipart_id)
             async for key, _ in self.store.iterate(prefix):
                 await self.store.delete(key)
-
-
-async def _connect(conninfo: str) -> AsyncConnection:
-    return await AsyncConnection.connect(conninfo, connect_timeout=5)

@@ -6,6 +6,7 @@ import logging
 import psycopg
 from psycopg import AsyncConnection
 
+from command_api.connected import connected
 from command_api.metrics import MERKLE_CONTRADICTED, MERKLE_HEAD
 from command_api.transparency.alarm import Alarm
 from command_api.transparency.errors import LogContradicted
@@ -55,7 +56,7 @@ class Keeper:
         """Keep until cancelled."""
         while True:
             try:
-                async with await AsyncConnection.connect(
+                async with connected(
                     self._conninfo, autocommit=True, connect_timeout=5, application_name="kinora keeper"
                 ) as connection:
                     await self._keep(connection)

@@ -12,8 +12,8 @@ import psycopg
 from nats.js import JetStreamContext
 from nats.js.api import Header
 from nats.js.errors import APIError
-from psycopg import AsyncConnection
 
+from command_api.connected import connected
 from command_api.messaging.connection import UNREACHABLE
 from command_api.metrics import MERKLE_FAULTS
 from command_api.objects import ObjectMissing, ObjectStore, ObjectStoreUnavailable
@@ -66,7 +66,7 @@ class Publisher:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _publish(self) -> None:
-        async with await AsyncConnection.connect(
+        async with connected(
             self._conninfo, autocommit=True, connect_timeout=5, application_name="kinora heads"
         ) as connection:
             row = await (await connection.execute(_MARKS)).fetchone()

@@ -96,7 +96,9 @@ async def test_rows_that_have_served_their_time_go(
                     (f"{family} {number}".encode(), family, now + timedelta(hours=hours)),
                 )
         swept = (await collected(database, dry_run=False)).swept
-        assert swept == {"upload_sessions": 0, "report_cursors": 0, "sessions": 1, "refresh_tokens": 1}
+        gone = {name: rows for name, rows in swept.items() if rows}
+        assert gone == {"sessions": 1, "refresh_tokens": 1}
+        assert "report_cursors" in swept
         assert (await rows("kinora_refresh_families"), await rows("kinora_refresh_tokens")) == (2, 2)
         assert await rows("kinora_report_cursors") == 1  # the attempt is still held
         await agent.report(offer, Released(reason="shut down"))
