@@ -21,7 +21,7 @@ from command_api.eventlog.errors import (
     VersionConflict,
 )
 from command_api.eventlog.mapper import EnvelopeMapper, LoggedEvent, StoredLoggedEvent
-from command_api.eventlog.reader import RawEvent, StoredCommand
+from command_api.eventlog.reader import LookedUp, RawEvent, StoredCommand
 from command_api.eventlog.recorder import CommandRow, Entry, LogRecorder, SideRow
 from command_api.eventlog.tables import LOCK_ID, NAME_LOG
 from schemas.envelope import Recorded
@@ -110,8 +110,10 @@ class EventLog:
 
     # ---- writing --------------------------------------------------------------------------------
 
-    def append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:
+    def append(self, appends: Sequence[Append], *, head: int | None = None) -> list[tuple[int, ...]]:
         """Store everything in one transaction; returns the positions of each append's events.
+
+        `head` is where commands stand when nobody makes an event; by default at the log's last one.
 
         Raises:
             VersionConflict: a stream moved on since it was read.
@@ -124,7 +126,7 @@ class EventLog:
         entries = [Entry(len(append.events), append.command, append.rows) for append in appends]
         stored = [self._mapper.to_stored_event(event) for event in events]
         try:
-            positions = list(self._recorder.insert_events(stored, entries=entries))
+            positions = list(self._recorder.insert_events(stored, entries=entries, head=head))
         except IntegrityError as error:
             positions = self._positions_if_stored(stored)
             if not positions:
@@ -171,9 +173,9 @@ class EventLog:
         """Position of the last event; 0 when there is none."""
         return self._read(reader.head)
 
-    def read_stream(self, stream_id: str, after_version: int = 0) -> list[Recorded]:
+    def read_stream(self, stream_id: str, after_version: int = 0, limit: int | None = None) -> list[Recorded]:
         """The stream's events after a version, in order; none for a stream that does not exist."""
-        raws = self._read(lambda cursor: reader.stream(cursor, stream_id, after_version))
+        raws = self._read(lambda cursor: reader.stream(cursor, stream_id, after_version, limit))
         return [raw.recorded() for raw in raws]
 
     def read_all(
@@ -191,21 +193,11 @@ class EventLog:
             )
         )
 
-    def look_up(
-        self, keys: Sequence[tuple[str, str]], streams: Mapping[str, int]
-    ) -> tuple[dict[tuple[str, str], StoredCommand], dict[str, list[RawEvent]]]:
-        """`find_commands`, and of each stream the events after its version, all in one round trip.
-
-        Every stream is among the answers, with its new events in order or none. They are not decoded, so
-        that one that cannot be spoils no other stream.
-        """
+    def look_up(self, keys: Sequence[tuple[str, str]], streams: Mapping[str, int], limit: int) -> LookedUp:
+        """`find_commands`, and at most `limit` of the events that streams hold after versions of theirs."""
         if not keys and not streams:
-            return {}, {}
-        commands, raws = self._read(lambda cursor: reader.look_up(cursor, keys, streams))
-        tails: dict[str, list[RawEvent]] = {stream_id: [] for stream_id in streams}
-        for raw in raws:
-            tails[raw.stream_id].append(raw)
-        return commands, tails
+            return LookedUp({}, {}, frozenset())
+        return self._read(lambda cursor: reader.look_up(cursor, keys, streams, limit))
 
     def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredCommand]:
         """Those of the (principal, key) pairs that were carried out."""

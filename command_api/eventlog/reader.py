@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
-from command_api.eventlog.arrays import bigints, takes_arrays, texts, uuids
+from command_api.eventlog.arrays import Array, bigints, takes_arrays, texts, uuids
 from command_api.eventlog.tables import MEASUREMENTS, NO_MEASUREMENT
 from schemas.envelope import Recorded
 from schemas.ids import id_uuid
@@ -51,6 +51,7 @@ STREAM = """
     FROM kinora_events
     WHERE originator_id = %s AND originator_version > %s AND stream_id = %s
     ORDER BY originator_version
+    LIMIT %s
 """
 
 # The inner ORDER BY keeps the planner from anything but one index probe for each stream.
@@ -64,7 +65,9 @@ TAILS = """
         WHERE originator_id = known.originator_id AND originator_version > known.version
           AND stream_id = known.stream_id
         ORDER BY originator_version
+        LIMIT %s
     ) AS tail
+    LIMIT %s
 """
 
 PAGE = """
@@ -90,8 +93,10 @@ def head(cursor: Cursor[DictRow]) -> int:
     return int(row["head"]) if row else 0
 
 
-def stream(cursor: Cursor[DictRow], stream_id: str, after_version: int) -> list[RawEvent]:
-    cursor.execute(STREAM, (id_uuid(stream_id), after_version, stream_id), prepare=True)
+def stream(
+    cursor: Cursor[DictRow], stream_id: str, after_version: int, limit: int | None = None
+) -> list[RawEvent]:
+    cursor.execute(STREAM, (id_uuid(stream_id), after_version, stream_id, limit), prepare=True)
     return [_raw(row) for row in cursor.fetchall()]
 
 
@@ -136,10 +141,43 @@ def commands(
     return _by_key(cursor.fetchall())
 
 
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """Commands that were carried out, and what streams hold after the versions that are known."""
+
+    commands: dict[tuple[str, str], StoredCommand]
+    tails: dict[str, list[RawEvent]]
+    """Of every stream that was asked for, in order. Not decoded: one that cannot be spoils no other."""
+    unread: frozenset[str]
+    """Streams of which more remains to be read."""
+
+
 def look_up(
-    cursor: Cursor[DictRow], keys: Sequence[tuple[str, str]], streams: Mapping[str, int]
+    cursor: Cursor[DictRow], keys: Sequence[tuple[str, str]], streams: Mapping[str, int], limit: int
+) -> LookedUp:
+    """`commands` and at most `limit` events of all streams' tails, in one round trip; in two at the limit."""
+    found, raws = _look_up(cursor, keys, streams, limit)
+    tails: dict[str, list[RawEvent]] = {stream_id: [] for stream_id in streams}
+    for raw in raws:
+        tails[raw.stream_id].append(raw)
+    unread: frozenset[str] = frozenset()
+    if len(raws) == limit:
+        reached = {one: tail[-1].version if tail else streams[one] for one, tail in tails.items()}
+        with cursor.connection.cursor() as other:
+            takes_arrays(other)
+            other.execute(TAILS, (*_known(reached), 1, None), prepare=True)
+            unread = frozenset(row["stream_id"] for row in other.fetchall())
+    return LookedUp(found, tails, unread)
+
+
+def _known(streams: Mapping[str, int]) -> tuple[Array, Array, Array]:
+    ids = uuids([id_uuid(one) for one in streams])
+    return ids, bigints(list(streams.values())), texts(list(streams))
+
+
+def _look_up(
+    cursor: Cursor[DictRow], keys: Sequence[tuple[str, str]], streams: Mapping[str, int], limit: int
 ) -> tuple[dict[tuple[str, str], StoredCommand], list[RawEvent]]:
-    """`commands` and the tails of streams after their versions, in one round trip."""
     found: dict[tuple[str, str], StoredCommand] = {}
     raws: list[RawEvent] = []
     with cursor.connection.cursor() as other:
@@ -147,10 +185,7 @@ def look_up(
         takes_arrays(other)
         with cursor.connection.pipeline():
             if streams:
-                ids = uuids([id_uuid(one) for one in streams])
-                other.execute(
-                    TAILS, (ids, bigints(list(streams.values())), texts(list(streams))), prepare=True
-                )
+                other.execute(TAILS, (*_known(streams), limit, limit), prepare=True)
             if keys:
                 pairs = texts([principal for principal, _ in keys]), texts([key for _, key in keys])
                 cursor.execute(COMMANDS, pairs, prepare=True)

@@ -69,7 +69,7 @@ INSERT_EVENTS = """
 
 # Under the table lock nobody else draws positions, so those of a transaction follow one another without a
 # gap and the last one is the head. That spares a round trip: nobody has to ask for them first. Without
-# events there is no lock, and a command stands at whatever head it sees.
+# events there is no lock, so where such a command stands is what its caller is going to be told.
 INSERT_COMMANDS = """
     INSERT INTO kinora_commands (
         principal, key, request_hmac, stream_id, first_position, position, event_count
@@ -79,7 +79,9 @@ INSERT_COMMANDS = """
     FROM unnest(
         %s::text[], %s::text[], %s::bytea[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[]
     ) AS new (principal, key, request_hmac, stream_id, first_back, last_back, event_count)
-    CROSS JOIN (SELECT coalesce(max(notification_id), 0) AS position FROM kinora_events) AS head
+    CROSS JOIN (
+        SELECT coalesce(%s::bigint, max(notification_id), 0) AS position FROM kinora_events
+    ) AS head
 """
 
 
@@ -106,9 +108,16 @@ class LogRecorder(PostgresApplicationRecorder):
 
     @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
     def insert_events(
-        self, stored_events: Sequence[StoredEvent], *, entries: Sequence[Entry] = (), **kwargs: Any
+        self,
+        stored_events: Sequence[StoredEvent],
+        *,
+        entries: Sequence[Entry] = (),
+        head: int | None = None,
+        **kwargs: Any,
     ) -> Sequence[int]:
         """Store events, then each entry's command row, then its side rows: all or nothing.
+
+        Without events the commands stand at `head`.
 
         After a lost COMMIT reply the retry raises `IntegrityError` although everything is stored:
         callers look their event ids up before they believe it.
@@ -120,11 +129,11 @@ class LogRecorder(PostgresApplicationRecorder):
                 if not rows:
                     # One round trip in all: where a statement fails, those behind it are skipped.
                     with conn.pipeline(), conn.transaction():
-                        self._insert(curs, stored_events, entries)
+                        self._insert(curs, stored_events, entries, head)
                 else:
                     with conn.transaction():
                         with conn.pipeline():
-                            self._insert(curs, stored_events, entries)
+                            self._insert(curs, stored_events, entries, head)
                         with conn.cursor() as rows_cursor:
                             for row in rows:
                                 row.write(rows_cursor)
@@ -135,7 +144,11 @@ class LogRecorder(PostgresApplicationRecorder):
             return [row["notification_id"] for row in curs.fetchall()] if stored_events else ()
 
     def _insert(
-        self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], entries: Sequence[Entry]
+        self,
+        curs: Cursor[DictRow],
+        stored_events: Sequence[StoredEvent],
+        entries: Sequence[Entry],
+        head: int | None,
     ) -> None:
         if stored_events:
             self._lock_table(curs)
@@ -145,7 +158,7 @@ class LogRecorder(PostgresApplicationRecorder):
         if columns is not None:
             commands = curs.connection.cursor()
             takes_arrays(commands)
-            commands.execute(INSERT_COMMANDS, columns)
+            commands.execute(INSERT_COMMANDS, (*columns, None if stored_events else head))
 
     def _insert_stored_events(
         self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **_: Any

@@ -22,10 +22,9 @@ from command_api.domain.errors import Conflict
 from command_api.eventlog.errors import CommandRepeated, LogUnavailable, VersionConflict
 from command_api.eventlog.log import Append, EventLog
 from command_api.eventlog.reader import StoredCommand
-from command_api.eventlog.recorder import CommandRow
 from command_api.handlers.base import Foreseen, Idempotency, Loaded
 from command_api.handlers.decision import Clock, Handlers, Request, decide
-from command_api.handlers.streams import FoldCache, MustWait, PendingStreams
+from command_api.handlers.streams import PAGE_EVENTS, FoldCache, MustWait, PendingStreams, Unfinished
 from command_api.metrics import APPEND_EVENTS, APPEND_SECONDS
 from schemas.envelope import Recorded
 from schemas.ids import Prefix
@@ -109,20 +108,10 @@ class Known:
     """What one look at the log found for all commands that wait, and what was committed since."""
 
     commands: Mapping[Key, StoredCommand]
-    streams: dict[str, Loaded]
+    streams: dict[str, Loaded | None]
+    """None for one that was not read to its end."""
     taken: set[Key] = field(default_factory=set)
     """Keys of commands that were not carried out then, and are now."""
-
-
-@dataclass(slots=True)
-class Heads:
-    """Where commands stand that made no events: at the head that their rows name, or at the one seen."""
-
-    seen: int
-    of: Mapping[Key, int] = field(default_factory=dict)
-
-    def after(self, command: CommandRow | None) -> int:
-        return self.seen if command is None else self.of.get(_row_key(command), self.seen)
 
 
 class Replies:
@@ -171,6 +160,8 @@ class Writer:
         self._last_gathered = 1
         self._caution = 0
         self._replies = Replies()
+        self._aside: list[Unit | LoadUnit] = []
+        """What reads a long stream, in order: it goes on with the next turn, before what came later."""
         self._thread = threading.Thread(target=self._run, name="kinora-writer", daemon=True)
 
     def start(self) -> None:
@@ -193,13 +184,13 @@ class Writer:
     # ---- the thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            units, stopping = self._gather()
-            self._work_off(deque(unit for unit in units if not unit.reply.cancelled()))
-            if stopping:
-                return
+        stopping = False
+        while not stopping or self._aside:
+            aside, self._aside = self._aside, []
+            units, stopping = ([], True) if stopping else self._gather(wait=not aside)
+            self._work_off(deque(unit for unit in (*aside, *units) if not unit.reply.cancelled()))
 
-    def _gather(self) -> tuple[list[Unit | LoadUnit], bool]:
+    def _gather(self, *, wait: bool) -> tuple[list[Unit | LoadUnit], bool]:
         """Take what waits. Only where there was company before is more waited for, so one caller never is."""
         units: list[Unit | LoadUnit] = []
         count = 0
@@ -207,7 +198,7 @@ class Writer:
         while count < MAX_COMMANDS:
             try:
                 if deadline is None:
-                    unit = self._queue.get()
+                    unit = self._queue.get(block=wait)
                     deadline = time.monotonic() + LINGER_SECONDS
                 elif count < self._last_gathered and (left := deadline - time.monotonic()) > 0:
                     unit = self._queue.get(timeout=left)
@@ -224,18 +215,24 @@ class Writer:
 
     def _work_off(self, waiting: deque[Unit | LoadUnit]) -> None:
         known: Known | None = None
+        self._cache.begin_turn()
         while waiting:
             first = waiting[0]
             if isinstance(first, LoadUnit):
                 waiting.popleft()
-                self._load(first)
+                self._load(first, waiting)
             else:
                 known = self._commit_some(waiting, first, known)
             self._replies.send()
 
-    def _load(self, unit: LoadUnit) -> None:
+    def _load(self, unit: LoadUnit, waiting: deque[Unit | LoadUnit]) -> None:
         try:
             self._replies.add(unit, self._cache.load(unit.stream_id))
+        except Unfinished:
+            self._aside.append(unit)
+        except LogUnavailable as error:
+            self._replies.fail([unit, *waiting], error)
+            waiting.clear()
         except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
             self._replies.fail([unit], error)
 
@@ -258,13 +255,18 @@ class Writer:
                 known = self._look_up(
                     request for unit in waiting if isinstance(unit, Unit) for request in unit.requests
                 )
-            batch = self._decide_some(units, known)
-        except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
+            batch, aside = self._decide_some(units, known)
+        except LogUnavailable as error:
             # All of them, because those behind would each wait for the same dead database.
+            self._replies.fail(waiting, error)
+            waiting.clear()
+            return None
+        except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
             self._replies.fail(units, error)
             batch, known, done = [], None, len(units)
         else:
-            done = len(batch)
+            self._aside += aside
+            done = len(batch) + len(aside)
         if batch and not self._commit_together(batch):
             known = None
         for _ in range(done):
@@ -283,8 +285,9 @@ class Writer:
         batch: list[tuple[Unit, Decided]] = []
         remembered, streams = self._remembered(units)
         try:
-            for unit, decided in self._decide_some(remembered, Known({}, streams)):
-                if not decided.is_proven_by_its_commit:
+            decisions, _ = self._decide_some(remembered, Known({}, streams))
+            for first, (unit, decided) in zip(remembered, decisions, strict=False):
+                if unit is not first or not decided.is_proven_by_its_commit:
                     break
                 batch.append((unit, decided))
             if not batch:
@@ -301,16 +304,16 @@ class Writer:
                 self._replies.add(unit, own)
         return len(batch)
 
-    def _remembered(self, units: Sequence[Unit]) -> tuple[list[Unit], dict[str, Loaded]]:
+    def _remembered(self, units: Sequence[Unit]) -> tuple[list[Unit], dict[str, Loaded | None]]:
         """The first units whose streams are all kept, and those streams."""
-        streams: dict[str, Loaded] = {}
+        streams: dict[str, Loaded | None] = {}
         found: list[Unit] = []
         for unit in units:
             for request in unit.requests:
-                handler = self._handlers.get(type(request.command))
-                if not isinstance(handler, Foreseen):
+                foreseen = self._foreseen(request)
+                if not foreseen:
                     return found, streams
-                for stream_id in handler.streams_of(request.command):
+                for stream_id in foreseen:
                     kept = self._cache.kept(stream_id)
                     if kept is None:
                         return found, streams
@@ -333,8 +336,12 @@ class Writer:
             return True
         return False
 
-    def _decide_some(self, units: Sequence[Unit], known: Known) -> list[tuple[Unit, Decided]]:
+    def _decide_some(
+        self, units: Sequence[Unit], known: Known
+    ) -> tuple[list[tuple[Unit, Decided]], list[Unit]]:
+        """What can be committed together, and what reads a long stream: the units' beginning in all."""
         batch: list[tuple[Unit, Decided]] = []
+        aside: list[Unit] = []
         barred: set[str] = set()
         for unit in units:
             own_keys = _keys(unit.requests)
@@ -344,10 +351,13 @@ class Writer:
                 decided = self._decide(unit.requests, known, barred)
             except MustWait:
                 break
+            except Unfinished:
+                aside.append(unit)
+                continue
             batch.append((unit, decided))
             barred |= decided.pending.written
             known.taken |= own_keys
-        return batch
+        return batch, aside
 
     def _commit_each(self, units: Sequence[Unit]) -> None:
         for index, unit in enumerate(units):
@@ -365,8 +375,7 @@ class Writer:
         problem: Exception
         for _ in range(1 + RETRIES):
             try:
-                decided = self._decide(requests, self._look_up(requests), frozenset())
-                return self._commit([decided])[0]
+                return self._commit([self._decide_to_the_end(requests)])[0]
             except (VersionConflict, CommandRepeated) as error:
                 problem = error
             except LogUnavailable:
@@ -378,6 +387,15 @@ class Writer:
             return [problem]
         return [answer for request in requests for answer in self._alone((request,))]
 
+    def _decide_to_the_end(self, requests: tuple[Request, ...]) -> Decided:
+        """Whatever is long was read already in the turn that had to be given up."""
+        while True:
+            self._cache.begin_turn()
+            try:
+                return self._decide(requests, self._look_up(requests), frozenset())
+            except Unfinished:
+                continue
+
     # ---- deciding -------------------------------------------------------------------------------
 
     def _look_up(self, requests: Iterable[Request]) -> Known:
@@ -387,11 +405,17 @@ class Writer:
         for request in requests:
             if one := request.context.idempotency:
                 keys.append(_key(one))
-            handler = self._handlers.get(type(request.command))
-            if isinstance(handler, Foreseen):
-                streams.extend(handler.streams_of(request.command))
-        commands, tails = self._log.look_up(keys, self._cache.versions(streams))
-        return Known(commands, self._cache.advance(tails))
+            streams.extend(self._foreseen(request))
+        found = self._log.look_up(keys, self._cache.versions(streams), PAGE_EVENTS)
+        return Known(found.commands, self._cache.advance(found))
+
+    def _foreseen(self, request: Request) -> Sequence[str]:
+        """The streams that the handler is going to read, as far as it says."""
+        handler = self._handlers.get(type(request.command))
+        if isinstance(handler, Foreseen):
+            with suppress(Exception):  # a hint; what is wrong with the command its handler will say
+                return handler.streams_of(request.command)
+        return ()
 
     def _decide(self, requests: Sequence[Request], known: Known, barred: AbstractSet[str]) -> Decided:
         pending = PendingStreams(self._cache, barred, known.streams)
@@ -401,7 +425,7 @@ class Writer:
             fork = pending.fork()
             try:
                 verdict = self._verdict(request, known.commands, here, verdicts, fork)
-            except (MustWait, LogUnavailable):
+            except (MustWait, Unfinished, LogUnavailable):
                 raise
             except Exception as error:  # noqa: BLE001 - refused, or a bug: the answer of this request alone
                 verdict = error
@@ -435,28 +459,25 @@ class Writer:
 
     def _commit(self, batch: Sequence[Decided]) -> list[list[Answer]]:
         appends = [append for decided in batch for append in decided.appends]
-        without = [v for d in batch for v in d.verdicts if isinstance(v, Append) and not v.events]
+        nothing_new = any(isinstance(v, Append) and not v.events for d in batch for v in d.verdicts)
         # Before anything is stored: what fails afterwards would be told as if nothing had been.
-        head = self._log.head() if without else 0
-        shares = self._append(appends) if appends else []
+        head = self._log.head() if nothing_new else 0
+        shares = self._append(appends, head if nothing_new else None) if appends else []
         for decided in batch:
             decided.pending.committed()
-        heads = Heads(max([head, *(position for share in shares for position in share)]))
-        if named := [_row_key(one.command) for one in without if one.command is not None]:
-            # A repeat is told what stands in the row, so the first time is told the same.
-            with suppress(LogUnavailable):
-                heads.of = {key: row.position for key, row in self._log.find_commands(named).items()}
+        # What stands in the rows of commands without events, too: a repeat is told the same.
+        head = max([head, *(position for share in shares for position in share)])
         positions = iter(shares)
-        return [self._outcomes(decided.verdicts, positions, heads) for decided in batch]
+        return [self._outcomes(decided.verdicts, positions, head) for decided in batch]
 
-    def _append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:
+    def _append(self, appends: Sequence[Append], head: int | None) -> list[tuple[int, ...]]:
         with APPEND_SECONDS.time():
-            positions = self._log.append(appends)
+            positions = self._log.append(appends, head=head)
         APPEND_EVENTS.observe(sum(len(append.events) for append in appends))
         return positions
 
     def _outcomes(
-        self, verdicts: Sequence[Verdict], positions: Iterator[tuple[int, ...]], heads: "Heads"
+        self, verdicts: Sequence[Verdict], positions: Iterator[tuple[int, ...]], head: int
     ) -> list[Answer]:
         answers: list[Answer] = []
         for verdict in verdicts:
@@ -473,8 +494,7 @@ class Writer:
                         )
                         for position, logged in zip(share, verdict.events, strict=True)
                     )
-                    position = share[-1] if share else heads.after(verdict.command)
-                    answers.append(Outcome(position, events, replayed=False))
+                    answers.append(Outcome(share[-1] if share else head, events, replayed=False))
                 case Repeat(index):
                     first = answers[index]
                     answers.append(replace(first, replayed=True) if isinstance(first, Outcome) else first)
@@ -489,10 +509,6 @@ def _has_rows(append: Append) -> bool:
 
 def _keys(requests: Iterable[Request]) -> set[Key]:
     return {_key(one) for request in requests if (one := request.context.idempotency)}
-
-
-def _row_key(command: CommandRow) -> Key:
-    return command.principal, command.key
 
 
 def _key(idempotency: Idempotency) -> Key:

@@ -60,7 +60,7 @@ COMMANDS = {command.TYPE: command for command in HANDLERS}
 class NoLog:
     """What a life begins with: nothing was ever stored."""
 
-    def read_stream(self, stream_id: str, after_version: int = 0) -> list[Any]:
+    def read_stream(self, stream_id: str, after_version: int = 0, limit: int | None = None) -> list[Any]:
         return []
 
 

@@ -242,13 +242,13 @@ MUTATIONS = (
                 LogRecorder,
                 "insert_events",
                 (
-                    "                        self._insert(curs, stored_events, entries)\n"
+                    "                        self._insert(curs, stored_events, entries, head)\n"
                     "                else:",
-                    """                        self._insert(curs, stored_events, ())
+                    """                        self._insert(curs, stored_events, (), head)
                     columns = _command_columns(len(stored_events), entries)
                     if columns is not None:
                         with conn.cursor() as second, conn.transaction():
-                            second.execute(INSERT_COMMANDS, columns)
+                            second.execute(INSERT_COMMANDS, (*columns, None if stored_events else head))
                 else:""",
                 ),
             )

@@ -17,19 +17,22 @@ from command_api.domain.errors import Conflict, NotFound, Refused
 from command_api.eventlog.errors import EventTooLarge, LogUnavailable, VersionConflict
 from command_api.eventlog.log import Append, EventLog
 from command_api.eventlog.mapper import LoggedEvent
-from command_api.handlers.base import Changes, Context, Idempotency, StreamEvents, Streams
+from command_api.handlers.base import Changes, Context, Foreseen, Idempotency, Loaded, StreamEvents, Streams
 from command_api.handlers.bus import CommandBus, Outcome
 from command_api.handlers.registry import HANDLERS
+from command_api.handlers.streams import PAGE_EVENTS
+from schemas.commands import Command
 from schemas.commands.agent import EnrollAgent, MarkAgentLost, MarkAgentOnline
 from schemas.commands.identity import RecordLogin, SignUp
 from schemas.envelope import Metadata
-from schemas.events.agent import AgentEnrolled, AgentLost, AgentOnline
+from schemas.events.agent import AgentEnrolled, AgentLost, AgentOnline, EnrolmentTokenIssued
 from schemas.ids import Prefix, new_id
 from schemas.settings import PostgresSettings
 from tests.integration.eventlog.cut_connection import CuttingProxy
 
 ORGANIZATION = new_id(Prefix.ORGANIZATION)
 WORKSPACE = new_id(Prefix.WORKSPACE)
+TOKEN = EnrolmentTokenIssued(expires_at=datetime(2030, 1, 2, tzinfo=UTC))
 NOON = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -141,10 +144,14 @@ async def test_a_repeat_that_arrives_together_with_the_first_is_one_command(
     assert log.head() == 1
 
 
+@pytest.mark.parametrize(
+    "context", [person("key"), Context.system("test", organization_id="org_1", key="key")]
+)
 async def test_a_repeat_in_another_process_is_noticed_at_commit(
-    log: EventLog, database: PostgresSettings
+    log: EventLog, database: PostgresSettings, context: Context
 ) -> None:
-    """Both look the key up before either has committed, so only the command table can tell."""
+    """Both look the key up before either has committed, so only the tables can tell."""
+    command = enroll()
     looked_up = threading.Barrier(2, timeout=30)
     first_time = threading.local()
 
@@ -157,7 +164,7 @@ async def test_a_repeat_in_another_process_is_noticed_at_commit(
     with EventLog.open(database) as other:
         async with CommandBus(log, {EnrollAgent: meet}) as one, CommandBus(other, {EnrollAgent: meet}) as two:
             outcomes = await asyncio.gather(
-                one.execute(enroll(), person("key")), two.execute(enroll(), person("key"))
+                one.execute(command, context), two.execute(command, replace(context, causation_id="cmd_2"))
             )
     assert sorted(outcome.replayed for outcome in outcomes) == [False, True]
     assert outcomes[0].events == outcomes[1].events
@@ -178,8 +185,8 @@ async def cut_bus(database: PostgresSettings) -> AsyncIterator[tuple[CommandBus,
 class GoneAfterwards(EventLog):
     """Its database goes away as soon as something was stored."""
 
-    def append(self, appends: Sequence[Append]) -> list[tuple[int, ...]]:
-        positions = super().append(appends)
+    def append(self, appends: Sequence[Append], *, head: int | None = None) -> list[tuple[int, ...]]:
+        positions = super().append(appends, head=head)
         self.close()
         return positions
 
@@ -469,6 +476,86 @@ async def test_another_process_is_seen(bus: CommandBus, database: PostgresSettin
         async with CommandBus(other, HANDLERS) as second:
             await second.execute(online(command.agent_id), person())
     assert (await bus.load(command.agent_id)).version == 2
+
+
+def lengthen(log: EventLog, agent_id: str, events: int) -> None:
+    """Give a stream a history that no cache knows."""
+
+    def logged(version: int) -> LoggedEvent:
+        metadata = Metadata(
+            event_id=new_id(Prefix.EVENT),
+            recorded_at=NOON,
+            organization_id=ORGANIZATION,
+            workspace_id=WORKSPACE,
+            actor=person().actor,
+            correlation_id="req_1",
+            causation_id="cmd_1",
+        )
+        event = AgentEnrolled(name="node", pool="default") if version == 1 else TOKEN
+        return LoggedEvent(agent_id, version, metadata, event)
+
+    log.append([Append(tuple(logged(version) for version in range(1, events + 1)))])
+
+
+async def test_a_long_stream_is_read_in_pages_between_which_others_get_their_turn(log: EventLog) -> None:
+    long, other = new_id(Prefix.AGENT), new_id(Prefix.AGENT)
+    for agent_id in (long, other):
+        lengthen(log, agent_id, 5 * PAGE_EVENTS + 1)
+    answered: list[str] = []
+
+    async with CommandBus(log, HANDLERS, clock=lambda: NOON) as bus:
+
+        async def ask(name: str, *commands: Command) -> Outcome:
+            for command in commands:
+                outcome = await bus.execute(command, person())
+                answered.append(name)
+            return outcome
+
+        async def load() -> Loaded:
+            loaded = await bus.load(other)
+            answered.append("loaded")
+            return loaded
+
+        outcome, loaded, *_ = await asyncio.gather(
+            ask("long", online(long)), load(), ask("short", *(enroll() for _ in range(4)))
+        )
+    (event,) = outcome.events
+    assert event.version == 5 * PAGE_EVENTS + 2
+    assert loaded.version == 5 * PAGE_EVENTS + 1
+    # More than one got between: each waited for one page and not for all.
+    assert answered[:3] == ["short"] * 3
+    assert log.read_stream(long, 5 * PAGE_EVENTS)[1].event == AgentOnline()
+
+
+async def test_what_a_handler_did_not_foresee_is_read_in_pages_too(log: EventLog) -> None:
+    long = new_id(Prefix.AGENT)
+    lengthen(log, long, PAGE_EVENTS)
+    begun: list[int] = []
+
+    def surprised(command: MarkAgentOnline, context: Context, streams: Streams) -> Changes:
+        begun.append(1)
+        loaded = streams.load(command.agent_id)
+        return [StreamEvents(command.agent_id, loaded.version, [TOKEN])]
+
+    async with CommandBus(log, {**HANDLERS, MarkAgentOnline: surprised}, clock=lambda: NOON) as bus:
+        outcomes = await asyncio.gather(*(bus.execute(online(long), person()) for _ in range(3)))
+    assert [outcome.events[0].version for outcome in outcomes] == [PAGE_EVENTS + n for n in (1, 2, 3)]
+    assert len(begun) > 3
+
+
+async def test_a_handler_whose_foresight_fails_harms_nobody_else(log: EventLog) -> None:
+    def foresee(command: MarkAgentOnline) -> Sequence[str]:
+        raise ZeroDivisionError
+
+    def nothing(command: MarkAgentOnline, context: Context, streams: Streams) -> Changes:
+        return [StreamEvents(command.agent_id, streams.load(command.agent_id).version, [])]
+
+    handlers = {**HANDLERS, MarkAgentOnline: Foreseen(nothing, foresee)}
+    async with CommandBus(log, handlers, clock=lambda: NOON) as bus:
+        await asyncio.gather(
+            *(bus.execute(one, person()) for one in (online(new_id(Prefix.AGENT)), enroll()))
+        )
+    assert kinds(log) == ["agent.enrolled"]
 
 
 async def test_closing_finishes_what_was_handed_in(log: EventLog) -> None:
