@@ -223,13 +223,16 @@ def _insert_events(transaction: Transaction, params: Any) -> Result:
     FROM unnest(
         %s::text[], %s::text[], %s::bytea[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[]
     ) AS new (principal, key, request_hmac, stream_id, first_back, last_back, event_count)
-    CROSS JOIN (SELECT coalesce(max(notification_id), 0) AS position FROM kinora_events) AS head
+    CROSS JOIN (
+        SELECT coalesce(%s::bigint, max(notification_id), 0) AS position FROM kinora_events
+    ) AS head
     """
 )
 def _insert_commands(transaction: Transaction, params: Any) -> Result:
     names = ("principal", "key", "request_hmac", "stream_id", "first_position", "position", "event_count")
-    count, head = 0, _head(transaction) or 0
-    for *given, first_back, last_back, events in zip(*params, strict=True):
+    *columns, given_head = params
+    count, head = 0, (_head(transaction) or 0) if given_head is None else given_head
+    for *given, first_back, last_back, events in zip(*columns, strict=True):
         key = tuple(given[:2])
         transaction.lock_row("kinora_commands", key)
         taken = transaction.get("kinora_commands", key) is not None
@@ -265,12 +268,13 @@ _RAW = "notification_id, stream_id, originator_version, topic, event_id, organiz
     FROM kinora_events
     WHERE originator_id = %s AND originator_version > %s AND stream_id = %s
     ORDER BY originator_version
+    LIMIT %s
     """
 )
 def _stream(transaction: Transaction, params: Any) -> Result:
-    _, after, stream_id = params
+    _, after, stream_id, limit = params
     found = transaction.events().by_stream.get(stream_id, [])
-    return _rows(_RAW, [row for row in found if row["originator_version"] > after])
+    return _rows(_RAW, [row for row in found if row["originator_version"] > after][:limit])
 
 
 @statement(
@@ -283,20 +287,19 @@ def _stream(transaction: Transaction, params: Any) -> Result:
         WHERE originator_id = known.originator_id AND originator_version > known.version
           AND stream_id = known.stream_id
         ORDER BY originator_version
+        LIMIT %s
     ) AS tail
+    LIMIT %s
     """
 )
 def _tails(transaction: Transaction, params: Any) -> Result:
     events = transaction.events()
-    return _rows(
-        _RAW,
-        [
-            row
-            for _, after, stream_id in zip(*params, strict=True)
-            for row in events.by_stream.get(stream_id, [])
-            if row["originator_version"] > after
-        ],
-    )
+    *known, each, limit = params
+    found: list[Row] = []
+    for _, after, stream_id in zip(*known, strict=True):
+        tail = [row for row in events.by_stream.get(stream_id, []) if row["originator_version"] > after]
+        found += tail[:each]
+    return _rows(_RAW, found[:limit])
 
 
 _FILTERS: dict[str, Callable[[Row, Mapping[str, Any]], bool]] = {
@@ -352,8 +355,8 @@ def _read_commands(transaction: Transaction, params: Any) -> Result:
 @statement("SELECT event_id, notification_id, state FROM kinora_events WHERE event_id = ANY(%s)")
 def _positions(transaction: Transaction, params: Any) -> Result:
     events = transaction.events()
-    found = [events.by_position[events.by_event_id[one]] for one in params[0] if one in events.by_event_id]
-    return _rows("event_id, notification_id, state", found)
+    there = [events.by_event_id[one] for one in params[0] if one in events.by_event_id]
+    return _rows("event_id, notification_id, state", [events.by_position[each] for each in there])
 
 
 @statement("SELECT to_regclass('kinora_log') IS NOT NULL AS present")
