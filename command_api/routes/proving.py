@@ -146,7 +146,7 @@ async def get_consistency(
     operation_id="audit_leaves",
     response_class=StreamingResponse,
     responses={
-        **problems(*QUERY),
+        **problems(*QUERY, 409),
         200: {"content": {"text/plain": {}}, "description": "A line per event: its position, its leaf hash."},
     },
     summary="The leaf hashes of the organization's events between two positions, one a line",
@@ -161,6 +161,7 @@ async def list_leaves(
 ) -> StreamingResponse:
     async with reading.parts.pool.connection() as connection:
         last = (await heads.find_head(connection, None)).head.position
+        await proofs.need_trees(connection, last)
     for position in (after, until or 0):
         if position > last:
             raise BadPosition(f"position {position} is beyond the latest head, which was signed at {last}")

@@ -124,6 +124,7 @@ async def sign_head(connection: AsyncConnection, signer: Signer, log_id: str) ->
 
     Raises:
         LogContradicted: when a tree does not begin as it was signed, or the last head is not what was signed.
+        TileMissing: when the stored trees are damaged.
     """
     async with connection.transaction():
         position = await lock(connection)
@@ -138,10 +139,11 @@ async def sign_head(connection: AsyncConnection, signer: Signer, log_id: str) ->
             _refuse_altered(SignedHead.model_validate_json(bytes(last[2])), list(before.values()), signer)
         now = {tree.organization: tree for tree in trees}
         grown = [tree for tree in trees if before.get(tree.organization) != tree]
+        sizes = {tree.organization: tree.size for tree in trees}
         roots = await _roots_at(
             connection,
             [before[tree.organization] for tree in grown if tree.organization in before],
-            {tree.organization: tree.size for tree in trees},
+            sizes,
         )
         for tree in before.values():
             size = now[tree.organization].size if tree.organization in now else 0
@@ -155,6 +157,9 @@ async def sign_head(connection: AsyncConnection, signer: Signer, log_id: str) ->
                 f"head {number} names {tree.size} events of {tree.organization}, and the log {how};"
                 " restore the log, its trees are not signed any more"
             )
+        for organization, root in (await _roots_at(connection, grown, sizes)).items():
+            if root != now[organization].root:
+                raise TileMissing(f"the root of {organization}")
         signed = signer.sign(
             Head(
                 number=number + 1,

@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 PACE_SECONDS = 0.5
 """Between two rounds: a busy log is followed in larger pages rather than event by event."""
 RETRY_SECONDS = 1.0
-CONTRADICTED_SECONDS = 60.0
-"""Until a contradicted log is looked at again, in case it was put right."""
 
 
 class Keeper:
@@ -83,7 +81,7 @@ class Keeper:
             except LogContradicted as error:
                 MERKLE_CONTRADICTED.set(1)
                 await self._alarm.contradicted(error)
-                await asyncio.sleep(CONTRADICTED_SECONDS)
+                await asyncio.sleep(self._head_seconds)  # it may be put right
                 self._wake.set()
                 continue
             except TileMissing as error:

@@ -7,7 +7,7 @@ from typing import LiteralString
 from psycopg import AsyncConnection
 from pydantic import Field
 
-from command_api.domain.errors import NotFound
+from command_api.domain.errors import Invalid, NotFound
 from command_api.transparency.errors import NotInHead
 from command_api.transparency.heads import find_head, head_of, size_at, trees_at
 from command_api.transparency.trees import TileKey, read_tiles, unpacked
@@ -25,6 +25,8 @@ _LEAF_TILES: LiteralString = """
 SELECT hashes, positions FROM kinora_merkle_tiles
  WHERE organization = %s AND level = 0 AND number >= %s AND first_position <= %s ORDER BY number LIMIT 64
 """
+
+_MADE_AGAIN = "the trees are being made again from the log; ask again in a while"
 
 
 class InclusionProof(Message):
@@ -52,6 +54,17 @@ class ConsistencyProof(Message):
     path: tuple[Sha256, ...]
 
 
+async def need_trees(connection: AsyncConnection, position: int) -> None:
+    """Nothing can be shown of events that the trees do not hold now, though heads vouch for them.
+
+    Raises:
+        NotInHead: while the trees are being made again, and are not that far yet.
+    """
+    row = await (await connection.execute("SELECT position FROM kinora_merkle_checkpoint")).fetchone()
+    if row is None or row[0] < position:
+        raise NotInHead(_MADE_AGAIN)
+
+
 async def prove_inclusion(
     connection: AsyncConnection, organization: str, position: int, head: int | None
 ) -> InclusionProof:
@@ -63,6 +76,7 @@ async def prove_inclusion(
         NotFound: when the organization has no event at that position.
     """
     shown = await head_of(connection, organization, head)
+    await need_trees(connection, min(position, shown.head.position))
     if position > shown.head.position:
         raise NotInHead(
             f"position {position} is behind head {shown.head.number}, which was signed at"
@@ -95,12 +109,15 @@ async def prove_consistency(
 
     Raises:
         NoHead: when there is no such head.
-        NotInHead: when the one that should be newer is older.
+        Invalid: when the one that should be newer is older.
+        NotInHead: while the trees are being made again.
     """
     first, last = await find_head(connection, older), await find_head(connection, newer)
     numbers = first.head.number, last.head.number
+    await need_trees(connection, max(first.head.position, last.head.position))
     if numbers[0] > numbers[1]:
-        raise NotInHead(f"head {numbers[0]} is newer than head {numbers[1]}; name the older one as `from`")
+        message = f"head {numbers[0]} is newer than head {numbers[1]}; name the older one as `from`"
+        raise Invalid.field("/query/from", "invalid", message)
     sizes = [await size_at(connection, number, organization) for number in numbers]
     spans = merkle.consistency_spans(*sizes) if sizes[0] else []
     path = await _hashes(connection, organization, spans)
@@ -142,10 +159,10 @@ async def _hashes(connection: AsyncConnection, organization: str, spans: Sequenc
     def from_tiles(subtree: merkle.Subtree) -> bytes:
         tile = tiles.get((organization, merkle.tile_of(subtree)))
         if tile is None:
-            raise NotInHead("the trees are being made again from the log; ask again in a while")
+            raise NotInHead(_MADE_AGAIN)
         try:
             return merkle.hash_in_tile(subtree, tile.hashes)
         except ValueError as error:
-            raise NotInHead("the trees are being made again from the log; ask again in a while") from error
+            raise NotInHead(_MADE_AGAIN) from error
 
     return [merkle.span_hash(span, from_tiles) for span in spans]

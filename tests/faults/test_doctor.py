@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import signal
 
 import psycopg
@@ -68,6 +69,43 @@ def test_each_of_several_faults_is_found_and_explained(service: Service, registe
     assert "agent.log" in found["agent health"]["remedy"]
     assert all(each["remedy"] for each in found.values())
     wait_until(lambda: not findings(service), seconds=60, what="a doctor who finds nothing wrong")
+
+
+def test_an_event_that_is_not_as_its_leaf_is_found_until_it_is_put_right(service: Service) -> None:
+    """The finding itself joins the tree, which then contradicts its head: that is told and put right, too."""
+    text = (service.home / "run" / "orchestrator.settings.json").read_text()
+    settings = OrchestratorSettings.model_validate_json(text)
+    name = f"quiet-{secrets.token_hex(6)}"
+    with service.client() as client:
+        body = {"username": name, "email": f"{name}@example.org", "password": secrets.token_hex(12)}
+        organization = client.post("/auth/signup", body)["organization_id"]
+
+        def open_finding() -> Json | None:
+            found = client.get("/audit/findings", status="open")["data"]
+            return next((each for each in found if each["about"] == organization), None)
+
+        with psycopg.connect(settings.postgres.conninfo(), autocommit=True) as connection:
+            query = "SELECT hashes FROM kinora_merkle_tiles WHERE organization = %s"
+            (kept,) = wait_until(
+                lambda: connection.execute(query, [organization]).fetchone(), seconds=30, what="its tree"
+            )
+            change = (
+                "UPDATE kinora_merkle_tiles SET hashes = overlay(hashes placing %s from 1)"
+                " WHERE organization = %s AND level = 0"
+            )
+            connection.execute(change, [bytes(32), organization])
+            try:
+                wait_until(open_finding, seconds=60, what="the finding")
+                said = findings(service)["proofs"]
+            finally:
+                connection.execute(change, [bytes(kept)[:32], organization])
+        assert organization in said["detail"]
+        assert "restore" in said["remedy"]
+        wait_until(
+            lambda: not client.get("/audit/findings", status="open")["data"], seconds=60, what="its end"
+        )
+    everything = json.loads(service.cli("doctor", "--json", "--no-probe", check=False).stdout)
+    assert [each["verdict"] for each in everything if each["name"] == "proofs"] == ["ok"]
 
 
 def test_a_read_model_that_differs_from_the_log_is_found_until_it_is_rebuilt(

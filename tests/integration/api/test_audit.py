@@ -11,7 +11,7 @@ import pytest
 from psycopg import AsyncConnection
 from typer.testing import CliRunner, Result
 
-from command_api.transparency import heads, trees
+from command_api.transparency import heads, proofs, trees
 from command_api.transparency.heads import Signer
 from kinora.cli.app import app
 from schemas import merkle
@@ -98,12 +98,49 @@ async def test_nothing_changed_between_two_heads(visit: Visit) -> None:
     )
     assert shown["older"]["size"] < shown["newer"]["size"]
     backwards = await ada.get("/audit/proofs/consistency", params={"from": newer, "to": older})
-    assert (backwards.status_code, backwards.json()["code"]) == (409, "not_in_head")
+    assert (backwards.status_code, backwards.json()["code"]) == (422, "invalid")
     page = (await ada.get("/audit/heads", params={"after": older - 1, "limit": 1})).json()
     assert [each["head"]["number"] for each in page["data"]] == [older]
     rest = (await ada.get("/audit/heads", params={"cursor": page["next_cursor"]})).json()
     assert rest["data"][0]["head"]["number"] == older + 1
     assert (await ada.get(f"/audit/heads/{older}")).json()["tree"] == shown["older"]
+
+
+async def made_again(service: Service, *, whole: bool) -> None:
+    """The trees, from nothing on."""
+    conninfo = service.parts.settings.postgres.conninfo()
+    async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        await trees.forget(connection)
+        while whole and await trees.advance(connection) is not None:
+            continue
+
+
+async def test_proofs_stay_valid_when_somebody_is_forgotten(visit: Visit) -> None:
+    ada = await visit.sign_up()
+    older = await sign(visit.service)
+    (registered, *_) = await asyncio.to_thread(visit.service.parts.log.read_stream, ada.organization_id)
+    before = (await ada.get("/audit/proofs/inclusion", params={"position": registered.position})).json()
+    assert (await ada.post(f"/users/{ada.user_id}/erase", {"confirm": ada.user_id})).status_code == 200
+    newer = await sign(visit.service)
+    assert newer > older
+    conninfo = visit.service.parts.settings.postgres.conninfo()
+    async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        later = await proofs.prove_inclusion(connection, ada.organization_id, registered.position, None)
+        grown = await proofs.prove_consistency(connection, ada.organization_id, older, newer)
+    assert later.leaf == before["leaf"]
+    assert later.head.tree is not None
+    assert grown.older is not None
+    assert grown.newer is not None
+    assert grown.older.size < grown.newer.size == later.head.tree.size
+    steps, root = [bytes.fromhex(step) for step in later.path], bytes.fromhex(later.head.tree.root)
+    assert merkle.includes(bytes.fromhex(later.leaf), later.index, later.head.tree.size, steps, root)
+    assert merkle.begins_with(
+        grown.older.size,
+        bytes.fromhex(grown.older.root),
+        grown.newer.size,
+        bytes.fromhex(grown.newer.root),
+        [bytes.fromhex(step) for step in grown.path],
+    )
 
 
 async def test_what_cannot_be_proven_is_said(visit: Visit, ada: Person) -> None:
@@ -121,6 +158,18 @@ async def test_what_cannot_be_proven_is_said(visit: Visit, ada: Person) -> None:
     beyond = await ada.get("/audit/leaves", params={"until": 10**9})
     assert (beyond.status_code, beyond.json()["code"]) == (400, "bad_position")
     assert (await ada.get(f"/audit/heads/{number + 1000}")).status_code == 404
+    await made_again(visit.service, whole=False)
+    unknown: tuple[tuple[str, dict[str, int]], ...] = (
+        ("proofs/inclusion", {"position": 1}),
+        ("proofs/consistency", {"from": number}),
+        ("leaves", {}),
+    )
+    for path, parameters in unknown:
+        answer = await ada.get(f"/audit/{path}", params=parameters)
+        assert (answer.status_code, answer.json()["code"]) == (409, "not_in_head"), path
+        assert "made again" in answer.json()["detail"]
+    await made_again(visit.service, whole=True)
+    assert (await ada.get("/audit/leaves")).status_code == 200
     known = (await ada.get("/audit/keys")).json()["data"]
     assert SIGNER.key_id in [key["key_id"] for key in known]
 

@@ -285,3 +285,19 @@ async def test_what_the_keeper_finds_is_a_finding_until_it_is_put_right(
         await alarm.agrees(connection)
         await alarm.rechecked(await recheck(connection))
         assert [each[0] for each in await findings_of(chronicle)][2:] == ["resolved", "resolved"]
+
+
+async def test_a_damaged_root_is_not_signed(chronicle: Chronicle, connection: AsyncConnection) -> None:
+    """Trees are derived: they are made again, and then give the head that the log gives."""
+    chronicle.tell(chronicle.ada, chronicle.bob)
+    await follow(connection)
+    chronicle.tamper(
+        "UPDATE kinora_merkle_trees SET root = sha256(root) WHERE organization = %s", chronicle.bob
+    )
+    with pytest.raises(TileMissing, match=chronicle.bob):
+        await sign(connection, chronicle)
+    await forget(connection)
+    await sign(connection, chronicle)
+    own = await heads.head_of(connection, chronicle.bob, None)
+    assert own.tree is not None
+    assert own.tree.root == root(chronicle, chronicle.bob)
