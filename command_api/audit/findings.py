@@ -44,6 +44,8 @@ class Findings:
     """Those that this process makes."""
     _open: dict[str, Subject] = field(default_factory=dict)
     _resolved: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
+    """Opened by this process. What the read model shows as open may have been resolved since."""
 
     @property
     def open(self) -> tuple[Subject, ...]:
@@ -62,7 +64,7 @@ class Findings:
 
     async def found(self, subject: Subject, detail: str, remedy: str, organization_id: str | None) -> None:
         """Something differs."""
-        if subject.finding_id in self._open:
+        if subject.finding_id in self._told:
             return
         logger.error("audit: %s of %s: %s; %s", subject.name, subject.about, detail, remedy)
         self._open[subject.finding_id] = subject
@@ -77,6 +79,7 @@ class Findings:
             remedy=remedy,
         )
         await self.bus.execute(command, Context.system("auditor", organization_id=organization_id))
+        self._told.add(subject.finding_id)
 
     async def healed(self, subject: Subject, detail: str) -> None:
         """It was looked at again, and agrees."""
@@ -87,6 +90,7 @@ class Findings:
         logger.info("audit: %s of %s: as it should be again: %s", subject.name, subject.about, detail)
         del self._open[subject.finding_id]
         self._resolved.add(subject.finding_id)
+        self._told.discard(subject.finding_id)
         self._show()
 
     def _show(self) -> None:

@@ -5,7 +5,8 @@ After a refill the second one proves that the fault is gone.
 """
 
 import logging
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nats.aio.client import Client
@@ -27,10 +28,22 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 WINDOW = 1000
 """Messages at the end with which a walk begins that has just started."""
-STALLED_ROUNDS = 6
-"""Looks in a row at which the stream was behind and had not moved."""
+STALLED_SECONDS, STALLED_LOOKS = 30.0, 6
+"""For how long, and at how many looks in a row, a stream is behind and has not moved before that is told.
+
+Looks follow one another quickly while there is much to compare, and not at all while the auditor is frozen.
+"""
 
 REMEDY = "the relay fills it anew under the next epoch; see logs/orchestrator.log while this stays open"
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Where the stream stands, since when, and how often it was seen there."""
+
+    position: int
+    since: float
+    looks: int = 1
 
 
 @dataclass
@@ -46,8 +59,9 @@ class StreamAudit:
     _sweep: Checked | None = field(default=None, init=False)
     _target: int | None = field(default=None, init=False)
     """The log's head when its walk began."""
-    _behind: tuple[int, int] = field(default=(0, 0), init=False)
-    """Where the stream ended when it was last seen behind, and how often in a row."""
+    _behind: Behind | None = field(default=None, init=False)
+    _goal: int | None = field(default=None, init=False)
+    """What a stream that stood still has to reach: the log's head when that was found."""
 
     @property
     def subject(self) -> Subject:
@@ -167,14 +181,28 @@ class StreamAudit:
         """A stream that stays behind the log is none that anybody fills."""
         head = await read_head(self.connection)
         metrics.AUDIT_LAG.set(max(0, head - position))
-        place, times = self._behind
-        self._behind = (position, times + 1 if position == place else 0) if position < head else (0, 0)
         stalled = Subject("stream", f"{EVENTS_STREAM} relay", self.log_id)
-        if self._behind[1] >= STALLED_ROUNDS:
+        if self._stands_still(position, head):
+            self._goal = head
             detail = f"it stays at position {position} while the log is at {head}"
             await self.findings.found(stalled, detail, "start the orchestrator, or see its log", None)
-        elif position >= head:
-            await self.findings.healed(stalled, f"it reached position {position}")
+        elif stalled in self.findings.open:
+            # Not the head of now, which a busy log keeps out of reach.
+            self._goal = head if self._goal is None else self._goal
+            if position >= self._goal:
+                await self.findings.healed(stalled, f"it reached position {position}")
+                self._goal = None
+
+    def _stands_still(self, position: int, head: int) -> bool:
+        now, before = time.monotonic(), self._behind
+        if position >= head:
+            self._behind = None
+        elif before is None or before.position != position:
+            self._behind = Behind(position, now)
+        else:
+            self._behind = replace(before, looks=before.looks + 1)
+            return self._behind.looks > STALLED_LOOKS and now - before.since > STALLED_SECONDS
+        return False
 
 
 def _read(cursor: str) -> tuple[int, int, int]:

@@ -68,7 +68,8 @@ class EventLog:
 
         Raises:
             LogUnavailable: when the database does not answer.
-            LogMismatch: when `create_tables` is False and there is no log.
+            LogMismatch: when `create_tables` is False and there is no log, or positions are drawn otherwise
+                than one by one.
         """
         datastore = PostgresDatastore(
             dbname=settings.dbname,
@@ -87,6 +88,7 @@ class EventLog:
             if create_tables:
                 recorder.create_table()
             log_id = _log_id(datastore, name_it=create_tables)
+            _check_sequence(datastore)
             return cls(datastore, recorder, log_id, _predecessors(datastore))
         except (InterfaceError, OperationalError) as error:
             datastore.close()
@@ -226,6 +228,20 @@ def _log_id(datastore: PostgresDatastore, *, name_it: bool) -> str:
             if row is not None:
                 return str(row["log_id"])
     raise LogMismatch("the database holds no Kinora log; open it once with create_tables=True")
+
+
+def _check_sequence(datastore: PostgresDatastore) -> None:
+    """A session that drew positions ahead would hand out old ones later, behind readers' backs."""
+    with datastore.cursor() as cursor:
+        row = cursor.execute(
+            "SELECT seqcache = 1 AND seqincrement = 1 AND NOT seqcycle AS one_by_one FROM pg_sequence"
+            " WHERE seqrelid = pg_get_serial_sequence('kinora_events', 'notification_id')::regclass"
+        ).fetchone()
+    if row is None or not row["one_by_one"]:
+        raise LogMismatch(
+            "the sequence of kinora_events.notification_id was changed, and positions have to be drawn one by"
+            " one: ALTER SEQUENCE kinora_events_notification_id_seq INCREMENT 1 CACHE 1 NO CYCLE"
+        )
 
 
 def _predecessors(datastore: PostgresDatastore) -> frozenset[str]:

@@ -15,8 +15,8 @@ from schemas.events import Event
 from schemas.ids import Prefix, id_prefix
 
 CACHED_STREAMS = 4096
-PAGE_EVENTS = 1000
-"""Read and folded at once, in about 15 ms: nobody waits longer for the history of somebody else's stream."""
+PAGE_EVENTS = 500
+"""Read and folded at once, in about 10 ms: nobody waits longer for the history of somebody else's stream."""
 Place = tuple[str | None, str | None]
 """Organization and workspace."""
 

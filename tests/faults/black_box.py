@@ -86,6 +86,7 @@ async def run(folder: Path, seconds: float, seed: int, say: Callable[[str], None
             done.broken += map(str, check_calls(log, done.calls))
             done.broken += await _stream_against_log(plane, done, log)
             done.broken += await _views_against_log(http, done, head)
+            done.broken += await _open_findings(http)
         for wire in plane.wires:
             done.faults.update(wire.happened)
     return done
@@ -352,6 +353,21 @@ async def _views_against_log(http: httpx.AsyncClient, run: Run, head: int) -> li
     return [f"{name} is not shown" for name in sorted(made - deleted - shown.keys())] + [
         f"{name} is shown and deleted" for name in sorted(deleted & shown.keys())
     ]
+
+
+async def _open_findings(http: httpx.AsyncClient) -> list[str]:
+    """What the auditor still finds wrong, once it had the time to see what was put right."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        answer = await http.get("/api/v1/audit/findings", params={"status": "open"})
+        if answer.status_code != 200:
+            return [f"findings cannot be read: {answer.text}"]
+        found = answer.json()["data"]
+        if not found:
+            return []
+        if time.monotonic() > deadline:
+            return [f"{each['subject']} differs for {each['about']}: {each['detail']}" for each in found]
+        await asyncio.sleep(0.2)
 
 
 async def _until(condition: Callable[[], bool], what: str) -> None:

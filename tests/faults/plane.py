@@ -14,14 +14,19 @@ import psutil
 import psycopg
 
 from benchmarks.installation import UNLIMITED
-from kinora.local.role_settings import api_settings, orchestrator_settings, projections_settings
+from kinora.local.role_settings import (
+    api_settings,
+    auditor_settings,
+    orchestrator_settings,
+    projections_settings,
+)
 from kinora.local.servers import EmbeddedServers, ServerName
 from kinora.roles import READY_VARIABLE, Role
 from kinora.settings import HOME_VARIABLE, SETTINGS_VARIABLE, write_settings
 from schemas.base import Message
 from tests.faults.wire import Wire, tcp, unix
 
-CONTROL: tuple[Role, ...] = ("api", "orchestrator", "projections")
+CONTROL: tuple[Role, ...] = ("api", "orchestrator", "projections", "auditor")
 READY_SECONDS = 60.0
 STOP_SECONDS = 40.0
 
@@ -167,12 +172,14 @@ async def wired_plane(folder: Path) -> AsyncIterator[Plane]:
         port = tcp("127.0.0.1", int(nats.url.rsplit(":", 1)[1]))
         database = {role: await stack.enter_async_context(Wire(socket)) for role in CONTROL}
         broker: dict[Role, Wire] = {
-            role: await stack.enter_async_context(Wire(port)) for role in ("api", "orchestrator")
+            role: await stack.enter_async_context(Wire(port)) for role in ("api", "orchestrator", "auditor")
         }
         standard = {
             "api": api_settings(servers),
             "orchestrator": orchestrator_settings(servers),
             "projections": projections_settings(servers),
+            # So that it sees everything again and again within the run.
+            "auditor": auditor_settings(servers).model_copy(update={"round_seconds": 0.5, "effort": 0.2}),
         }
         settings: dict[Role, Message] = {}
         for role in CONTROL:

@@ -213,6 +213,14 @@ def test_a_database_without_a_log_is_named(database: PostgresSettings) -> None:
         EventLog.open(database, create_tables=False)
 
 
+def test_positions_that_are_drawn_ahead_are_refused(database: PostgresSettings) -> None:
+    EventLog.open(database).close()
+    with psycopg.connect(database.conninfo()) as connection:
+        connection.execute("ALTER SEQUENCE kinora_events_notification_id_seq CACHE 10")
+    with pytest.raises(LogMismatch, match="CACHE 1"):
+        EventLog.open(database)
+
+
 def test_a_database_that_is_not_there_is_named(database: PostgresSettings) -> None:
     with pytest.raises(LogUnavailable, match="does not answer"):
         EventLog.open(database.model_copy(update={"port": 1}))

@@ -4,6 +4,8 @@ import asyncio
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from command_api.eventlog.log import EventLog
 from command_api.eventlog.reader import RawEvent
 from command_api.messaging.epochs import epoch_of
 from command_api.messaging.stream_places import place_after
+from command_api.messaging.together import end
 from command_api.messaging.topology import events_config
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, PostgresSettings
@@ -212,7 +215,9 @@ async def test_a_stream_of_an_earlier_epoch_is_not_gone_on_with(world: World, ou
     await check(world, outside, epoch=3)
 
 
-async def test_a_subscriber_goes_on_over_a_refill_by_its_position(world: World, outside: Outside) -> None:
+@asynccontextmanager
+async def subscriber(world: World, outside: Outside) -> AsyncIterator[tuple[list[int], set[str]]]:
+    """Follows by a durable consumer; what it has seen, and under which epochs."""
     durable = subscriber_durable(world.organization_id, "mirror")
     subjects = [ORGANIZATION_EVENTS.format(organization_id=world.organization_id)]
     seen: list[int] = []
@@ -233,25 +238,59 @@ async def test_a_subscriber_goes_on_over_a_refill_by_its_position(world: World, 
                             seen.append(position)
                         await message.ack()
             except Exception:
-                await subscription.unsubscribe()
+                with suppress(Exception):
+                    await subscription.unsubscribe()
                 await asyncio.sleep(0.05)
 
     following = asyncio.create_task(follow())
     try:
-        async with relaying(outside, world.log) as relay:
-            await some_events(world, 20)
+        yield seen, epochs
+        stored = await asyncio.to_thread(world.log.read_all, 0, 1000)
+        assert seen == [event.position for event in stored if event.organization_id == world.organization_id]
+    finally:
+        await end([following])
+
+
+async def test_a_subscriber_goes_on_over_a_refill_by_its_position(world: World, outside: Outside) -> None:
+    async with subscriber(world, outside) as (seen, epochs), relaying(outside, world.log) as relay:
+        await some_events(world, 20)
+        await eventually(_reached(seen, world.log), "a subscriber that has caught up")
+        await outside.epochs.declare_broken(1, "a test says so")
+        relay.check_soon()
+        await outside.in_epoch(2, world.log)
+        await some_events(world, 5)
+        await eventually(_reached(seen, world.log), "a subscriber that has caught up")
+    assert epochs == {"1", "2"}
+
+
+async def test_an_end_that_was_lost_before_it_was_marked_is_published_again_where_it_was(
+    world: World, outside: Outside, servers: EmbeddedServers
+) -> None:
+    """The consumer knows more than the stream then, and misses nothing; no event counts as a duplicate."""
+    older = servers.folder.nats / "older-store"
+
+    def put_back(store: Path) -> None:
+        for consumers in store.rglob(f"{EVENTS_STREAM}/obs"):
+            shutil.rmtree(older / consumers.relative_to(store))
+            shutil.copytree(consumers, older / consumers.relative_to(store))
+        shutil.rmtree(store)
+        older.rename(store)
+
+    async with subscriber(world, outside) as (seen, epochs):
+        async with relaying(outside, world.log):
+            await some_events(world, 10)
             await eventually(_reached(seen, world.log), "a subscriber that has caught up")
-            await outside.epochs.declare_broken(1, "a test says so")
-            relay.check_soon()
-            await outside.in_epoch(2, world.log)
+        await _exchange_store(servers, lambda store: shutil.copytree(store, older))
+        async with relaying(outside, world.log):
+            await some_events(world, 10)
+            await eventually(_reached(seen, world.log), "a subscriber that has caught up")
+        await _exchange_store(servers, put_back)
+        async with relaying(outside, world.log):
+            await outside.caught_up(world.log)
             await some_events(world, 5)
             await eventually(_reached(seen, world.log), "a subscriber that has caught up")
-    finally:
-        following.cancel()
-        await asyncio.wait({following})
-    stored = await asyncio.to_thread(world.log.read_all, 0, 1000)
-    assert seen == [event.position for event in stored if event.organization_id == world.organization_id]
-    assert epochs == {"1", "2"}
+    assert epochs == {"1"}
+    await check(world, outside, epoch=1)
 
 
 async def test_a_position_leads_to_its_place_in_the_stream(world: World, outside: Outside) -> None:

@@ -364,6 +364,14 @@ def _has_log(transaction: Transaction, _params: Any) -> Result:
     return _one("present", True)
 
 
+@statement(
+    "SELECT seqcache = 1 AND seqincrement = 1 AND NOT seqcycle AS one_by_one FROM pg_sequence"
+    " WHERE seqrelid = pg_get_serial_sequence('kinora_events', 'notification_id')::regclass"
+)
+def _sequence(_: Transaction, _params: Any) -> Result:
+    return _one("one_by_one", True)
+
+
 @statement("SELECT log_id FROM kinora_log")
 @statement("SELECT log_id FROM public.kinora_log")
 def _log_id(transaction: Transaction, _params: Any) -> Result:
