@@ -85,9 +85,14 @@ def test_an_event_that_is_not_as_its_leaf_is_found_until_it_is_put_right(service
             return next((each for each in found if each["about"] == organization), None)
 
         with psycopg.connect(settings.postgres.conninfo(), autocommit=True) as connection:
-            query = "SELECT hashes FROM kinora_merkle_tiles WHERE organization = %s"
+            query = (
+                "SELECT hashes FROM kinora_merkle_tiles JOIN kinora_head_trees USING (organization)"
+                " WHERE organization = %s"
+            )
             (kept,) = wait_until(
-                lambda: connection.execute(query, [organization]).fetchone(), seconds=30, what="its tree"
+                lambda: connection.execute(query, [organization]).fetchone(),
+                seconds=30,
+                what="a head over its tree",
             )
             change = (
                 "UPDATE kinora_merkle_tiles SET hashes = overlay(hashes placing %s from 1)"
