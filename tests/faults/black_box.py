@@ -356,13 +356,20 @@ async def _views_against_log(http: httpx.AsyncClient, run: Run, head: int) -> li
 
 
 async def _open_findings(http: httpx.AsyncClient) -> list[str]:
-    """What the auditor still finds wrong, once it had the time to see what was put right."""
+    """What the auditor still finds wrong, once it had the time to see what was put right.
+
+    Nothing here damages a read model, so whatever was found of one was wrong or a false alarm.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        answer = await http.get("/api/v1/audit/findings", params={"status": "open"})
+        answer = await http.get("/api/v1/audit/findings")
         if answer.status_code != 200:
             return [f"findings cannot be read: {answer.text}"]
-        found = answer.json()["data"]
+        found = [
+            each
+            for each in answer.json()["data"]
+            if each["status"] == "open" or each["check"] == "read_model"
+        ]
         if not found:
             return []
         if time.monotonic() > deadline:

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from command_api import auditor
 from command_api.audit import sweeps
+from command_api.audit.findings import Findings, Subject
 from command_api.messaging.connection import connect
 from command_api.messaging.epochs import before_first, epoch_of
 from command_api.messaging.topology import events_config
@@ -184,6 +185,23 @@ async def test_an_auditor_that_begins_knows_what_a_former_one_found(audited: Aud
     assert isinstance(opened, FindingOpened)
     assert opened.detail == "jobs differs in status"
     assert isinstance(resolved, FindingResolved)
+
+
+async def test_what_comes_back_is_told_although_the_read_model_still_shows_the_first_time(
+    world: World,
+) -> None:
+    async def told() -> int:
+        return len(world.log.read_all(0, 1000, [FindingOpened.TYPE]))
+
+    subject = Subject("stream", "EVENTS", world.log.log_id)
+    before = Findings(world.bus, ("stream",))
+    await before.found(subject, "a hole", "wait", None)
+    await before.healed(subject, "it is filled")
+    begun = Findings(world.bus, ("stream",))
+    begun._open[subject.finding_id] = subject  # what a read model that is behind would have it learn
+    for _ in range(2):
+        await begun.found(subject, "a hole", "wait", None)
+    assert await told() == 2
 
 
 @pytest.mark.parametrize("fault", ["hole", "bytes"])
