@@ -39,6 +39,9 @@ def main() -> int:
         if name == "soak":
             command.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")
             command.add_argument("--seed", type=int, default=None, help="repeat the same kills")
+            command.add_argument(
+                "--mutations", action="store_true", help="on processes with a known fault each, to be found"
+            )
     arguments = parser.parse_args()
     options = {key: value for key, value in vars(arguments).items() if key not in ("name", "json")}
     measure = importlib.import_module(f"benchmarks.{arguments.name}").measure

@@ -28,6 +28,7 @@ from kinora.watch import TERMINAL
 from schemas.ids import Prefix, new_id
 from tests.faults import black_box
 from tests.faults.history import Rule, Seen, Violation, check
+from tests.faults.mutant import VISIBLE
 from tests.faults.observing import observe
 from tests.service import Service, running_service
 
@@ -53,11 +54,26 @@ class Run:
     seen: list[int] = field(default_factory=list)
 
 
-def measure(minutes: float, seed: int | None) -> list[Result]:
+def measure(minutes: float, seed: int | None, mutations: bool = False) -> list[Result]:
     """Run for so long, and then until every job is over."""
     chosen = random.SystemRandom().randrange(2**32) if seed is None else seed
     console.print(f"soak: {minutes:g} minutes with seed {chosen}")
+    if mutations:
+        return _mutations(minutes, chosen)
     return [*_jobs(minutes / 2, chosen), *_black_box(minutes / 2, chosen)]
+
+
+def _mutations(minutes: float, seed: int) -> list[Result]:
+    """The black box on processes with a known fault each: does it show what callers and readers see?"""
+    results = []
+    for name in VISIBLE:
+        with scratch() as folder:
+            seconds = minutes * 60 / len(VISIBLE)
+            run = asyncio.run(black_box.run(folder / "data", seconds, seed, mutation=name))
+        found = run.broken[0] if run.broken else "nothing"
+        console.print(f"{name}: {found[:200]}", highlight=False, markup=False)
+        results.append(Result(f"found: {name}", int(bool(run.broken)), "of 1", 1, at_least=True))
+    return results
 
 
 def _black_box(minutes: float, seed: int) -> list[Result]:

@@ -8,6 +8,7 @@ repeated as far as the machine's timing allows.
 """
 
 import asyncio
+import itertools
 import random
 import time
 from collections import Counter
@@ -54,24 +55,44 @@ class Run:
     broken: list[str] = field(default_factory=list)
 
 
-async def run(folder: Path, seconds: float, seed: int, say: Callable[[str], None] = lambda text: None) -> Run:
+async def run(
+    folder: Path,
+    seconds: float,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    mutation: str | None = None,
+) -> Run:
     """Torment a control plane for so long, let it recover, and judge it."""
     done = Run(seed)
-    chance = random.Random(seed)
-    async with wired_plane(folder) as plane:
-        async with httpx.AsyncClient(base_url=plane.url, trust_env=False, timeout=10) as http:
+    try:
+        await _run(done, folder, seconds, say, mutation)
+    except Exception as error:
+        if mutation is None:
+            raise
+        # With a fault in it, it may not even get so far that it can be judged.
+        done.broken.append(f"{type(error).__name__}: {str(error)[:300]}")
+    return done
+
+
+async def _run(
+    done: Run, folder: Path, seconds: float, say: Callable[[str], None], mutation: str | None
+) -> None:
+    chance = random.Random(done.seed)
+    async with wired_plane(folder, mutation) as plane:
+        async with httpx.AsyncClient(base_url=plane.urls[0], trust_env=False, timeout=10) as http:
             await _sign_up(http)
             over = asyncio.Event()
             reader = asyncio.create_task(_follow(plane, http.headers["Authorization"], done, over))
             callers = [
-                asyncio.create_task(_call(http, done, random.Random(chance.random()), over))
+                asyncio.create_task(_call(http, plane.urls, done, random.Random(chance.random()), over))
                 for _ in range(CALLERS)
             ]
             await _torment(plane, done, chance, seconds, say)
             over.set()
             await asyncio.gather(*callers)
-            for role in CONTROL:
-                await plane.ready(role)
+            for name in CONTROL:
+                await plane.ready(name)
             log = await _whole_log(http)
             head = log[-1]["position"]
             await _until(
@@ -89,7 +110,6 @@ async def run(folder: Path, seconds: float, seed: int, say: Callable[[str], None
             done.broken += await _open_findings(http)
         for wire in plane.wires:
             done.faults.update(wire.happened)
-    return done
 
 
 # ---- callers and readers --------------------------------------------------------------------------
@@ -102,20 +122,28 @@ async def _sign_up(http: httpx.AsyncClient) -> None:
     http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
 
-async def _call(http: httpx.AsyncClient, run: Run, chance: random.Random, over: asyncio.Event) -> None:
+async def _call(
+    http: httpx.AsyncClient, urls: Sequence[str], run: Run, chance: random.Random, over: asyncio.Event
+) -> None:
     """Register datasets, and delete some: streams of its own and streams that others write to as well."""
     while not over.is_set():
         known = [call.told[0].resource_id for call in run.calls if call.told]
         if known and chance.random() < 0.3:
-            await _carry_out(http, run, chance, "DELETE", f"/datasets/{chance.choice(known)}", None)
+            await _carry_out(http, urls, run, chance, "DELETE", f"/datasets/{chance.choice(known)}", None)
         else:
             files = [{"path": "a.txt", "size_bytes": 1, "sha256": f"{chance.getrandbits(256):064x}"}]
-            await _carry_out(http, run, chance, "POST", "/datasets", {"name": "one", "files": files})
+            await _carry_out(http, urls, run, chance, "POST", "/datasets", {"name": "one", "files": files})
         await asyncio.sleep(chance.uniform(0, 0.05))
 
 
 async def _carry_out(
-    http: httpx.AsyncClient, run: Run, chance: random.Random, method: str, path: str, body: Json | None
+    http: httpx.AsyncClient,
+    urls: Sequence[str],
+    run: Run,
+    chance: random.Random,
+    method: str,
+    path: str,
+    body: Json | None,
 ) -> None:
     """One command, repeated until there is an answer for good; now and then repeated even then."""
     call = Call(new_id(Prefix.COMMAND), began=time.monotonic())
@@ -123,7 +151,7 @@ async def _carry_out(
     if creates:
         run.calls.append(call)
     while True:
-        answer = await _try(http, run, call, method, path, body)
+        answer = await _try(http, run, call, method, f"{chance.choice(urls)}/api/v1{path}", body)
         if answer is None:
             if time.monotonic() - call.began > PATIENCE_SECONDS:
                 run.broken.append(f"no answer to {method} {path} for {PATIENCE_SECONDS:g} s")
@@ -148,14 +176,12 @@ async def _carry_out(
 
 
 async def _try(
-    http: httpx.AsyncClient, run: Run, call: Call, method: str, path: str, body: Json | None
+    http: httpx.AsyncClient, run: Run, call: Call, method: str, url: str, body: Json | None
 ) -> httpx.Response | None:
     """An answer for good, or None when the same request has to be sent again."""
     run.tries += 1
     try:
-        answer = await http.request(
-            method, f"/api/v1{path}", json=body, headers={"Idempotency-Key": call.key}
-        )
+        answer = await http.request(method, url, json=body, headers={"Idempotency-Key": call.key})
     except httpx.TransportError:
         return None
     if answer.status_code in RETRIED and answer.json().get("retryable", True):
@@ -181,11 +207,11 @@ async def _read_back(http: httpx.AsyncClient, call: Call) -> None:
 async def _follow(plane: Plane, authorization: str, run: Run, over: asyncio.Event) -> None:
     """A client of the feed that drops its connection now and then and resumes by position."""
 
-    url = plane.url.replace("http", "ws", 1) + "/api/v1/events/ws"
+    urls = itertools.cycle(url.replace("http", "ws", 1) + "/api/v1/events/ws" for url in plane.urls)
     while True:
         try:
             async with open_socket(
-                url,
+                next(urls),
                 subprotocols=[Subprotocol("kinora.events.v1")],
                 additional_headers={"Authorization": authorization},
                 open_timeout=5,
@@ -211,7 +237,7 @@ async def _torment(
     ends = time.monotonic() + seconds
     acts = _acts(plane, chance)
     queue: list[str] = []
-    while time.monotonic() < ends:
+    while time.monotonic() < ends or len(run.faults) < len(acts):
         if not queue:  # every kind in turn, each round in an order of its own
             queue = sorted(acts, key=lambda _: chance.random())
         name = queue.pop()
@@ -225,14 +251,14 @@ def _acts(plane: Plane, chance: random.Random) -> dict[str, Callable[[], Awaitab
     wires = plane.wires
 
     async def swallow_commits() -> None:
-        for role in ("api", "orchestrator"):
-            plane.database[role].swallow("commit", chance.randint(1, 3))
+        for name in ("api", "api-2", "orchestrator"):
+            plane.database[name].swallow("commit", chance.randint(1, 3))
 
     async def swallow_publishing() -> None:
         plane.broker["orchestrator"].swallow("publish", chance.randint(1, 3))
 
     async def cut_some() -> None:
-        for wire in chance.sample(wires, k=2):
+        for wire in chance.sample([wire for wire in wires if wire.carries], k=2):
             await wire.cut()
 
     async def slow_down() -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import shutil
+import socket as socket_module
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import psycopg
@@ -26,41 +28,50 @@ from kinora.settings import HOME_VARIABLE, SETTINGS_VARIABLE, write_settings
 from schemas.base import Message
 from tests.faults.wire import Wire, tcp, unix
 
-CONTROL: tuple[Role, ...] = ("api", "orchestrator", "projections", "auditor")
+Name = Literal["api", "api-2", "orchestrator", "projections", "auditor"]
+ROLE_OF: dict[Name, Role] = {
+    "api": "api",
+    "api-2": "api",
+    "orchestrator": "orchestrator",
+    "projections": "projections",
+    "auditor": "auditor",
+}
+"""Two APIs, so that two processes append at the same time."""
+CONTROL = tuple(ROLE_OF)
 READY_SECONDS = 60.0
 STOP_SECONDS = 40.0
 
 
 @dataclass
 class Plane:
-    """Processes and wires; `database` and `broker` are by role."""
+    """Processes and wires by the processes' names."""
 
     servers: EmbeddedServers
-    database: dict[Role, Wire]
-    broker: dict[Role, Wire]
-    settings: dict[Role, Message]
-    processes: dict[Role, asyncio.subprocess.Process] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        return self.servers.api_url
+    database: dict[Name, Wire]
+    broker: dict[Name, Wire]
+    settings: dict[Name, Message]
+    urls: tuple[str, ...]
+    """Of the APIs."""
+    mutation: str | None = None
+    """A known fault that every process has; see `tests.faults.mutant`."""
+    processes: dict[Name, asyncio.subprocess.Process] = field(default_factory=dict)
 
     @property
     def wires(self) -> list[Wire]:
         return [*self.database.values(), *self.broker.values()]
 
-    def log(self, role: Role) -> Path:
-        return self.servers.folder.logs / f"{role}.log"
+    def log(self, name: Name) -> Path:
+        return self.servers.folder.logs / f"{name}.log"
 
-    async def start(self, role: Role) -> None:
-        """Start a role, and return without waiting for what it needs."""
+    async def start(self, name: Name) -> None:
+        """Start a process, and return without waiting for what it needs."""
         folder = self.servers.folder
-        settings_file, ready_file = folder.run / f"{role}.settings.json", folder.run / f"{role}.ready"
-        write_settings(settings_file, self.settings[role])
+        settings_file, ready_file = folder.run / f"{name}.settings.json", folder.run / f"{name}.ready"
+        write_settings(settings_file, self.settings[name])
         ready_file.unlink(missing_ok=True)
-        with self.log(role).open("ab") as output:
-            self.processes[role] = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "kinora", role),
+        with self.log(name).open("ab") as output:
+            self.processes[name] = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *self._program(name)),
                 env=os.environ
                 | {
                     HOME_VARIABLE: str(folder.root),
@@ -71,32 +82,32 @@ class Plane:
                 stderr=output,
             )
 
-    async def ready(self, role: Role) -> None:
-        """Return once a role works.
+    async def ready(self, name: Name) -> None:
+        """Return once a process works.
 
         Raises:
             AssertionError: with what it said, when it ended or took too long.
         """
-        ready_file = self.servers.folder.run / f"{role}.ready"
+        ready_file = self.servers.folder.run / f"{name}.ready"
         try:
             async with asyncio.timeout(READY_SECONDS):
                 while not ready_file.exists():
-                    assert self.processes[role].returncode is None, self._last_words(role)
+                    assert self.processes[name].returncode is None, self._last_words(name)
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise AssertionError(f"{role} is not ready: {self._last_words(role)}") from None
+            raise AssertionError(f"{name} is not ready: {self._last_words(name)}") from None
 
-    async def kill(self, role: Role) -> None:
+    async def kill(self, name: Name) -> None:
         """SIGKILL, and start it again as a supervisor would."""
-        process = self.processes[role]
+        process = self.processes[name]
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-        await self.start(role)
+        await self.start(name)
 
-    async def freeze(self, role: Role, seconds: float) -> None:
+    async def freeze(self, name: Name, seconds: float) -> None:
         """SIGSTOP for so long."""
-        process = psutil.Process(self.processes[role].pid)
+        process = psutil.Process(self.processes[name].pid)
         process.suspend()
         try:
             await asyncio.sleep(seconds)
@@ -104,7 +115,7 @@ class Plane:
             process.resume()
 
     async def stop(self) -> None:
-        """End every role as an operator would.
+        """End every process as an operator would.
 
         Raises:
             AssertionError: when one did not end in time, or not well.
@@ -112,14 +123,14 @@ class Plane:
         for process in self.processes.values():
             with suppress(ProcessLookupError):
                 process.terminate()
-        for role, process in self.processes.items():
+        for name, process in self.processes.items():
             try:
                 code = await asyncio.wait_for(process.wait(), STOP_SECONDS)
             except TimeoutError:
                 process.kill()
                 await process.wait()
-                raise AssertionError(f"{role} did not stop: {self._last_words(role)}") from None
-            assert code == 0, f"{role} ended with {code}: {self._last_words(role)}"
+                raise AssertionError(f"{name} did not stop: {self._last_words(name)}") from None
+            assert code == 0, f"{name} ended with {code}: {self._last_words(name)}"
 
     # ---- the servers ------------------------------------------------------------------------------
 
@@ -151,8 +162,13 @@ class Plane:
             psutil.Process(self.servers.child(name).pid).kill()
         await _until_dead(self.servers, name)
 
-    def _last_words(self, role: Role) -> str:
-        return self.log(role).read_text(errors="replace")[-4000:]
+    def _program(self, name: Name) -> tuple[str, ...]:
+        if self.mutation is None:
+            return "kinora", ROLE_OF[name]
+        return "tests.faults.mutant", self.mutation, ROLE_OF[name]
+
+    def _last_words(self, name: Name) -> str:
+        return self.log(name).read_text(errors="replace")[-4000:]
 
 
 async def _until_dead(servers: EmbeddedServers, name: ServerName) -> None:
@@ -163,38 +179,51 @@ async def _until_dead(servers: EmbeddedServers, name: ServerName) -> None:
 
 
 @asynccontextmanager
-async def wired_plane(folder: Path) -> AsyncIterator[Plane]:
-    """Servers, wires and roles; all ready, and all ended in the end."""
+async def wired_plane(folder: Path, mutation: str | None = None) -> AsyncIterator[Plane]:
+    """Servers, wires and processes; all ready, and all ended in the end."""
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(EmbeddedServers(folder))
         postgres, nats = servers.postgres, servers.nats_control
         socket = unix(f"{postgres.host}/.s.PGSQL.{postgres.port}")
         port = tcp("127.0.0.1", int(nats.url.rsplit(":", 1)[1]))
-        database = {role: await stack.enter_async_context(Wire(socket)) for role in CONTROL}
-        broker: dict[Role, Wire] = {
-            role: await stack.enter_async_context(Wire(port)) for role in ("api", "orchestrator", "auditor")
+        database = {name: await stack.enter_async_context(Wire(socket)) for name in CONTROL}
+        broker: dict[Name, Wire] = {
+            name: await stack.enter_async_context(Wire(port)) for name in CONTROL if name != "projections"
         }
-        standard = {
+        standard: dict[Role, Message] = {
             "api": api_settings(servers),
             "orchestrator": orchestrator_settings(servers),
             "projections": projections_settings(servers),
             # So that it sees everything again and again within the run.
             "auditor": auditor_settings(servers).model_copy(update={"round_seconds": 0.5, "effort": 0.2}),
         }
-        settings: dict[Role, Message] = {}
-        for role in CONTROL:
+        second = {"port": free_port(), "public_url": ""}
+        second["public_url"] = f"http://127.0.0.1:{second['port']}"
+        settings: dict[Name, Message] = {}
+        for name, role in ROLE_OF.items():
             wired: dict[str, object] = {
-                "postgres": postgres.model_copy(update={"host": "127.0.0.1", "port": database[role].port})
+                "postgres": postgres.model_copy(update={"host": "127.0.0.1", "port": database[name].port})
             }
-            if role in broker:
-                wired["nats"] = nats.model_copy(update={"url": f"nats://127.0.0.1:{broker[role].port}"})
-            settings[role] = standard[role].model_copy(update=wired | dict(UNLIMITED.get(role, {})))
-        plane = Plane(servers, database, broker, settings)
+            if name in broker:
+                wired["nats"] = nats.model_copy(update={"url": f"nats://127.0.0.1:{broker[name].port}"})
+            if name == "api-2":
+                wired |= second
+            settings[name] = standard[role].model_copy(update=wired | dict(UNLIMITED.get(role, {})))
+        plane = Plane(
+            servers, database, broker, settings, (servers.api_url, str(second["public_url"])), mutation
+        )
         try:
-            for role in CONTROL:
-                await plane.start(role)
-            for role in CONTROL:
-                await plane.ready(role)
+            for name in CONTROL:
+                await plane.start(name)
+            for name in CONTROL:
+                await plane.ready(name)
             yield plane
         finally:
             await plane.stop()
+
+
+def free_port() -> int:
+    """One that nobody listens on just now."""
+    with socket_module.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

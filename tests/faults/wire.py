@@ -50,6 +50,11 @@ class Wire:
         await self._end_all()
         await self._server.wait_closed()
 
+    @property
+    def carries(self) -> bool:
+        """Whether anybody is connected."""
+        return bool(self._pairs)
+
     # ---- faults ---------------------------------------------------------------------------------
 
     async def cut(self) -> None:
