@@ -40,6 +40,8 @@ def main() -> None:
     # Rows make no cycles, and there are millions of them: looking for some would cost a third of the time.
     gc.disable()
     task = Task.model_validate_json(sys.stdin.readline())
+    # What was imported stays: no need to look at it after every slice.
+    gc.freeze()
     targets = [Target(view_named(name), generation) for name, generation in task.generations.items()]
     with psycopg.connect(task.conninfo, autocommit=True) as connection:
         for line in sys.stdin:

@@ -12,9 +12,9 @@ from typing import Any
 
 import psycopg
 import structlog
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from projections.copying import copy_rows
 from projections.folding import is_events_fault
 from projections.parking import described
 from projections.slices import Slice
@@ -184,22 +184,22 @@ def _fold(
 
     current: str | None = None
     with connection.cursor("slice", binary=True) as cursor:
-        cursor.itersize = FETCH
         cursor.execute(_EVENTS, values)
-        for position, stream_id, topic, state in cursor:
-            if stream_id != current:
-                if current is not None:
-                    end(current)
-                current = stream_id
-            interested = by_topic.get(topic, everything)
-            try:
-                recorded = Recorded.from_state(position, state)
-            except Exception as error:  # noqa: BLE001 - an event that cannot be read is parked, too
+        while page := cursor.fetchmany(FETCH):
+            for position, stream_id, topic, state in page:
+                if stream_id != current:
+                    if current is not None:
+                        end(current)
+                    current = stream_id
+                interested = by_topic.get(topic, everything)
+                try:
+                    recorded = Recorded.from_state(position, state)
+                except Exception as error:  # noqa: BLE001 - an event that cannot be read is parked, too
+                    for filling in interested:
+                        filling.failed(stream_id, position, error)
+                    continue
                 for filling in interested:
-                    filling.failed(stream_id, position, error)
-                continue
-            for filling in interested:
-                filling.add(recorded)
+                    filling.add(recorded)
     if current is not None:
         end(current)
     return fillings
@@ -224,16 +224,8 @@ def _store(connection: psycopg.Connection[Any], filling: _Filling, stream_id: st
 
 
 def _copy(connection: psycopg.Connection[Any], view: View, table: str, rows: Sequence[Row]) -> None:
-    if not rows:
-        return
     (described_table,) = [each for each in view.tables if each.name == table]
-    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
-        sql.Identifier(next_schema(view.name), table),
-        sql.SQL(", ").join(map(sql.Identifier, described_table.names)),
-    )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in rows:
-            copy.write_row(row)
+    copy_rows(connection, next_schema(view.name), described_table, rows)
 
 
 def _park(connection: psycopg.Connection[Any], target: Target, failure: _Failure) -> None:
