@@ -2,9 +2,10 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, ClassVar, Generic, LiteralString, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor, sql
@@ -77,12 +78,14 @@ def evolve(before: D, recorded: Recorded, **changes: Any) -> D:
     values["updated_at"] = recorded.metadata.recorded_at
     values["version"] = recorded.version
     values["last_position"] = recorded.position
-    return trusted(type(before), values, _set_with(before, changes))
+    cls = type(before)
+    return trusted(cls, values, _fields(cls))
 
 
-def _set_with(before: Document, changes: dict[str, Any]) -> Set[str]:
-    known = before.model_fields_set
-    return known if changes.keys() <= known else known | changes.keys()
+@cache
+def _fields(cls: type[Document]) -> frozenset[str]:
+    # Nobody asks a document which of its fields were set: to keep count would take as long as the rest.
+    return frozenset(cls.model_fields)
 
 
 def beginning(recorded: Recorded) -> dict[str, Any]:
