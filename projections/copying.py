@@ -13,7 +13,7 @@ from psycopg.types.json import JsonbBinaryDumper
 
 from projections.view import Row, Table
 
-_LEAST, _GREATEST = -(2**31), 2**31 - 1
+_BITS = {psycopg.adapters.types["int2"].oid: 15, psycopg.adapters.types["int4"].oid: 31}
 
 
 class _Json(JsonbBinaryDumper):
@@ -32,25 +32,26 @@ def copy_rows(connection: psycopg.Connection[Any], schema: str, table: Table, ro
     """
     if not rows:
         return
-    _refuse_wrapped(table, rows)
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-        sql.Identifier(schema, table.name), sql.SQL(", ").join(map(sql.Identifier, table.names))
-    )
+    into, columns = sql.Identifier(schema, table.name), sql.SQL(", ").join(map(sql.Identifier, table.names))
     with connection.cursor() as cursor:
         cursor.adapters.register_dumper(dict, _Json)
+        cursor.execute(sql.SQL("SELECT {} FROM {} LIMIT 0").format(columns, into))
+        types = [column.type_code for column in cursor.description or ()]
+        _refuse_wrapped(table, types, rows)
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, columns)
         with cursor.copy(statement) as copy:
-            copy.set_types(table.types)
+            copy.set_types(types)
             write = copy.write_row
             for row in rows:
                 write(row)
 
 
-def _refuse_wrapped(table: Table, rows: Sequence[Row]) -> None:
-    """Psycopg keeps the lower 32 bits of what is too great for an integer, and says nothing."""
-    for place, kind in enumerate(table.types):
-        if kind == "integer":
-            found = set(map(itemgetter(place), rows))
-            found.discard(None)
-            if found and not _LEAST <= min(found) <= max(found) <= _GREATEST:
-                name = table.names[place]
-                raise OverflowError(f"column {name} of {table.name} cannot hold {max(found, key=abs)}")
+def _refuse_wrapped(table: Table, types: Sequence[int], rows: Sequence[Row]) -> None:
+    """Psycopg keeps the lower bits of a number that is too great for its column, and says nothing."""
+    for place, kind in enumerate(types):
+        if (bits := _BITS.get(kind)) is None:
+            continue
+        found = set(map(itemgetter(place), rows)) - {None}
+        if found and not -(2**bits) <= min(found) <= max(found) < 2**bits:
+            greatest = max(found, key=abs)
+            raise OverflowError(f"column {table.names[place]} of {table.name} cannot hold {greatest}")

@@ -23,7 +23,7 @@ from schemas.envelope import Recorded
 
 log = structlog.get_logger(__name__)
 
-FETCH = 2000
+FETCH = 500
 """Events in memory as bytes at a time."""
 SAMPLED_STREAMS = 3
 """Of each slice and view."""

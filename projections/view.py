@@ -28,7 +28,7 @@ class Table:
     stream: LiteralString
     """The column that names the stream to which a row belongs."""
     columns: tuple[LiteralString, ...]
-    """Each as in CREATE TABLE: name, type, and NOT NULL where that holds."""
+    """Each as in CREATE TABLE: name, type, constraints."""
     key: LiteralString
     indexes: tuple[LiteralString, ...] = ()
     """Whole statements."""
@@ -36,11 +36,6 @@ class Table:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(column.split()[0] for column in self.columns)
-
-    @property
-    def types(self) -> tuple[str, ...]:
-        """PostgreSQL's names of the columns' types."""
-        return tuple(column.partition(" ")[2].removesuffix(" NOT NULL") for column in self.columns)
 
     @property
     def create(self) -> LiteralString:

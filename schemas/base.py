@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 M = TypeVar("M", bound=BaseModel)
 
+_set = object.__setattr__
+
 
 class Message(BaseModel):
     """A frozen value that crosses a process border."""
@@ -20,8 +22,8 @@ def trusted(cls: type[M], values: dict[str, Any], fields: Set[str]) -> M:
     `values` has all fields and belongs to the instance from here on; `fields` are those that somebody set.
     """
     made = cls.__new__(cls)
-    object.__setattr__(made, "__dict__", values)
-    object.__setattr__(made, "__pydantic_fields_set__", fields)
-    object.__setattr__(made, "__pydantic_extra__", None)
-    object.__setattr__(made, "__pydantic_private__", None)
+    _set(made, "__dict__", values)
+    _set(made, "__pydantic_fields_set__", fields)
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
     return made
