@@ -1,5 +1,6 @@
 """Forgetting a person, at their own request or an operator's."""
 
+import asyncio
 from dataclasses import replace
 
 import psycopg
@@ -7,12 +8,15 @@ import structlog
 
 from command_api.auth.erased import ErasedUsers
 from command_api.auth.tokens import OPERATE, Principal
-from command_api.credentials.erasure import OVERWRITE, ErasureRow
+from command_api.credentials.erasure import NOW, OVERWRITE, STILL_SEEN, ErasureRow
 from command_api.credentials.store import Credentials, Pool
 from command_api.domain.errors import NotFound
 from command_api.handlers.base import Context
 from command_api.handlers.bus import CommandBus, Outcome
 from schemas.commands.identity import EraseUser
+
+LOOKS, LOOK_SECONDS = 500, 0.02
+"""How often, and how far apart, to look for older transactions."""
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +63,18 @@ class Erasure:
     async def _overwrite(self) -> None:
         try:
             async with self._pool.connection() as connection:
+                await self._until_unseen(connection)
                 await connection.execute(OVERWRITE)
         except psycopg.Error as error:
             # The row is gone; what its bytes leave in the table's file is overwritten by later ones.
             _log.warning("erasure.not_overwritten", reason=str(error))
+
+    async def _until_unseen(self, connection: psycopg.AsyncConnection) -> None:
+        """Rows that an older transaction could still read would be written anew with the others."""
+        now = await (await connection.execute(NOW)).fetchone()
+        for _ in range(LOOKS):
+            row = await (await connection.execute(STILL_SEEN, now)).fetchone()
+            if row is None or not row[0]:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+        _log.warning("erasure.not_overwritten", reason="a transaction, perhaps a backup, goes on for long")

@@ -4,6 +4,7 @@ The log keeps its events, and with them every proof: what is personal in them is
 """
 
 from dataclasses import dataclass
+from typing import LiteralString
 
 from psycopg import Cursor
 from psycopg.rows import DictRow
@@ -44,7 +45,16 @@ _LAST_OPERATOR = """
        AND EXISTS (SELECT FROM kinora_memberships WHERE user_id <> %(user_id)s) AS last
     """
 
-OVERWRITE = "VACUUM (FULL) kinora_person_keys"
+NOW: LiteralString = "SELECT pg_snapshot_xmax(pg_current_snapshot())::xid::text"
+STILL_SEEN: LiteralString = """
+    SELECT EXISTS (
+        SELECT FROM pg_stat_activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid()
+           AND greatest(age(backend_xmin), age(backend_xid)) > age(%s::text::xid))
+    """
+"""Whether a transaction goes on that began before `NOW`: for it, PostgreSQL keeps what was deleted."""
+
+OVERWRITE: LiteralString = "VACUUM (FULL) kinora_person_keys"
 """Writes the table anew without what was deleted: until then a deleted key's bytes lie in its pages."""
 
 

@@ -141,6 +141,20 @@ async def test_an_erased_person_is_a_stranger_at_once(visit: Visit) -> None:
     assert answer.json()["user_id"] != ada.user_id
 
 
+async def test_a_key_is_overwritten_only_when_nobody_can_read_it_any_more(visit: Visit) -> None:
+    """For an older transaction, PostgreSQL would write its deleted row anew with the others."""
+    ada = await visit.sign_up("ada")
+    conninfo = visit.service.parts.settings.postgres.conninfo()
+    async with await psycopg.AsyncConnection.connect(conninfo) as reading:
+        await reading.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await reading.execute("SELECT FROM kinora_person_keys")
+        erasing = asyncio.create_task(erase(ada, ada.user_id))
+        done, _ = await asyncio.wait([erasing], timeout=0.5)
+        assert not done
+        await reading.rollback()
+        assert (await erasing)[0] == 200
+
+
 async def test_what_an_erased_person_follows_ends_at_once(
     visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
