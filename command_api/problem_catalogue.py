@@ -142,6 +142,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "source_unusable": "See `detail`: the source answers something else than files.",
         "too_many_files": "Import fewer files at once, or have the operator raise imports.max_files.",
         "unknown_file": "Complete only files that the session asked for.",
+        "repeated_parameter": "Give the query parameter that `errors` names once; separate values by commas.",
         "unknown_parameter": "Correct or leave out the query parameter that `errors` names.",
         "unknown_value": "Filter by the values that `errors` names.",
         "url_not_https": "Use an https address.",

@@ -185,7 +185,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
         sent = "has no Content-Type" if given is None else f"is {given[:100]!r}"
         detail = f"the body {sent}; send it as application/json"
         return problem_response(request, status=415, code="unsupported_media_type", detail=detail)
-    fields = wrong_fields(found, _body_type(request))
+    fields = wrong_fields(found, _body_type(request), error.body)
     return problem_response(
         request,
         status=422,

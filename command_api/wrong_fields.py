@@ -31,6 +31,8 @@ _SHAPES: Mapping[str, str] = {
 }
 """What a pattern asks for, in words."""
 
+_TIME = "must be a time with its zone, such as 2026-01-31T12:00:00Z"
+
 _POSSIBLE: Mapping[str, str] = {
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -55,30 +57,69 @@ _POSSIBLE: Mapping[str, str] = {
     "model_attributes_type": "must be a JSON object",
     "dict_type": "must be a JSON object",
     "tuple_type": "must be a JSON array",
+    "json_invalid": "must be JSON: {error}",
+    "union_tag_invalid": "must have as {discriminator} one of {expected_tags}",
+    "union_tag_not_found": "must have a {discriminator} that says what it is",
+    "datetime_type": _TIME,
+    "datetime_parsing": _TIME,
+    "datetime_from_date_parsing": _TIME,
+    "timezone_aware": _TIME,
 }
 
 
-def wrong_fields(faults: Sequence[Fault], body: Any = None) -> tuple[FieldError, ...]:
-    """The faults that a person can act on, at most `MOST`; `body` is the body's type, to list its fields."""
-    places = [tuple(fault["loc"]) for fault in faults]
+def wrong_fields(faults: Sequence[Fault], body: Any = None, given: Any = None) -> tuple[FieldError, ...]:
+    """The faults that a person can act on, at most `MOST`.
+
+    `body` is the body's type, to list its fields; `given` the document that was sent, to point into.
+    """
+    places = [_place(fault, given) for fault in faults]
     inside = {place[:length] for place in places for length in range(1, len(place))}
-    found = []
+    found: dict[tuple[Any, ...], FieldError] = {}
     for fault, place in zip(faults, places, strict=True):
         # A tuple drops items that are wrong and then counts too few: the items' faults say it all.
         if fault["type"] == "too_short" and place in inside and fault["ctx"]["actual_length"] == 0:
             continue
-        found.append(_wrong_field(fault, body))
+        tried = len(place) < len(fault["loc"])
+        if tried:
+            # One of several things that a field may be: of what came closer is told what is wrong inside.
+            if place in inside:
+                continue
+            if (other := found.get(place)) is not None:
+                also = _sayable(_possible(fault).removeprefix("must "))
+                found[place] = other.model_copy(update={"message": f"{other.message}, or {also}"})
+                continue
+        found.setdefault(place, _wrong_field({**fault, "loc": place}, None if tried else body))
         if len(found) == MOST:
             break
-    return tuple(found)
+    return tuple(found.values())
 
 
 def malformed_id(fault: Fault) -> str:
     """What to say of an id in the address that is none."""
     kind = str(fault["loc"][-1]).removesuffix("_id")
+    if str(fault.get("type")).startswith(("int_", "greater_", "less_")):
+        return _sayable(f"there is no {kind} {_shown(fault.get('input'))}: it {_possible(fault)}")
     rule = _ID.fullmatch(str(fault.get("ctx", {}).get("pattern", "")))
     shape = "" if rule is None else f": it is {rule[1]}_ and 32 hexadecimal digits"
     return _sayable(f"{_shown(fault.get('input'))} is not the id of any {kind}{shape}")
+
+
+def _place(fault: Fault, given: Any) -> tuple[Any, ...]:
+    """Where the fault is in the document, without pydantic's names of the types that were tried there."""
+    where, *path = fault["loc"]
+    if where != "body" or given is None:
+        return (where, *path)
+    place, at = [where], given
+    for number, step in enumerate(path, start=1):
+        last = number == len(path)
+        if (isinstance(at, Mapping) and step in at) or (
+            isinstance(at, list) and isinstance(step, int) and step < len(at)
+        ):
+            at = at[step]
+        elif step != "[key]" and not (last and fault["type"] == "missing"):
+            continue
+        place.append(step)
+    return tuple(place)
 
 
 def _wrong_field(fault: Fault, body: Any) -> FieldError:

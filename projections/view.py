@@ -35,7 +35,7 @@ class Table:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(column.split()[0] for column in self.columns)
+        return tuple(column.split()[0].strip('"') for column in self.columns)
 
     @property
     def create(self) -> LiteralString:

@@ -40,7 +40,7 @@ def pins_of(names: Iterable[str], registry: Registry = REGISTRY) -> dict[str, in
                 f"{name[:100]!r} is no event version; pin one such as kinora.job.progressed.v1"
             )
         if not 1 <= version <= newest:
-            raise UnknownVersion(f"{name!r} does not exist; {event_type} has versions 1 to {newest}")
+            raise UnknownVersion(f"{name!r} does not exist; pin one of {event_type}.v1 to .v{newest}")
         pins[event_type] = version
     return pins
 

@@ -148,7 +148,7 @@ class FeedConnection:
             try:
                 frame = CLIENT_FRAME.validate_json(text)
             except ValidationError as error:
-                await self._send(frames.error("bad_frame", _first_fault(error)))
+                await self._send(frames.error("bad_frame", first_fault(error, text)))
                 raise Closing(frames.BAD_FRAME, "the frame is not one of the protocol") from None
             match frame:
                 case Subscribe():
@@ -243,7 +243,8 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return found
 
 
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    (wrong,) = wrong_fields([{**fault, "loc": ("body", *fault["loc"])}])
+def first_fault(error: ValidationError, text: str) -> str:
+    faults = error.errors(include_url=False)
+    given = None if faults[0]["type"] == "json_invalid" else json.loads(text)
+    wrong, *_ = wrong_fields([{**fault, "loc": ("body", *fault["loc"])} for fault in faults], given=given)
     return f"{wrong.pointer or 'the frame'}: {wrong.message}"

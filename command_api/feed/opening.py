@@ -1,6 +1,7 @@
 """From what a client asks for to a subscription, or to the reason why there is none."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from command_api.auth.tokens import Principal
 from command_api.feed.frames import EventFilter, From, Subscribe
@@ -9,6 +10,9 @@ from command_api.feed.subscription import Selection, Subscription
 from projections.sentences import types_from
 from schemas.events import REGISTRY
 from schemas.pins import UnknownVersion, pins_of
+
+_CLOCKS_DIFFER = timedelta(minutes=1)
+"""By so much a client's "now" may lie ahead of the service's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,12 @@ def _fault(asked: Subscribe, head: int) -> Fault | None:
     known = {event_type.TYPE for event_type in REGISTRY.types}
     unknown = sorted(set(wanted.types or ()) - known)
     if unknown:
-        return Fault("unknown_type", f"there are no events of type {', '.join(unknown)}")
+        named = ", ".join(name[:100] for name in unknown[:5])
+        return Fault(
+            "unknown_type",
+            f"there are no events of type {named}; give names without the version, such as"
+            " kinora.job.succeeded; /asyncapi.json has all of them",
+        )
     if _types(wanted) == frozenset():
         return Fault("bad_filter", f"none of the types is of level {wanted.min_level} or above")
     if wanted.job_id and wanted.stream_id not in (None, wanted.job_id):
@@ -102,4 +111,11 @@ def _fault(asked: Subscribe, head: int) -> Fault | None:
         return Fault("bad_filter", "telemetry is a job's; name it in job_id")
     if isinstance(asked.start, From) and (asked.start.position or 0) > head:
         return Fault("bad_position", f"position {asked.start.position} is beyond the log's end {head}")
+    now = datetime.now(UTC)
+    if isinstance(asked.start, From) and (asked.start.time or now) > now + _CLOCKS_DIFFER:
+        return Fault(
+            "in_the_future",
+            f"{asked.start.time} is in the future; here it is {now.isoformat(timespec='seconds')}."
+            " For what comes next, begin with latest",
+        )
     return None

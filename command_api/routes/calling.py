@@ -56,6 +56,10 @@ class StrictRoute(APIRoute):
             for name in request.query_params:
                 if name not in taken:
                     raise _unknown_parameter(name, named)
+                if (times := len(request.query_params.getlist(name))) > 1:
+                    # All but one would be ignored, and nobody would notice.
+                    message = f"{name} is given {times} times; give it once, a list with commas"
+                    raise Invalid.field(f"/query/{name}", "repeated_parameter", message)
             return await handle(request)
 
         return check

@@ -19,6 +19,7 @@ from command_api.routes.reading import (
     PinnedParameter,
     ReadingOfRequest,
     chosen,
+    in_order,
     pins_asked,
 )
 from projections import causality
@@ -132,6 +133,7 @@ async def export_events(
     for position in (after, until or 0):
         if position > head:
             raise BadPosition(f"position {position} is beyond the log's end {head}")
+    in_order(after, until)
     parts = reading.parts
     export = Export(
         reader=parts.reader,

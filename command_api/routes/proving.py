@@ -11,7 +11,7 @@ from command_api.domain.errors import Invalid, NotFound
 from command_api.problems import BadPosition
 from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
 from command_api.routes.problem_docs import QUERY, problems
-from command_api.routes.reading import CursorParameter, Limit, ReadingOfRequest
+from command_api.routes.reading import CursorParameter, Limit, ReadingOfRequest, in_order
 from command_api.transparency import heads, proofs
 from command_api.transparency.proofs import ConsistencyProof, InclusionProof
 from schemas.heads import AuditKeys, HeadOfOrganization, SignedHead
@@ -165,6 +165,7 @@ async def list_leaves(
     for position in (after, until or 0):
         if position > last:
             raise BadPosition(f"position {position} is beyond the latest head, which was signed at {last}")
+    in_order(after, until)
     end = last if until is None else until
     lines = _lines(reading, after, end)
     return StreamingResponse(

@@ -227,6 +227,13 @@ def pins_asked(values: str | None) -> Pins:
         raise Invalid.field("/query/pinned", error.code, error.message) from None
 
 
+def in_order(after: int, until: int | None) -> None:
+    """Refuse an end before the beginning, which would only ever be answered with nothing."""
+    if until is not None and until < after:
+        message = f"until {until} is before after {after}; give {after} or more, or leave it out"
+        raise Invalid.field("/query/until", "invalid_request", message)
+
+
 def chosen(name: str, values: str | None, possible: Sequence[str]) -> list[str] | None:
     """The filter ``a,b`` as a list; None when absent or empty.
 

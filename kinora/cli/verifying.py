@@ -77,7 +77,7 @@ def _say(verdict: Verdict) -> None:
     }
     if finding is not None:
         facts |= {
-            "first wrong": f"position {finding.position}, {finding.how}",
+            "first wrong": f"{finding.what}, {finding.how}",
             "event": finding.event_id,
             "where": f"{finding.file} line {finding.line}",
             "why": finding.detail,

@@ -31,6 +31,10 @@ class Finding(Message):
     """Where it is, or where it should be."""
     detail: str
 
+    @property
+    def what(self) -> str:
+        return f"line {self.line}" if self.position is None else f"position {self.position}"
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -73,7 +77,9 @@ def first_fault(
             )
         last = line
     for line in reading:
-        if line.position is None or line.position <= stretch.until:
+        if line.position is None:
+            return _inserted(line, _altered(line)), 0
+        if line.position <= stretch.until:
             return _inserted(line, "it stands behind the last event of the log up to there"), 0
         if last is not None and last.position is not None and line.position <= last.position:
             return _inserted(line, "it is there a second time, or out of order"), 0
@@ -102,7 +108,9 @@ def _named(at: _Place, stretch: Stretch, end: Path, again: Callable[[], Iterable
         return _finding("altered", expected, line, changed)
     stray = line.position is None or not stretch.leaves.holds(line.position)
     if line.position is not None and line.position <= stretch.after:
-        return _inserted(line, f"the part to be verified begins behind position {stretch.after}")
+        return _inserted(
+            line, f"the part to be verified begins behind position {stretch.after}; leave them out"
+        )
     if stray and at.behind is not None and at.behind.position == expected:
         return _inserted(line, "the log has no such event here")
     if line.position is None:

@@ -140,14 +140,23 @@ class _Comparison:
         ):
             return self._judged(found.marks, found.beyond, range(found.tree.size))
         if self.evidence.leaves is None:
-            return self._refused(
-                f"the events do not give the signed root {self.tree.root}; --leaves names the first wrong one"
-            )
+            return self._refused(self._without_leaves(found.tree.size))
         leaves = LeafFile.read(self.evidence.leaves, self.report).between(0, self.signed.head.position)
         if (wrong := self._untrusted(leaves, leaves.marks(self.sizes))) is not None:
             return self._refused(wrong)
         finding, _ = self._compared(Stretch(leaves, 0, self.signed.head.position))
         return self._refused("the files changed while they were read; verify again", finding)
+
+    def _without_leaves(self, size: int) -> str:
+        wrong = f"the events do not give the signed root {self.tree.root}; --leaves names the first wrong one"
+        if size >= self.tree.size:
+            return wrong
+        # Most often nobody tampered: the export is older than the head.
+        return (
+            f"the files hold {size} events, and head {self.signed.head.number} vouches for {self.tree.size},"
+            f" up to position {self.signed.head.position}. Export what is missing; if nothing is,"
+            f" {wrong}"
+        )
 
     def part(self) -> Verdict:
         """Of some events: they must be the leaves of a file whose root is the signed one."""
@@ -223,7 +232,7 @@ class _Comparison:
 
     def _refused(self, reason: str, finding: Finding | None = None) -> Verdict:
         if finding is not None:
-            reason = f"position {finding.position} was {finding.how}: {finding.detail}"
+            reason = f"{finding.what} was {finding.how}: {finding.detail}"
         return _verdict(self.signed, self.tree, reason, finding=finding, earlier=self.earlier)
 
 

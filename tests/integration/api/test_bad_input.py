@@ -355,6 +355,18 @@ QUERIES = {
         code="unknown_parameter",
         names=("/query/statsu", "did you mean status?", "cursor, limit, min_position, status"),
     ),
+    "a filter that is given twice": Case(
+        "GET",
+        "/events?types=kinora.job.requested&types=kinora.job.succeeded",
+        code="repeated_parameter",
+        names=("/query/types", "2 times", "with commas"),
+    ),
+    "an export that ends before it begins": Case(
+        "GET",
+        "/events/export?after=1&until=0",
+        code="bad_position",
+        names=("/query/until", "until 0", "after 1"),
+    ),
     "a parameter of a command": Case(
         "POST", "/jobs?dry_run=1", job(), code="unknown_parameter", names=("/query/dry_run", "there is none")
     ),

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from command_api.feed.connection import first_fault
+from command_api.feed.frames import CLIENT_FRAME
 from command_api.wrong_fields import MOST, malformed_id, wrong_fields
 from schemas.api import (
     CreateJobBody,
@@ -17,6 +19,7 @@ from schemas.api import (
     StopJobBody,
 )
 from schemas.ids import Prefix, new_id
+from schemas.subscriptions import CreateSubscriptionBody
 
 IDS = {"dataset_id": new_id(Prefix.DATASET), "model_id": new_id(Prefix.MODEL)}
 
@@ -26,7 +29,7 @@ def faults(model: type[BaseModel], text: str) -> dict[str, str]:
     with pytest.raises(ValidationError) as refused:
         model.model_validate(json.loads(text))
     found = [{**fault, "loc": ("body", *fault["loc"])} for fault in refused.value.errors()]
-    return {each.pointer: each.message for each in wrong_fields(found, model | None)}
+    return {each.pointer: each.message for each in wrong_fields(found, model | None, json.loads(text))}
 
 
 def job(**fields: Any) -> str:
@@ -174,3 +177,35 @@ def test_a_misspelled_field_is_guessed() -> None:
         "/hyperparameters/learningRate"
     ].startswith('there is no field "learningRate"; did you mean learning_rate? There are rank, alpha')
     assert faults(StopJobBody, '{"xyz": 1}') == {"/xyz": 'there is no field "xyz"; there are mode, reason'}
+
+
+@pytest.mark.parametrize(
+    ("start", "pointer", "message"),
+    [
+        (-1, "/start", "start is -1; it must be 'earliest' or 'latest', or be at least 0"),
+        ("soon", "/start", "start is \"soon\"; it must be 'earliest' or 'latest', or be a whole number"),
+    ],
+)
+def test_a_field_that_may_be_several_things_has_one_place(start: object, pointer: str, message: str) -> None:
+    body = {"name": "n", "kind": "nats", "start": start}
+    assert faults(CreateSubscriptionBody, json.dumps(body)) == {pointer: message}
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ({"from": {"position": -1}}, "/from/position: position is -1; it must be at least 0"),
+        ({"from": "soon"}, "/from: from is \"soon\"; it must be a JSON object, or be 'earliest' or 'latest'"),
+        ({"from": {"time": "soon"}}, '/from/time: time is "soon"; it must be a time with its zone, such as'),
+        ({"filter": {"colour": 1}}, '/filter/colour: there is no field "colour"'),
+        (
+            {"type": "dance"},
+            "the frame: the body is a JSON object; it must have as 'type' one of ",
+        ),
+    ],
+)
+def test_a_frame_is_pointed_into(frame: dict[str, Any], message: str) -> None:
+    text = json.dumps({"type": "subscribe", "sub": "a", **frame})
+    with pytest.raises(ValidationError) as refused:
+        CLIENT_FRAME.validate_json(text)
+    assert first_fault(refused.value, text).startswith(message)

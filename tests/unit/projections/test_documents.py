@@ -101,3 +101,10 @@ def test_views_are_found_by_name() -> None:
         "subscriptions",
     }
     assert all(view_named(view.name) is view for view in VIEWS)
+
+
+def test_columns_go_by_the_names_that_the_database_gives_them() -> None:
+    """A word of SQL such as "check" is quoted in the statement, and is no part of the name."""
+    names = [name for view in VIEWS for table in view.tables for name in table.names]
+    assert "check" in names
+    assert [name for name in names if not name.isidentifier()] == []

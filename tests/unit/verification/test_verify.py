@@ -185,6 +185,19 @@ def test_without_a_leaf_file_a_change_is_seen_and_not_named(files: Files) -> Non
     assert "--leaves" in (verdict.reason or "")
 
 
+def test_an_export_older_than_the_head_is_told_from_a_forged_one(files: Files) -> None:
+    older = replace(files.written([line(each) for each in files.events[:-1]]), leaves=None)
+    reason = judged(older).reason or ""
+    assert f"the files hold {len(files.events) - 1} events" in reason
+    assert f"vouches for {len(files.events)}, up to position {files.events[-1][0]}" in reason
+
+
+def test_a_line_that_is_no_event_is_named_by_its_number(files: Files) -> None:
+    evidence = files.written()
+    evidence.events[0].write_bytes(evidence.events[0].read_bytes() + b"hello\n")
+    assert (judged(evidence).reason or "").startswith(f"line {len(files.events) + 1} was inserted")
+
+
 def test_what_is_newer_than_the_head_is_told_apart(files: Files) -> None:
     """Nobody vouches for it: it may be anything, and an older head may stand in the place of the latest."""
     lines = [line(each) for each in (*files.events, event(40), event(41))]
