@@ -79,9 +79,9 @@ def test_pins_are_read_from_names(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (f"{SAID}.v4", "has versions 1 to 3"),
-        (f"{SAID}.v0", "has versions 1 to 3"),
-        (SAID, "has versions 1 to 3"),
+        (f"{SAID}.v4", "pin one of kinora.test.said.v1 to .v3"),
+        (f"{SAID}.v0", "pin one of kinora.test.said.v1 to .v3"),
+        (SAID, "pin one of kinora.test.said.v1 to .v3"),
         ("kinora.test.other.v1", "is no event version"),
         ("", "is no event version"),
         (f"{SAID}.vx", "is no event version"),
