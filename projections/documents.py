@@ -74,6 +74,11 @@ def document_table(name: LiteralString) -> Table:
 
 def evolve(before: D, recorded: Recorded, **changes: Any) -> D:
     """`before` with `changes` and the marks of this event."""
+    return evolved(before, recorded, changes)
+
+
+def evolved(before: D, recorded: Recorded, changes: dict[str, Any]) -> D:
+    """`evolve` for changes that are a dictionary already."""
     values = before.__dict__ | changes
     values["updated_at"] = recorded.metadata.recorded_at
     values["version"] = recorded.version

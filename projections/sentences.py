@@ -63,7 +63,9 @@ def types_from(least: Level) -> frozenset[str]:
 
 def told(recorded: Recorded) -> tuple[str, Level]:
     """Sentence and level of a recorded event."""
-    return sentence(recorded.event), level(recorded.event)
+    event = recorded.event
+    kind = type(event)
+    return _WORDS[kind](event), _LEVELS.get(kind, "info")
 
 
 def untold() -> list[str]:
@@ -251,7 +253,8 @@ def _queued(event: job.JobQueued) -> str:
 
 
 def _progressed(event: job.JobProgressed) -> str:
-    loss = f", loss {event.points[-1].loss:.4f}" if event.points else ""
+    points = event.points
+    loss = f", loss {points[-1].loss:.4f}" if points else ""
     return f"Step {event.step} of {event.total_steps}{loss}."
 
 

@@ -15,7 +15,7 @@ from projections.documents import (
     beginning,
     begun,
     document_table,
-    evolve,
+    evolved,
 )
 from projections.imports import Imported, imported_changes
 from schemas.api import Status
@@ -96,7 +96,7 @@ class Datasets(DocumentView[DatasetView]):
                     size_bytes=event.size_bytes,
                     listing=event.listing,
                 )
-        return evolve(begun(before, recorded), recorded, **_changes(recorded))
+        return evolved(begun(before, recorded), recorded, _changes(recorded))
 
 
 def _changes(recorded: Recorded) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, LiteralString
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import class_row, scalar_row
-from psycopg.types.json import Jsonb
 
 from projections.documents import (
     Cursor,
@@ -20,7 +19,7 @@ from projections.documents import (
     begun,
     document_row,
     document_table,
-    evolve,
+    evolved,
 )
 from projections.view import Row, Table
 from schemas.envelope import Recorded
@@ -196,10 +195,10 @@ class Jobs(DocumentView[JobView]):
             )
         job = begun(before, recorded)
         changes = changes_by(job, recorded)
-        status = phase_after(job.status, event)
+        changes["status"] = status = phase_after(job.status, event)
         if status in TERMINAL_PHASES and job.finished_at is None:
             changes |= _ENDED | {"finished_at": recorded.metadata.recorded_at}
-        return evolve(job, recorded, status=status, **changes)
+        return evolved(job, recorded, changes)
 
     def begin(self) -> "JobFold":
         return JobFold(self)
@@ -263,8 +262,8 @@ def _checkpoint(recorded: Recorded, event: events.CheckpointSaved) -> Checkpoint
 
 
 def _checkpoint_row(job_id: str, saved: Checkpoint) -> Row:
-    objects = Jsonb([each.model_dump(mode="json") for each in saved.objects])
-    return (job_id, saved.step, saved.attempt, objects, saved.saved_at)
+    objects = ",".join([each.model_dump_json() for each in saved.objects])
+    return (job_id, saved.step, saved.attempt, f"[{objects}]", saved.saved_at)
 
 
 def changes_by(job: JobView, recorded: Recorded) -> dict[str, Any]:

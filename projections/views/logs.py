@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import class_row
-from psycopg.types.json import Jsonb
 
 from projections.documents import ViewModel
 from projections.view import Census, Row, Table
@@ -96,7 +95,7 @@ def _row(recorded: Recorded, event: events.LogSegmentStored) -> Row:
         event.content,
         event.segment,
         event.lines,
-        Jsonb(event.object.model_dump(mode="json")),
+        event.object.model_dump_json(),
         recorded.metadata.recorded_at,
     )
 

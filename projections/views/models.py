@@ -15,7 +15,7 @@ from projections.documents import (
     beginning,
     begun,
     document_table,
-    evolve,
+    evolved,
 )
 from projections.imports import Imported, imported_changes
 from schemas.api import Status
@@ -113,7 +113,7 @@ class Models(DocumentView[ModelView]):
                 )
             case events.AdapterRegistered() as event:
                 return _adapter(recorded, event)
-        return evolve(begun(before, recorded), recorded, **_changes(recorded))
+        return evolved(begun(before, recorded), recorded, _changes(recorded))
 
 
 def _adapter(recorded: Recorded, event: events.AdapterRegistered) -> ModelView:
