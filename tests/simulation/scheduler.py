@@ -74,6 +74,15 @@ class Task(asyncio.Task):  # type: ignore[type-arg]
         return self.number
 
 
+class Future(asyncio.Future):  # type: ignore[type-arg]
+    """As `Task`."""
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
 _TIMED_OUT = object()
 
 
@@ -249,6 +258,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             raise self.failure
         if self.steps > MAX_STEPS and not self.over:
             raise Livelock(f"{self.steps} steps at {self._now - 1000:.3f} s")
+
+    def create_future(self) -> Future:
+        future = Future(loop=self)
+        self._tasks_made += 1
+        future.number = self._tasks_made
+        return future
 
     def call_soon_threadsafe(
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None

@@ -116,7 +116,8 @@ class Client:
             raise nats.errors.ConnectionClosedError
         if len(payload) > self.max_payload:
             raise nats.errors.MaxPayloadError
-        sent = (subject, {name: str(value) for name, value in (headers or {}).items()}, payload, answer)
+        plain = {getattr(name, "value", name): str(value) for name, value in (headers or {}).items()}
+        sent = (subject, plain, payload, answer)
         if self.is_connected:
             self._transmit(sent)
         else:

@@ -98,7 +98,7 @@ class Stream:
         return float(self.config.get("duplicate_window", 0)) / 1e9
 
     def first_sequence(self) -> int:
-        return min(self.messages, default=self.last_sequence + 1 if self.last_sequence else 0)
+        return min(self.messages, default=self.last_sequence + 1)
 
     def takes(self, subject: str) -> bool:
         return any(matches(pattern, subject) for pattern in self.config["subjects"])
@@ -151,12 +151,12 @@ class Server:
             if "Nats-Batch-Id" in headers:
                 return self._publish_in_batch(stream, subject, headers, data)
             self._check_stream(stream, headers)
+            self._check_fence(stream, headers)
             message_id = headers.get("Nats-Msg-Id")
             self._forget_old_ids(stream)
             if message_id is not None and message_id in stream.ids:
                 sequence, _ = stream.ids[message_id]
                 return _json({"stream": stream.name, "seq": sequence, "duplicate": True})
-            self._check_fence(stream, headers)
             return _json({"stream": stream.name, "seq": self._store(stream, subject, headers, data)})
         except Refusal as refusal:
             return _json({"error": refusal.error, "stream": stream.name, "seq": 0})

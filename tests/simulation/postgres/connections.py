@@ -321,7 +321,7 @@ def _run(steps: Sequence["Statement | str"], *, autocommit: bool) -> Operation:
             if implicit and autocommit:
                 session.rollback()
             elif session.transaction is not None:
-                session.transaction.failed = True
+                session.transaction.abort()
             raise
         if implicit and autocommit:
             session.commit()

@@ -89,7 +89,10 @@ class Transaction:
         self.notes: dict[tuple[str, str], None] = {}
         """Notifications; a repeated one is sent once."""
         self.locks: list[Hashable] = []
-        self.savepoints: list[tuple[dict[str, dict[Hashable, Row | None]], dict[tuple[str, str], None]]] = []
+        self.savepoints: list[
+            tuple[dict[str, dict[Hashable, Row | None]], dict[tuple[str, str], None], int]
+        ] = []
+        """Writes, notifications and the number of locks at each."""
         self.failed = False
         self.waits_for: Hashable | None = None
         self.search_path = "public"
@@ -174,11 +177,18 @@ class Transaction:
     # ---- ends -----------------------------------------------------------------------------------
 
     def savepoint(self) -> None:
-        self.savepoints.append(({name: copy(rows) for name, rows in self.writes.items()}, dict(self.notes)))
+        writes = {name: copy(rows) for name, rows in self.writes.items()}
+        self.savepoints.append((writes, dict(self.notes), len(self.locks)))
 
     def rollback_to_savepoint(self) -> None:
-        self.writes, self.notes = self.savepoints.pop()
+        self.writes, self.notes, locks = self.savepoints.pop()
+        self._release(locks)
         self.failed = False
+
+    def abort(self) -> None:
+        """A statement failed: nothing more can be done, and what the block held is free at once."""
+        self.failed = True
+        self._release(self.savepoints[-1][2] if self.savepoints else 0)
 
     def release_savepoint(self) -> None:
         self.savepoints.pop()
@@ -187,14 +197,17 @@ class Transaction:
         server = self.server
         if commit:
             server.apply(self, durable=self.session.synchronous_commit)
-        for name in self.locks:
-            lock = server.locks[name]
+        self._release(0)
+
+    def _release(self, keep: int) -> None:
+        for name in self.locks[keep:]:
+            lock = self.server.locks[name]
             del lock.holders[self]
             for _, wake in lock.waiting:
                 wake(True)
             if not lock.holders and not lock.waiting:
-                del server.locks[name]
-        self.locks.clear()
+                del self.server.locks[name]
+        del self.locks[keep:]
 
 
 class Session:

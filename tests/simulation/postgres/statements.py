@@ -6,7 +6,7 @@ They are known by their text, so that a changed statement is an error until the 
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -243,9 +243,21 @@ def _insert_commands(transaction: Transaction, params: Any) -> Result:
     return _done("INSERT", count)
 
 
+def _own_events(transaction: Transaction) -> list[Row]:
+    """What the transaction inserted and nobody else sees yet."""
+    return [row for row in transaction.writes.get("kinora_events", {}).values() if row is not None]
+
+
+def _stream_rows(transaction: Transaction, stream_id: str, after: int) -> list[Row]:
+    rows = transaction.events().by_stream.get(stream_id, [])
+    if own := [row for row in _own_events(transaction) if row["stream_id"] == stream_id]:
+        rows = sorted([*rows, *own], key=lambda row: row["originator_version"])
+    return [row for row in rows if row["originator_version"] > after]
+
+
 def _head(transaction: Transaction) -> int | None:
     events = transaction.events()
-    own = [row["notification_id"] for row in transaction.writes.get(events.name, {}).values() if row]
+    own = [row["notification_id"] for row in _own_events(transaction)]
     return max([*events.positions[-1:], *own], default=None)
 
 
@@ -273,8 +285,7 @@ _RAW = "notification_id, stream_id, originator_version, topic, event_id, organiz
 )
 def _stream(transaction: Transaction, params: Any) -> Result:
     _, after, stream_id, limit = params
-    found = transaction.events().by_stream.get(stream_id, [])
-    return _rows(_RAW, [row for row in found if row["originator_version"] > after][:limit])
+    return _rows(_RAW, _stream_rows(transaction, stream_id, after)[:limit])
 
 
 @statement(
@@ -293,12 +304,10 @@ def _stream(transaction: Transaction, params: Any) -> Result:
     """
 )
 def _tails(transaction: Transaction, params: Any) -> Result:
-    events = transaction.events()
     *known, each, limit = params
     found: list[Row] = []
     for _, after, stream_id in zip(*known, strict=True):
-        tail = [row for row in events.by_stream.get(stream_id, []) if row["originator_version"] > after]
-        found += tail[:each]
+        found += _stream_rows(transaction, stream_id, after)[:each]
     return _rows(_RAW, found[:limit])
 
 
@@ -321,7 +330,10 @@ def _page(transaction: Transaction, params: Mapping[str, Any], filters: str) -> 
             raise ModelIncomplete(f"a page with an unknown filter: {text}")
     tests = [_FILTERS[text] for text in wanted]
     rows: list[Row] = []
-    for row in transaction.events().after(params["after"]):
+    visible: Iterable[Row] = transaction.events().after(params["after"])
+    if own := [row for row in _own_events(transaction) if row["notification_id"] > params["after"]]:
+        visible = sorted([*visible, *own], key=lambda row: row["notification_id"])
+    for row in visible:
         if len(rows) == params["limit"]:
             break
         if all(test(row, params) for test in tests):
@@ -355,8 +367,13 @@ def _read_commands(transaction: Transaction, params: Any) -> Result:
 @statement("SELECT event_id, notification_id, state FROM kinora_events WHERE event_id = ANY(%s)")
 def _positions(transaction: Transaction, params: Any) -> Result:
     events = transaction.events()
-    there = [events.by_event_id[one] for one in params[0] if one in events.by_event_id]
-    return _rows("event_id, notification_id, state", [events.by_position[each] for each in there])
+    own = {row["event_id"]: row for row in _own_events(transaction)}
+    found = [
+        own.get(one) or events.by_position[events.by_event_id[one]]
+        for one in params[0]
+        if one in own or one in events.by_event_id
+    ]
+    return _rows("event_id, notification_id, state", found)
 
 
 @statement("SELECT to_regclass('kinora_log') IS NOT NULL AS present")
@@ -677,14 +694,18 @@ def _create_schema(transaction: Transaction, _params: Any, name: str) -> Result:
 
 @pattern(r'DROP SCHEMA IF EXISTS "(?P<name>\w+)" CASCADE')
 def _drop_schema(transaction: Transaction, _params: Any, name: str) -> Result:
-    transaction.lock_row(SCHEMAS, name)
     if transaction.get(SCHEMAS, name) is not None:
+        transaction.lock_row(SCHEMAS, name)
         transaction.put(SCHEMAS, name, None)
     return Result(status="DROP SCHEMA")
 
 
 @pattern(r'ALTER SCHEMA "(?P<old>\w+)" RENAME TO "(?P<new>\w+)"')
 def _rename_schema(transaction: Transaction, _params: Any, old: str, new: str) -> Result:
+    if transaction.get(SCHEMAS, old) is None:
+        raise error(pg.InvalidSchemaName, f'schema "{old}" does not exist')
+    if transaction.get(SCHEMAS, new) is not None:
+        raise error(pg.DuplicateSchema, f'schema "{new}" already exists')
     for name in sorted((old, new)):
         transaction.lock_row(SCHEMAS, name)
     row = transaction.get(SCHEMAS, old)
