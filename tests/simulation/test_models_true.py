@@ -25,7 +25,8 @@ from command_api.messaging import cursors, epochs
 from command_api.messaging.connection import connect
 from command_api.messaging.topology import events_config, inbox_config, reports_config
 from command_api.tables import create_tables
-from projections import catalogue
+from projections import catalogue, rebuild_requests
+from projections.documents import document_table
 from projections.reader import page_query
 from schemas.settings import NatsSettings, PostgresSettings
 from schemas.subjects import EVENTS_STREAM, EVENTS_SUBJECTS, INBOX_DURABLE, REPORTS_STREAM
@@ -35,7 +36,7 @@ from tests.simulation.postgres import connections, engine
 from tests.simulation.scheduler import NOWHERE, SimulatedLoop, run
 
 ONE_BY_ONE = settings(
-    max_examples=30,
+    max_examples=200,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -141,17 +142,19 @@ class BothPostgres(RuleBasedStateMachine):
     )
     def insert_events(self, session: int, rows: list[tuple[int, int, int]]) -> None:
         columns = [
-            (UUID(int=stream), version, f"type.{version}", b"{}", f"evt_{event}", f"job_{stream:032x}")
-            + ("org_1" if stream > 1 else None, None, "system:test", "c", "c", NOON)
+            (
+                *(UUID(int=stream), version, f"type.{version}", b"{}", f"evt_{event}", f"job_{stream:032x}"),
+                *("org_1" if stream > 1 else None, None, "system:test", "c", "c", NOON),
+            )
             for stream, version, event in rows
         ]
         params = [list(column) for column in zip(*columns, strict=True)]
         self.same(session, recorder.INSERT_EVENTS, params, ordered=True)
 
-    @rule(session=SESSIONS, key=NUMBERS, events=st.integers(0, 2))
-    def insert_command(self, session: int, key: int, events: int) -> None:
+    @rule(session=SESSIONS, key=NUMBERS, events=st.integers(0, 2), head=st.sampled_from((None, 7)))
+    def insert_command(self, session: int, key: int, events: int, head: int | None) -> None:
         values = ("usr_1", f"key-{key}", b"hmac", None, max(0, events - 1), 0, events)
-        self.same(session, recorder.INSERT_COMMANDS, [[value] for value in values])
+        self.same(session, recorder.INSERT_COMMANDS, [*([value] for value in values), head])
 
     @rule(session=SESSIONS, after=st.integers(0, 4), limit=NUMBERS, filtered=st.booleans())
     def read_pages(self, session: int, after: int, limit: int, filtered: bool) -> None:
@@ -166,11 +169,14 @@ class BothPostgres(RuleBasedStateMachine):
         self.same(session, reader.POSITIONS, [["evt_1", "evt_2", "evt_9"]])
         self.same(session, reader.COMMANDS, [["usr_1"] * 2, ["key-1", "key-2"]])
 
-    @rule(session=SESSIONS, stream=NUMBERS, after=st.integers(0, 2))
-    def read_streams(self, session: int, stream: int, after: int) -> None:
-        name = f"job_{stream:032x}"
-        self.same(session, reader.STREAM, [UUID(int=stream), after, name], ordered=True)
-        self.same(session, reader.TAILS, [[UUID(int=stream)], [after], [name]], ordered=True)
+    @rule(session=SESSIONS, stream=NUMBERS, after=st.integers(0, 2), limit=NUMBERS)
+    def read_streams(self, session: int, stream: int, after: int, limit: int) -> None:
+        name, others = f"job_{stream:032x}", [number for number in (1, 2, 3) if number != stream]
+        self.same(session, reader.STREAM, [UUID(int=stream), after, name, limit], ordered=True)
+        self.same(session, reader.TAILS, [[UUID(int=stream)], [after], [name], limit, 9], ordered=True)
+        two = [stream, others[0]]
+        ids, names = [UUID(int=number) for number in two], [f"job_{number:032x}" for number in two]
+        self.same(session, reader.TAILS, [ids, [after, 0], names, limit, 9])
 
     # ---- the orchestrator's rows ----------------------------------------------------------------
 
@@ -272,6 +278,67 @@ class BothPostgres(RuleBasedStateMachine):
                 real = self._ask_real(session, "SELECT to_regnamespace(%s) IS NOT NULL", [name], False)
                 model = self._ask_model(session, "SELECT to_regnamespace(%s) IS NOT NULL", [name], False)
                 assert real == model
+
+    @rule(session=SESSIONS, which=st.sampled_from("cwwr"), number=NUMBERS, status=st.sampled_from("xy"))
+    def documents(self, session: int, which: str, number: int, status: str) -> None:
+        """In a schema of the search path, as `DocumentView` writes and reads them."""
+        if not self._open[session] or self._open[1 - session]:
+            return
+        self.same_done(session, "SELECT set_config('search_path', %s, true)", ["view_a"])
+        table = document_table("ledger")
+        match which:
+            case "c":
+                for statement in ('CREATE SCHEMA "view_a"', table.create, *table.finish):
+                    self.same_done(session, statement)
+            case "w":
+                document = json.dumps({"status": status})
+                values = (f"job_{number}", "org_1", status, NOON, document)
+                self.same(session, _SAVE, [[value] for value in values])
+            case _:
+                self.same(
+                    session,
+                    'SELECT id, document FROM "ledger" WHERE id = ANY(%s)',
+                    [["job_1", "job_2", "job_9"]],
+                )
+
+    @rule(session=SESSIONS, view=st.sampled_from("ab"), which=st.sampled_from("qqfo"), number=NUMBERS)
+    def rebuilds(self, session: int, view: str, which: str, number: int) -> None:
+        match which:
+            case "q":
+                asked = {"view": view, "reason": "r", "requested_by": "test", "quiet": 0.0}
+                self.same(session, _REQUEST, asked)
+            case "f":
+                self.same(
+                    session,
+                    "UPDATE projections.rebuilds SET state = 'failed', error = %s, finished_at = now()"
+                    " WHERE id = %s",
+                    ["why", number],
+                )
+            case _:
+                self.same(
+                    session,
+                    rebuild_requests._SELECT + "WHERE state IN ('requested', 'running') ORDER BY id",
+                    ordered=True,
+                )
+
+
+_SAVE = """
+    INSERT INTO "ledger" (id, organization_id, status, created_at, document)
+    SELECT id, organization_id, status, created_at, document::jsonb
+      FROM unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[])
+           AS fresh (id, organization_id, status, created_at, document)
+    ON CONFLICT (id) DO UPDATE SET status = excluded.status, document = excluded.document
+"""
+_REQUEST = """
+    INSERT INTO projections.rebuilds (view, reason, requested_by)
+    SELECT %(view)s, %(reason)s, %(requested_by)s
+     WHERE NOT EXISTS (
+           SELECT FROM projections.rebuilds
+            WHERE view = %(view)s AND state = 'failed'
+              AND finished_at > now() - make_interval(secs => %(quiet)s))
+    ON CONFLICT (view) WHERE state IN ('requested', 'running') DO UPDATE SET view = excluded.view
+    RETURNING id
+"""
 
 
 def _told(rows: list[dict[str, Any]], ordered: bool) -> list[Any]:
@@ -424,7 +491,7 @@ class BothJetStreams(RuleBasedStateMachine):
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{REPORTS_STREAM}.{INBOX_DURABLE}"
             if client is self._model:
                 found = await client.request(subject, body, timeout=1)
-            else:  # what is delivered keeps its own subject, so nats-py wants a subscription of its own for it
+            else:  # what is delivered keeps its own subject, so nats-py wants a subscription for it
                 inbox = client.new_inbox()
                 subscription = await client.subscribe(inbox, max_msgs=1)
                 await client.publish(subject, body, reply=inbox)

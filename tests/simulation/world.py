@@ -688,9 +688,9 @@ class World:
         self.in_flight -= 1
 
     async def _settle(self) -> None:
-        deadline = self.loop.time() + REST_SECONDS
         replayed_at = 0.0
-        while self.loop.time() < deadline:
+        # Counted rather than timed: a machine that falls asleep meanwhile has rested no longer for that.
+        for _ in range(int(REST_SECONDS / 0.5)):
             await asyncio.sleep(0.5)
             if self.postgres.table("projections.parked_streams").rows and self.loop.time() > replayed_at:
                 replayed_at = self.loop.time() + 5.0

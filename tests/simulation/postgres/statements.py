@@ -919,7 +919,14 @@ def _request_rebuild(transaction: Transaction, params: Any) -> Result:
             return Result(("id",), [(row["id"],)], 1, "INSERT 0 1")
     transaction.lock_row(REBUILDS, number)
     row = dict.fromkeys(_REBUILD.replace(" ", "").split(","))
-    row |= {"id": number, "state": "requested", "position": 0, "target": 0, "requested_at": now}
+    row |= {
+        "id": number,
+        "state": "requested",
+        "position": 0,
+        "target": 0,
+        "filled": False,
+        "requested_at": now,
+    }
     row |= {name: params[name] for name in ("view", "reason", "requested_by")}
     transaction.put(REBUILDS, number, row)
     return Result(("id",), [(number,)], 1, "INSERT 0 1")
