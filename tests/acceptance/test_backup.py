@@ -11,6 +11,7 @@ import pytest
 
 from command_api.backup.folder import BackupFolder
 from kinora.client import Client, Json
+from schemas.envelope import stored_bytes
 from tests.service import Service, job_events, running_service, types, wait_until
 from tests.system_fixtures import Registered
 
@@ -116,8 +117,8 @@ def test_the_history_is_the_same(moved: Moved) -> None:
     with moved.old.client() as old, moved.new.client() as new:
         before, after = job_events(old, moved.job["id"]), job_events(new, moved.job["id"])
 
-    assert [event | {"log_id": ""} for event in after] == [event | {"log_id": ""} for event in before]
-    assert {event["log_id"] for event in after}.isdisjoint({event["log_id"] for event in before})
+    assert [event | {"source": ""} for event in after] == [event | {"source": ""} for event in before]
+    assert {event["source"] for event in after}.isdisjoint({event["source"] for event in before})
 
 
 def test_an_old_idempotency_key_still_gives_the_first_answer(moved: Moved, registered: Registered) -> None:
@@ -183,12 +184,13 @@ def test_a_stopped_service_is_backed_up_too_and_holds_the_same_bytes(moved: Move
     moved.new.cli("backup", str(target), *moved.passphrase)
     moved.new.cli("backup", "verify", str(target), *moved.passphrase)
 
-    def lines(folder: Path) -> list[bytes]:
+    def stored(folder: Path) -> list[tuple[int, bytes]]:
         backup = BackupFolder(folder)
         parts = [folder / part.path for part in backup.manifest().of_kind("events")]
-        return b"".join(gzip.decompress(part.read_bytes()) for part in parts).splitlines()
+        lines = b"".join(gzip.decompress(part.read_bytes()) for part in parts).splitlines()
+        return [(position, state) for position, _, state in map(stored_bytes, lines)]
 
-    before, after = lines(moved.target), lines(target)
+    before, after = stored(moved.target), stored(target)
     assert before
     assert after[: len(before)] == before
     assert len(after) > len(before)

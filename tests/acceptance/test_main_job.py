@@ -94,7 +94,7 @@ def test_the_whole_log_can_be_read_from_its_beginning(service: Service, finished
 
     assert positions == sorted(set(positions))
     of_job = [event for event in events if event["subject"] == finished_job]
-    assert [event["version"] for event in of_job] == list(range(1, len(of_job) + 1))
+    assert [event["streamversion"] for event in of_job] == list(range(1, len(of_job) + 1))
 
 
 @pytest.mark.parametrize("command", [("jobs", "ls"), ("events", "tail", "--after", "0", "--until-head")])

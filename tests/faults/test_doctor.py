@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 import signal
+import time
 
 import psycopg
 import pytest
@@ -43,6 +44,13 @@ async def purge(settings: OrchestratorSettings) -> None:
         await client.jetstream().purge_stream("DEAD_LETTERS")
 
 
+def until_well(service: Service, seconds: float) -> None:
+    """Return once the doctor finds nothing wrong; what is still wrong then is told."""
+    deadline = time.monotonic() + seconds
+    while wrong := findings(service):
+        assert time.monotonic() < deadline, wrong
+
+
 def test_each_of_several_faults_is_found_and_explained(service: Service, registered: Registered) -> None:
     text = (service.home / "run" / "orchestrator.settings.json").read_text()
     settings = OrchestratorSettings.model_validate_json(text)
@@ -68,7 +76,7 @@ def test_each_of_several_faults_is_found_and_explained(service: Service, registe
     assert "s3.log" in found["object_store"]["remedy"]
     assert "agent.log" in found["agent health"]["remedy"]
     assert all(each["remedy"] for each in found.values())
-    wait_until(lambda: not findings(service), seconds=60, what="a doctor who finds nothing wrong")
+    until_well(service, 60)
 
 
 def test_an_event_that_is_not_as_its_leaf_is_found_until_it_is_put_right(service: Service) -> None:
@@ -127,4 +135,4 @@ def test_a_read_model_that_differs_from_the_log_is_found_until_it_is_rebuilt(
     assert "datasets differs in status" in found["detail"]
     assert found["remedy"] == "kinora projections rebuild datasets"
     service.cli("projections", "rebuild", "datasets")
-    wait_until(lambda: not findings(service), seconds=90, what="a doctor who finds nothing wrong")
+    until_well(service, 90)

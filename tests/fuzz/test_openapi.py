@@ -41,6 +41,8 @@ def fuzz(target: Target, folder: Path, *options: str, phases: str, examples: int
         *("--suppress-health-check", "all"),
         "--no-color",
         *("--exclude-operation-id", "events_stream"),  # whose answer has no end
+        # Looks into EVENTS, which the orchestrator makes: there is none here, and the answer is 503.
+        *("--exclude-operation-id", "event_subscriptions_cursor"),
         *options,
     ]
     if not LONG:
