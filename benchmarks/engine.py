@@ -37,7 +37,7 @@ def measure() -> list[Result]:
     """Run the benchmark; about four minutes."""
     with scratch() as folder:
         console.print("engine: making clips and a base model …")
-        clips = [sys.executable, "-m", "qlora_engine.shapes", str(folder / "clips"), "--clips", "32"]
+        clips = [sys.executable, "-m", "qlora_engine.data.shapes", str(folder / "clips"), "--clips", "32"]
         subprocess.run(clips, check=True, stdout=subprocess.DEVNULL)
         make_model(folder / "model")
         make_manifest(folder / "clips", folder / "manifest.json")

@@ -49,8 +49,8 @@ def make_samples(folder: Path, *, clips: int = 40) -> tuple[Path, Path]:
     """Folders with sample clips and a tiny base model."""
     clips_folder, model_folder = folder / "clips", folder / "model"
     for module, target, more in (
-        ("qlora_engine.shapes", clips_folder, ["--clips", str(clips)]),
-        ("qlora_engine.tiny", model_folder, []),
+        ("qlora_engine.data.shapes", clips_folder, ["--clips", str(clips)]),
+        ("qlora_engine.models.tiny", model_folder, []),
     ):
         command = [sys.executable, "-m", module, str(target), *more]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -26,8 +26,8 @@ def make_model(folder: Path) -> None:
     from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
     from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
-    from qlora_engine.families import smolvlm
-    from qlora_engine.tiny import make_tokenizer
+    from qlora_engine.models.families import smolvlm
+    from qlora_engine.models.tiny import make_tokenizer
 
     tokenizer = make_tokenizer()
     text = LlamaConfig(
@@ -65,7 +65,7 @@ def make_model(folder: Path) -> None:
 
 def make_manifest(folder: Path, file: Path) -> None:
     """The clips as the engine takes them: validated by the engine itself."""
-    from qlora_engine.validation import validate_dataset
+    from qlora_engine.data.validation import validate_dataset
     from schemas.training import DatasetValidationSpec
 
     verdict = validate_dataset(
@@ -77,7 +77,7 @@ def make_manifest(folder: Path, file: Path) -> None:
 def train_with_kinora(folder: Path, steps: int) -> tuple[list[float], list[float]]:
     """The engine's own entry point; a step lasts from one report to the next."""
     from qlora_engine.stopping import StopWish
-    from qlora_engine.training import train
+    from qlora_engine.training.attempt import train
     from qlora_engine.updates import StepTaken
     from schemas.training import Hyperparameters, TrainingSpec
 

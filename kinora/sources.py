@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qlora_engine.captions import read_captions
+from qlora_engine.data.captions import read_captions
 from schemas.errors import FieldError, KinoraError
 
 _MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")

@@ -125,17 +125,17 @@ def dispatch(spec: EngineSpec, pipe: UpdatePipe, stop: StopWish) -> None:
     """Run one spec; what it needs is imported here, because validating videos needs no torch."""
     match spec:
         case TrainingSpec():
-            from qlora_engine.training import train
+            from qlora_engine.training.attempt import train
 
             train(spec, pipe.emit, stop)
         case DatasetValidationSpec():
-            from qlora_engine.validation import validate_dataset
+            from qlora_engine.data.validation import validate_dataset
 
             with span(pipe.emit, "validate dataset"):
                 dataset_verdict = validate_dataset(spec, pipe.emit)
             pipe.emit(dataset_verdict)
         case ModelValidationSpec():
-            from qlora_engine.model_validation import validate_model
+            from qlora_engine.models.validation import validate_model
 
             with span(pipe.emit, "validate model"):
                 model_verdict = validate_model(spec, pipe.emit)

@@ -27,9 +27,9 @@ class Samples:
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     folder = tmp_path_factory.mktemp("samples")
     subprocess.run(
-        [sys.executable, "-m", "qlora_engine.shapes", str(folder / "clips"), "--clips", "60"], check=True
+        [sys.executable, "-m", "qlora_engine.data.shapes", str(folder / "clips"), "--clips", "60"], check=True
     )
-    subprocess.run([sys.executable, "-m", "qlora_engine.tiny", str(folder / "model")], check=True)
+    subprocess.run([sys.executable, "-m", "qlora_engine.models.tiny", str(folder / "model")], check=True)
     return Samples(folder / "clips", folder / "model")
 
 

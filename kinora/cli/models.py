@@ -133,7 +133,7 @@ def make_tiny(
     """Make a tiny SmolVLM from scratch, pre-trained on captioned stills (about 12 s on 2 cores)."""
     # The engine runs in a process of its own, so that the CLI stays free of torch.
     done = subprocess.run(
-        [sys.executable, "-m", "qlora_engine.tiny", str(folder), "--seed", str(seed)], check=False
+        [sys.executable, "-m", "qlora_engine.models.tiny", str(folder), "--seed", str(seed)], check=False
     )
     if done.returncode:
         raise typer.Exit(done.returncode)

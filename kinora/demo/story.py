@@ -148,7 +148,7 @@ def _make_samples(folder: Path, steps: Steps) -> Path:
     with steps.step(
         "making sample clips of moving shapes …", f"{SAMPLE_CLIPS} sample clips (H.264) in {folder}"
     ):
-        _engine_tool("qlora_engine.shapes", str(folder), "--clips", str(SAMPLE_CLIPS))
+        _engine_tool("qlora_engine.data.shapes", str(folder), "--clips", str(SAMPLE_CLIPS))
     return folder
 
 
@@ -158,7 +158,7 @@ def _make_base_model(folder: Path, steps: Steps) -> None:
         "pre-training a tiny base model on captioned stills …",
         f"tiny SmolVLM, pre-trained on stills only, in {folder}",
     ):
-        _engine_tool("qlora_engine.tiny", str(folder))
+        _engine_tool("qlora_engine.models.tiny", str(folder))
 
 
 def _send(client: Client, kind: Kind, folder: Path, paths: list[str], steps: Steps) -> Json:

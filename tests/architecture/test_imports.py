@@ -43,7 +43,9 @@ def test_a_control_process_starts_without_torch(module: str) -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["qlora_engine.updates", "qlora_engine.captions", "qlora_engine.video"])
+@pytest.mark.parametrize(
+    "module", ["qlora_engine.updates", "qlora_engine.data.captions", "qlora_engine.data.video"]
+)
 def test_the_torch_free_parts_of_the_engine_stay_so(module: str) -> None:
     program = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(

@@ -10,11 +10,11 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from qlora_engine.shapes import make_sample_dataset
+from qlora_engine.data.shapes import make_sample_dataset
+from qlora_engine.data.validation import validate_dataset
+from qlora_engine.models.tiny import make_tiny_model
 from qlora_engine.stopping import StopWish
-from qlora_engine.tiny import make_tiny_model
 from qlora_engine.updates import Update
-from qlora_engine.validation import validate_dataset
 from schemas.training import DatasetValidationSpec, Hyperparameters, ResumePoint, TrainingSpec
 
 PRETRAINING_STEPS = 250

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_engine.captions import LONGEST_TEXT
+from qlora_engine.data.captions import LONGEST_TEXT
+from qlora_engine.data.validation import validate_dataset
 from qlora_engine.updates import DatasetVerdict
-from qlora_engine.validation import validate_dataset
 from schemas.training import DatasetValidationSpec
 from tests.engine.conftest import Recorded
 from tests.engine.videos import write_broken, write_sound, write_video

@@ -15,10 +15,10 @@ from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGenera
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
 from qlora_engine import model_validation
-from qlora_engine.families import smolvlm
-from qlora_engine.loading import Loaded, load_model
-from qlora_engine.model_validation import validate_model
-from qlora_engine.tiny import make_tokenizer
+from qlora_engine.models.families import smolvlm
+from qlora_engine.models.loading import Loaded, load_model
+from qlora_engine.models.tiny import make_tokenizer
+from qlora_engine.models.validation import validate_model
 from qlora_engine.updates import ModelVerdict
 from schemas.training import ModelValidationSpec
 from tests.engine.conftest import Recorded

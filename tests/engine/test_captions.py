@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_engine.captions import read_captions, repeated_rows
+from qlora_engine.data.captions import read_captions, repeated_rows
 from qlora_engine.errors import CaptionsError
 from schemas.datasets import Example
 

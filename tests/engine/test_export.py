@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qlora_engine.collate import Collator
-from qlora_engine.export import ANSWERS_FILE, FACTS_FILE
+from qlora_engine.adapters.injection import Injected
+from qlora_engine.data.collate import Collator
+from qlora_engine.data.frames import Frames
 from qlora_engine.fingerprints import folder_sha256
-from qlora_engine.forward import Runner
-from qlora_engine.frames import Frames
-from qlora_engine.injection import Injected
-from qlora_engine.loading import load_model
+from qlora_engine.models.loading import load_model
 from qlora_engine.stopping import StopWish
-from qlora_engine.training import read_manifest, train
+from qlora_engine.training.attempt import read_manifest, train
+from qlora_engine.training.export import ANSWERS_FILE, FACTS_FILE
+from qlora_engine.training.forward import Runner
 from tests.engine.conftest import MakeSpec, Recorded
 
 

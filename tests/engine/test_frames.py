@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_engine.frames import Frames
-from qlora_engine.video import Picture, sample_clip
+from qlora_engine.data.frames import Frames
+from qlora_engine.data.video import Picture, sample_clip
 from tests.engine.videos import HEIGHT, WIDTH, write_video
 
 

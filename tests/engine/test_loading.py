@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken
 
 from qlora_engine.errors import ControlTokenInCaption, ModelRefused
-from qlora_engine.families.base import Moments
-from qlora_engine.families.smolvlm import CHAT_TEMPLATE, VIDEO, SmolVLMPrompts
-from qlora_engine.loading import load_model
-from qlora_engine.model_validation import validate_model
+from qlora_engine.models.families.base import Moments
+from qlora_engine.models.families.smolvlm import CHAT_TEMPLATE, VIDEO, SmolVLMPrompts
+from qlora_engine.models.loading import load_model
+from qlora_engine.models.validation import validate_model
 from schemas.training import ModelValidationSpec
 from tests.engine.conftest import Recorded
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from qlora_engine.data.samples import Split
 from qlora_engine.errors import ControlTokenInCaption, SequenceTooLong
-from qlora_engine.preflight import cautions
-from qlora_engine.samples import Split
 from qlora_engine.stopping import StopWish
-from qlora_engine.training import read_manifest, train
+from qlora_engine.training.attempt import read_manifest, train
+from qlora_engine.training.preflight import cautions
 from schemas.datasets import Example, Manifest
 from schemas.training import Hyperparameters, TrainingSpec
 from tests.engine.conftest import MakeSpec, Recorded

@@ -14,13 +14,13 @@ from transformers.models.smolvlm.processing_smolvlm import (
     FRAME_TIMESTAMP_MESSAGE,
 )
 
-from qlora_engine.families import smolvlm
-from qlora_engine.families.base import Moments
-from qlora_engine.loading import load_model
-from qlora_engine.model_validation import validate_model
+from qlora_engine.models.families import smolvlm
+from qlora_engine.models.families.base import Moments
+from qlora_engine.models.loading import load_model
+from qlora_engine.models.tiny import make_tokenizer
+from qlora_engine.models.validation import validate_model
 from qlora_engine.stopping import StopWish
-from qlora_engine.tiny import make_tokenizer
-from qlora_engine.training import train
+from qlora_engine.training.attempt import train
 from schemas.training import ModelValidationSpec
 from tests.engine.conftest import MakeSpec, Recorded
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from qlora_engine.samples import Sampler, batch, sampled, split
+from qlora_engine.data.samples import Sampler, batch, sampled, split
 from schemas.datasets import Clip, Example, Manifest
 from schemas.training import Hyperparameters, held_out_count, total_steps
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qlora_engine.shapes import make_sample_dataset
-from qlora_engine.tiny import make_tiny_model
+from qlora_engine.data.shapes import make_sample_dataset
+from qlora_engine.models.tiny import make_tiny_model
 
 
 def test_the_same_seed_makes_the_same_model(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_every_direction_is_equally_frequent(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("module", ["qlora_engine.tiny", "qlora_engine.shapes"])
+@pytest.mark.parametrize("module", ["qlora_engine.models.tiny", "qlora_engine.data.shapes"])
 def test_a_folder_that_cannot_be_filled_is_one_line(module: str, tmp_path: Path) -> None:
     def refusal(folder: Path) -> str:
         done = subprocess.run(
@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_filled_is_one_line(module: str, tmp_path: Path)
 
     (tmp_path / "kept").write_text("mine", "utf-8")
     assert refusal(tmp_path).endswith("is not empty; name a folder that is empty or does not exist")
-    if module == "qlora_engine.shapes":  # the other takes long to start and shares the rule
+    if module == "qlora_engine.data.shapes":  # the other takes long to start and shares the rule
         assert "Not a directory" in refusal(tmp_path / "kept" / "below")
         assert "File exists" in refusal(tmp_path / "kept")
     assert (tmp_path / "kept").read_text("utf-8") == "mine"

@@ -10,16 +10,16 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file
 
-from qlora_engine.checkpoints import KEPT, Identity, verify
-from qlora_engine.collate import IGNORED, Collator
+from qlora_engine.adapters.injection import Injected, inject
+from qlora_engine.data.collate import IGNORED, Collator
+from qlora_engine.data.frames import Frames
 from qlora_engine.errors import CheckpointUnusable, FramesExceedClip, NonFiniteLoss
-from qlora_engine.evaluation import Evaluator, undisturbed
-from qlora_engine.forward import Runner
-from qlora_engine.frames import Frames
-from qlora_engine.injection import Injected, inject
-from qlora_engine.loading import Loaded, load_model
+from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.stopping import StopWish
-from qlora_engine.training import read_manifest, train
+from qlora_engine.training.attempt import read_manifest, train
+from qlora_engine.training.checkpoints import KEPT, Identity, verify
+from qlora_engine.training.evaluation import Evaluator, undisturbed
+from qlora_engine.training.forward import Runner
 from schemas.datasets import Example
 from schemas.training import Hyperparameters, ResumePoint, TrainingSpec
 from tests.engine.conftest import MakeSpec, Recorded

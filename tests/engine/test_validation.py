@@ -10,8 +10,8 @@ import psutil
 import pytest
 import rfc8785
 
+from qlora_engine.data.validation import MOST_PROBLEMS, MOST_WARNINGS, _JudgeProcess, validate_dataset
 from qlora_engine.updates import DatasetVerdict
-from qlora_engine.validation import MOST_PROBLEMS, MOST_WARNINGS, _JudgeProcess, validate_dataset
 from schemas.datasets import Manifest
 from schemas.training import DatasetValidationSpec
 from tests.engine.conftest import Recorded
@@ -142,7 +142,7 @@ def test_a_decoder_that_dies_is_replaced(tmp_path: Path) -> None:
 
 def test_decoders_do_not_outlive_their_parent(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from qlora_engine.validation import _JudgeProcess;"
+        "import sys, time; from pathlib import Path; from qlora_engine.data.validation import _JudgeProcess;"
         "p = _JudgeProcess(30); p.judge(Path(sys.argv[1]), 'a');"
         "print(p._process.pid, flush=True); time.sleep(60)"
     )

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
+from qlora_engine.data.video import Timeline, probe_clip, sample_clip
 from qlora_engine.errors import ClipUndecodable, ClipWithoutVideo, FramesExceedClip
-from qlora_engine.video import Timeline, probe_clip, sample_clip
 from tests.engine.videos import HEIGHT, WIDTH, shown_index, trim_end, write_broken, write_sound, write_video
 
 CODECS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9", "libsvtav1": "av1", "mpeg4": "mpeg4"}

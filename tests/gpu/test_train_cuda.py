@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlora_engine.model_validation import validate_model
+from qlora_engine.data.shapes import make_sample_dataset
+from qlora_engine.data.validation import validate_dataset
+from qlora_engine.models.tiny import make_tiny_model
+from qlora_engine.models.validation import validate_model
 from qlora_engine.probe import four_bit_step
-from qlora_engine.shapes import make_sample_dataset
 from qlora_engine.stopping import StopWish
-from qlora_engine.tiny import make_tiny_model
-from qlora_engine.training import train
+from qlora_engine.training.attempt import train
 from qlora_engine.updates import Update
-from qlora_engine.validation import validate_dataset
 from schemas.training import (
     DatasetValidationSpec,
     Hyperparameters,

@@ -13,6 +13,7 @@ import httpx
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.errors import ServiceUnavailableError
 from pydantic import SecretStr
 
 from command_api import orchestrator
@@ -278,8 +279,15 @@ class Agent:
             return await self.js.pull_subscribe_bind(durable=durable, stream=WORK_STREAM)
 
         subscription = await eventually(bind, f"the queue {durable}")
+
+        async def fetched() -> list[Msg]:
+            try:
+                return await subscription.fetch(1, timeout=seconds)
+            except ServiceUnavailableError:  # the server tells of a new consumer before it hears its pulls
+                return []
+
         try:
-            return (await subscription.fetch(1, timeout=seconds))[0]
+            return (await eventually(fetched, f"an offer of {durable}"))[0]
         finally:
             await subscription.unsubscribe()
 

@@ -92,8 +92,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     """Made by the engine's own commands, because no test process of the agent imports torch."""
     folder = tmp_path_factory.mktemp("samples")
     code = (
-        "import sys; from qlora_engine.shapes import make_sample_dataset;"
-        " from qlora_engine.tiny import make_tiny_model;"
+        "import sys; from qlora_engine.data.shapes import make_sample_dataset;"
+        " from qlora_engine.models.tiny import make_tiny_model;"
         " make_sample_dataset(sys.argv[1], clips=24); make_tiny_model(sys.argv[2], steps=1)"
     )
     made = Samples(folder / "clips", folder / "model")

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from qlora_engine.data.video import probe_clip
 from qlora_engine.errors import ClipError
 from qlora_engine.fingerprints import file_sha256
 from qlora_engine.parent import die_with_parent
-from qlora_engine.video import probe_clip
 from schemas.base import Message
 from schemas.datasets import Clip
 

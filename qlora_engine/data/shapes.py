@@ -1,6 +1,6 @@
 """Sample clips made on the spot: coloured shapes that move, so that anyone can try a training at once.
 
-Run: ``python -m qlora_engine.shapes FOLDER [--clips 240] [--seed 0]``
+Run: ``python -m qlora_engine.data.shapes FOLDER [--clips 240] [--seed 0]``
 """
 
 import argparse
@@ -160,7 +160,9 @@ def print_progress(what: str, done: int, total: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m qlora_engine.shapes", description="Write sample clips.")
+    parser = argparse.ArgumentParser(
+        prog="python -m qlora_engine.data.shapes", description="Write sample clips."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)

@@ -17,8 +17,8 @@ from typing import Any
 
 import rfc8785
 
-from qlora_engine.captions import Captions, read_captions, repeated_rows
-from qlora_engine.clip_judge import FINDING, Judge, Unusable, Usable
+from qlora_engine.data.captions import Captions, read_captions, repeated_rows
+from qlora_engine.data.clip_judge import FINDING, Judge, Unusable, Usable
 from qlora_engine.errors import CaptionsError
 from qlora_engine.updates import DatasetVerdict, Preparing, Update
 from schemas.datasets import Clip, DatasetFacts, Manifest, Problem
@@ -138,7 +138,7 @@ class _JudgeProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "qlora_engine.clip_judge", str(os.getpid())],
+                [sys.executable, "-m", "qlora_engine.data.clip_judge", str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ not change the gradient. (A mean of means is off by tens of per cent when answer
 import torch
 import torch.nn.functional as functional
 
-from qlora_engine.collate import IGNORED
+from qlora_engine.data.collate import IGNORED
 
 
 def predicting(labels: torch.Tensor) -> torch.Tensor:

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from qlora_engine.collate import Collator
+from qlora_engine.adapters.injection import inject
+from qlora_engine.data.collate import Collator
+from qlora_engine.data.frames import ClipFrames, Frames
 from qlora_engine.errors import EngineError, ModelRefused, SequenceTooLong
-from qlora_engine.forward import Runner
-from qlora_engine.frames import ClipFrames, Frames
-from qlora_engine.injection import inject
-from qlora_engine.loading import Loaded, load_model
-from qlora_engine.loop import Emit
 from qlora_engine.memory import is_out_of_memory
-from qlora_engine.template_judge import CPU_SECONDS, MEMORY_BYTES, MOMENTS, OUT_OF_MEMORY, PROMPT
-from qlora_engine.uneven_widths import USUAL_ERROR, relative_error
+from qlora_engine.models.loading import Loaded, load_model
+from qlora_engine.models.template_judge import CPU_SECONDS, MEMORY_BYTES, MOMENTS, OUT_OF_MEMORY, PROMPT
+from qlora_engine.models.uneven_widths import USUAL_ERROR, relative_error
+from qlora_engine.models.weights import read_headers
+from qlora_engine.training.forward import Runner
+from qlora_engine.training.loop import Emit
 from qlora_engine.updates import ModelVerdict, Preparing
-from qlora_engine.weights import read_headers
 from schemas.datasets import Example, ModelFacts, Problem
 from schemas.training import Hyperparameters, Modality, ModelValidationSpec
 
@@ -56,7 +56,7 @@ def check_chat_template(loaded: Loaded) -> None:
 
 
 def _judge_template(loaded: Loaded) -> None:
-    judge = [sys.executable, "-m", "qlora_engine.template_judge", str(os.getpid()), str(loaded.folder)]
+    judge = [sys.executable, "-m", "qlora_engine.models.template_judge", str(os.getpid()), str(loaded.folder)]
     done = subprocess.run(
         judge, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
     )

@@ -2,7 +2,7 @@
 
 A template is a program of somebody else's: it may loop for ever or fill the memory, in ways that nothing
 inside of the same process can end. What else is wrong with it, the engine finds when it renders it itself.
-Run: ``python -m qlora_engine.template_judge PARENT_PID FOLDER``.
+Run: ``python -m qlora_engine.models.template_judge PARENT_PID FOLDER``.
 """
 
 import math
@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 
 from qlora_engine.errors import EngineError
-from qlora_engine.families.base import Moments
-from qlora_engine.families.registry import family_for
-from qlora_engine.loading import load_tokenizer, read_json
+from qlora_engine.models.families.base import Moments
+from qlora_engine.models.families.registry import family_for
+from qlora_engine.models.loading import load_tokenizer, read_json
 from qlora_engine.parent import die_with_parent
 
 PROMPT = "What is shown?"

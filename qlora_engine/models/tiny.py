@@ -1,7 +1,7 @@
 """A tiny SmolVLM, pre-trained here on captioned stills: a real training on two CPU cores, with no download.
 
 It knows colours, shapes and places; it has never seen anything move. Byte-level BPE encodes any text.
-Run: ``python -m qlora_engine.tiny FOLDER [--seed 0]``
+Run: ``python -m qlora_engine.models.tiny FOLDER [--seed 0]``
 """
 
 import argparse
@@ -23,10 +23,10 @@ from transformers import (
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 from transformers.utils.logging import disable_progress_bar
 
-from qlora_engine import shapes
+from qlora_engine.data import shapes
 from qlora_engine.device import one_thread
-from qlora_engine.families import smolvlm
-from qlora_engine.families.base import Moments
+from qlora_engine.models.families import smolvlm
+from qlora_engine.models.families.base import Moments
 
 PRETRAINING_STEPS = 400
 BATCH = 32
@@ -204,7 +204,7 @@ def make_tiny_model(
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m qlora_engine.tiny", description="Make a tiny base model."
+        prog="python -m qlora_engine.models.tiny", description="Make a tiny base model."
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)

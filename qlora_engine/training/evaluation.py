@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from qlora_engine.collate import Collator
-from qlora_engine.forward import Runner
+from qlora_engine.data.collate import Collator
 from qlora_engine.stopping import StopWish
+from qlora_engine.training.forward import Runner
 from schemas.base import Message
 from schemas.datasets import Example
 from schemas.events.job import Evaluation

@@ -9,9 +9,9 @@ import psutil
 import torch
 import torch.nn.functional as functional
 
-from qlora_engine.families.base import Moments
+from qlora_engine.data.video import Picture, sample_clip
 from qlora_engine.memory import usable_memory_bytes
-from qlora_engine.video import Picture, sample_clip
+from qlora_engine.models.families.base import Moments
 
 
 @dataclass(frozen=True)

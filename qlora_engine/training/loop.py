@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from qlora_engine.checkpoints import Checkpoints, TrainingState
-from qlora_engine.collate import Batch, Collator
+from qlora_engine.adapters.injection import Injected
+from qlora_engine.data.collate import Batch, Collator
+from qlora_engine.data.samples import Sampler, batch
 from qlora_engine.errors import NonFiniteLoss
-from qlora_engine.forward import Runner
-from qlora_engine.injection import Injected
 from qlora_engine.memory import peak_memory_bytes
-from qlora_engine.samples import Sampler, batch
 from qlora_engine.stopping import StopWish
+from qlora_engine.training.checkpoints import Checkpoints, TrainingState
+from qlora_engine.training.forward import Runner
 from qlora_engine.updates import Alive, CheckpointWritten, StepTaken, Update
 from schemas.datasets import Example
 from schemas.events.job import ProgressPoint

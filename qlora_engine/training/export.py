@@ -9,9 +9,9 @@ from typing import Any
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from qlora_engine.evaluation import Answer
-from qlora_engine.injection import Injected
-from qlora_engine.loading import Loaded
+from qlora_engine.adapters.injection import Injected
+from qlora_engine.models.loading import Loaded
+from qlora_engine.training.evaluation import Answer
 from schemas.training import AdapterFacts, Hyperparameters
 
 FACTS_FILE = "kinora_adapter.json"

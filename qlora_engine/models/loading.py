@@ -19,10 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from qlora_engine.device import best_device, compute_dtype
 from qlora_engine.errors import ModelRefused
-from qlora_engine.families.base import Family, PixelFormat, Prompts
-from qlora_engine.families.registry import family_for
-from qlora_engine.uneven_widths import make_exact
-from qlora_engine.weights import check_depth, check_fit, read_headers
+from qlora_engine.models.families.base import Family, PixelFormat, Prompts
+from qlora_engine.models.families.registry import family_for
+from qlora_engine.models.uneven_widths import make_exact
+from qlora_engine.models.weights import check_depth, check_fit, read_headers
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 

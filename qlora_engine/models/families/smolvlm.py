@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from qlora_engine.errors import ControlTokenInCaption, ModelRefused
-from qlora_engine.families.base import Moments, PixelFormat, Prompts
-from qlora_engine.families.numerals import spelled
+from qlora_engine.models.families.base import Moments, PixelFormat, Prompts
+from qlora_engine.models.families.numerals import spelled
 from schemas.training import Modality
 
 FAKE = "<fake_token_around_image>"

@@ -19,10 +19,10 @@ from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from qlora_engine.adapters.injection import Injected
 from qlora_engine.errors import CheckpointUnusable
-from qlora_engine.export import Exporter
 from qlora_engine.fingerprints import file_sha256
-from qlora_engine.injection import Injected
+from qlora_engine.training.export import Exporter
 from schemas.training import CHECKPOINT_MISMATCH, Hyperparameters
 
 KEPT = 2

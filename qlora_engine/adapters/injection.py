@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from qlora_engine.errors import ModelRefused
-from qlora_engine.loading import Loaded
+from qlora_engine.models.loading import Loaded
 from schemas.training import Hyperparameters, Modality
 
 

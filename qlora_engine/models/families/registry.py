@@ -1,8 +1,8 @@
 """Finds the family of a checkpoint by the ``model_type`` of its config."""
 
 from qlora_engine.errors import ModelRefused
-from qlora_engine.families.base import Family
-from qlora_engine.families.smolvlm import SmolVLM
+from qlora_engine.models.families.base import Family
+from qlora_engine.models.families.smolvlm import SmolVLM
 
 FAMILIES: tuple[Family, ...] = (SmolVLM(),)
 

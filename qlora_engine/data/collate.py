@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from qlora_engine.data.frames import ClipFrames, Frames
 from qlora_engine.errors import EngineError, SequenceTooLong
-from qlora_engine.families.base import Moments, PixelFormat, Prompts
-from qlora_engine.frames import ClipFrames, Frames
+from qlora_engine.models.families.base import Moments, PixelFormat, Prompts
 from schemas.datasets import Example
 
 IGNORED = -100

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qlora_engine.collate import Collator
+from qlora_engine.data.collate import Collator
+from qlora_engine.data.samples import Split
 from qlora_engine.errors import (
     ControlTokenInCaption,
     DatasetError,
@@ -11,8 +12,7 @@ from qlora_engine.errors import (
     FramesExceedClip,
     SequenceTooLong,
 )
-from qlora_engine.families.base import Moments
-from qlora_engine.samples import Split
+from qlora_engine.models.families.base import Moments
 from qlora_engine.updates import Logged, Preparing, Update
 from schemas.datasets import Example, Manifest
 from schemas.training import Hyperparameters

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from qlora_engine.collate import Batch, Questions, normalised
+from qlora_engine.data.collate import Batch, Questions, normalised
 from qlora_engine.device import compute_dtype
-from qlora_engine.loading import Loaded
-from qlora_engine.loss import predicting, summed_loss
+from qlora_engine.models.loading import Loaded
+from qlora_engine.training.loss import predicting, summed_loss
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,23 @@ from typing import Literal
 import torch
 from pydantic import ValidationError
 
-from qlora_engine.checkpoints import Checkpoints, Identity, TrainingState
-from qlora_engine.collate import Collator
+from qlora_engine.adapters.injection import inject
+from qlora_engine.data.collate import Collator
+from qlora_engine.data.frames import Frames
+from qlora_engine.data.samples import sampled, split
 from qlora_engine.device import best_device, device_name
 from qlora_engine.errors import DatasetError
-from qlora_engine.evaluation import Answer, Evaluator
-from qlora_engine.export import Exporter, write_answers
 from qlora_engine.fingerprints import file_sha256, folder_sha256
-from qlora_engine.forward import Runner
-from qlora_engine.frames import Frames
-from qlora_engine.injection import inject
-from qlora_engine.loading import load_model
-from qlora_engine.loop import Emit, Loop
-from qlora_engine.preflight import cautions, check_captions, check_clips
-from qlora_engine.samples import sampled, split
-from qlora_engine.schedule import learning_rate_factor
+from qlora_engine.models.loading import load_model
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
+from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
+from qlora_engine.training.evaluation import Answer, Evaluator
+from qlora_engine.training.export import Exporter, write_answers
+from qlora_engine.training.forward import Runner
+from qlora_engine.training.loop import Emit, Loop
+from qlora_engine.training.preflight import cautions, check_captions, check_clips
+from qlora_engine.training.schedule import learning_rate_factor
 from qlora_engine.updates import EvaluationDone, Preparing, TrainingBegan, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
 from schemas.training import TrainingSpec, total_steps

@@ -1,0 +1,1 @@
+"""Clips and captions: judging, reading, sampling, batching."""

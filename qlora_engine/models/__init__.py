@@ -1,0 +1,1 @@
+"""Base models: families, loading in four bits, judging a checkpoint."""

@@ -1,0 +1,1 @@
+"""An attempt from its spec to an adapter."""
