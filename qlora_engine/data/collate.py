@@ -1,13 +1,23 @@
-"""Turns examples into tensors: token ids, labels on the answer only, padding, normalised pixels."""
+"""Turns examples into tensors: token ids, labels on the answers only, positions, padded or packed rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as functional
 
 from qlora_engine.data.frames import ClipFrames, Frames
 from qlora_engine.errors import EngineError, SequenceTooLong
-from qlora_engine.models.families.base import Moments, PixelFormat, Prompts
+from qlora_engine.models.families.base import (
+    Encoded,
+    Pixels,
+    Prompts,
+    Shown,
+    Turn,
+    Vision,
+    exchange,
+    row_positions,
+)
 from schemas.datasets import Example
 
 IGNORED = -100
@@ -15,40 +25,106 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Examples side by side, padded; pixels are still uint8."""
+class Sample:
+    """One example as tensors."""
 
     ids: torch.Tensor
-    mask: torch.Tensor
+    """[length]"""
     labels: torch.Tensor
-    pixels: torch.Tensor
+    positions: torch.Tensor
+    """[P, length], see `Prompts.positions`."""
+    clip: ClipFrames | None
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.mask.sum())
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows side by side; pixels are still uint8."""
+
+    ids: torch.Tensor
+    """[rows, length]"""
+    mask: torch.Tensor | None
+    """1 where a token stands, 0 on padding; None for packed rows, which positions tell apart."""
+    labels: torch.Tensor
+    positions: torch.Tensor
+    """[rows, P, length]"""
+    clips: tuple[tuple[ClipFrames, ...], ...]
+    """Each row's, in the order of their placeholders."""
+    tokens: int
+    """Tokens that are not padding."""
 
     @property
     def supervised(self) -> int:
         """Tokens that the loss is computed on."""
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """As forward takes them."""
+        return row_positions(list(self.positions))
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def parts(self, size: int) -> list["Batch"]:
-        """The same examples in forward passes of at most `size`, each without needless padding."""
+        """The same rows in forward passes of at most `size`, each without needless padding."""
         return [self._part(start, start + size) for start in range(0, len(self), size)]
 
     def _part(self, start: int, end: int) -> "Batch":
+        if self.mask is None:
+            raise ValueError("packed rows are not split again")
         mask = self.mask[start:end]
         width = int(mask.sum(dim=1).max())
         return Batch(
             ids=self.ids[start:end, :width],
             mask=mask[:, :width],
             labels=self.labels[start:end, :width],
-            pixels=self.pixels[start:end],
+            positions=self.positions[start:end, :, :width],
+            clips=self.clips[start:end],
+            tokens=int(mask.sum()),
         )
+
+
+def padded(samples: Sequence[Sample], pad_token_id: int) -> Batch:
+    """One sample a row, padded on the right."""
+    width = max(map(len, samples))
+    ids = torch.stack([_wider(sample.ids, width, pad_token_id) for sample in samples])
+    mask = torch.stack([_wider(torch.ones_like(sample.ids), width, 0) for sample in samples])
+    return Batch(
+        ids=ids,
+        mask=mask,
+        labels=torch.stack([_wider(sample.labels, width, IGNORED) for sample in samples]),
+        positions=torch.stack([_wider(sample.positions, width, 0) for sample in samples]),
+        clips=tuple(() if sample.clip is None else (sample.clip,) for sample in samples),
+        tokens=int(mask.sum()),
+    )
+
+
+def packed(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> Batch:
+    """Several samples a row, exactly: none sees another (`row_positions` says why).
+
+    Padding at a row's end stands at position 0, so each of its tokens is a sample of its own.
+    """
+    width = max(sum(map(len, row)) for row in rows)
+
+    def joined(field: str, fill: int) -> torch.Tensor:
+        joint = [torch.cat([getattr(sample, field) for sample in row], dim=-1) for row in rows]
+        return torch.stack([_wider(tensor, width, fill) for tensor in joint])
+
+    return Batch(
+        ids=joined("ids", pad_token_id),
+        mask=None,
+        labels=joined("labels", IGNORED),
+        positions=joined("positions", 0),
+        clips=tuple(tuple(sample.clip for sample in row if sample.clip is not None) for row in rows),
+        tokens=sum(len(sample) for row in rows for sample in row),
+    )
+
+
+def _wider(tensor: torch.Tensor, width: int, fill: int) -> torch.Tensor:
+    return functional.pad(tensor, (0, width - tensor.shape[-1]), value=fill)
 
 
 @dataclass(frozen=True)
@@ -57,7 +133,7 @@ class Questions:
 
     ids: torch.Tensor
     mask: torch.Tensor
-    pixels: torch.Tensor
+    clips: tuple[tuple[ClipFrames, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -68,68 +144,69 @@ class Collator:
     frames: Frames
     context_tokens: int
 
-    def batch(self, examples: Sequence[Example]) -> Batch:
+    def sample(self, example: Example) -> Sample:
         """
         Raises:
-            ClipError: a clip cannot be used.
-            SequenceTooLong, ControlTokenInCaption: a caption cannot be used.
+            ClipError: the clip cannot be used.
+            SequenceTooLong, ControlTokenInCaption: the row cannot be used.
         """
-        clips = [self.frames.of(example.clip) for example in examples]
-        pairs = [self.encoded(example, clip.moments) for example, clip in zip(examples, clips, strict=True)]
-        width = max(len(prompt) + len(response) for prompt, response in pairs)
-        ids = torch.full((len(pairs), width), self.prompts.pad_token_id)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED)
-        for row, (prompt, response) in enumerate(pairs):
-            end = len(prompt) + len(response)
-            ids[row, :end] = torch.tensor(prompt + response)
-            mask[row, :end] = 1
-            labels[row, len(prompt) : end] = torch.tensor(response)
-        return Batch(ids, mask, labels, _pixels(clips))
+        clip = self.frames.of(example.clip) if example.clip else None
+        shown = None if clip is None else clip.shown
+        encoded = self.encoded(example, shown)
+        ids = torch.tensor(encoded.ids)
+        return Sample(
+            ids=ids,
+            labels=ids.masked_fill(~torch.tensor(encoded.supervised), IGNORED),
+            positions=self.prompts.positions(encoded.ids, shown),
+            clip=clip,
+        )
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """The examples as padded rows; errors as in `sample`."""
+        return padded([self.sample(example) for example in examples], self.prompts.pad_token_id)
 
     def questions(self, examples: Sequence[Example]) -> Questions:
-        """As `batch`, but without the answers."""
-        clips = [self.frames.of(example.clip) for example in examples]
-        encoded = [
-            self.encoded(example, clip.moments)[0] for example, clip in zip(examples, clips, strict=True)
-        ]
-        width = max(map(len, encoded))
-        ids = torch.full((len(encoded), width), self.prompts.pad_token_id)
+        """As `batch`, but without the last answers."""
+        clips = [self.frames.of(example.clip) if example.clip else None for example in examples]
+        questions = []
+        for example, clip in zip(examples, clips, strict=True):
+            encoded = self.encoded(example, None if clip is None else clip.shown)
+            questions.append(encoded.ids[: encoded.last_answer])
+        width = max(map(len, questions))
+        ids = torch.full((len(questions), width), self.prompts.pad_token_id)
         mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(encoded):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        return Questions(ids, mask, _pixels(clips))
+        for row, question in enumerate(questions):
+            ids[row, width - len(question) :] = torch.tensor(question)
+            mask[row, width - len(question) :] = 1
+        return Questions(ids, mask, tuple(() if clip is None else (clip,) for clip in clips))
 
-    def encoded(self, example: Example, moments: Moments) -> tuple[list[int], list[int]]:
-        """The prompt's tokens and the answer's, for frames that are shown at `moments`.
+    def encoded(self, example: Example, clip: Shown | None) -> Encoded:
+        """The example's tokens.
 
         Raises:
             SequenceTooLong, ControlTokenInCaption: the row cannot be used.
         """
         try:
-            prompt = self.prompts.prompt_ids(example.prompt, moments)
-            response = self.prompts.response_ids(example.response)
+            encoded = self.prompts.encode(turns_of(example), clip)
         except EngineError as error:
             raise type(error)(f"captions row {example.row}: {error.message}", code=error.code) from error
-        if len(prompt) + len(response) > self.context_tokens:
+        if len(encoded.ids) > self.context_tokens:
+            shown = "" if clip is None else f" with {clip.layout.frames} frames"
             raise SequenceTooLong(
-                f"captions row {example.row} makes {len(prompt) + len(response)} tokens with"
-                f" {len(moments.seconds)} frames, but the model takes {self.context_tokens};"
-                " lower frames or shorten the caption"
+                f"captions row {example.row} makes {len(encoded.ids)} tokens{shown},"
+                f" but the model takes {self.context_tokens}; lower frames or shorten the caption"
             )
-        return prompt, response
+        return encoded
 
 
-def _pixels(clips: Sequence[ClipFrames]) -> torch.Tensor:
-    return torch.stack([clip.pixels for clip in clips])
+def turns_of(example: Example) -> Sequence[Turn]:
+    """What is said in this example."""
+    return exchange(example.prompt, example.response)
 
 
-def normalised(
-    pixels: torch.Tensor, wanted: PixelFormat, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """uint8 frames [clips, frames, 3, size, size] as the numbers that the model was trained on."""
-    values = pixels.to(device, torch.float32) / 255
-    mean = torch.tensor(wanted.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(wanted.std, device=device).view(3, 1, 1)
-    return ((values - mean) / std).to(dtype)
+def normalised(clip: ClipFrames, vision: Vision, device: torch.device, dtype: torch.dtype) -> Pixels:
+    """uint8 frames as the numbers that the model was trained on."""
+    values = clip.pixels.to(device, torch.float32) / 255
+    mean = torch.tensor(vision.mean, device=device).view(3, 1, 1)
+    std = torch.tensor(vision.std, device=device).view(3, 1, 1)
+    return Pixels(((values - mean) / std).to(dtype), clip.shown)

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from qlora_engine.device import best_device, compute_dtype
 from qlora_engine.errors import ModelRefused
-from qlora_engine.models.families.base import Family, PixelFormat, Prompts
+from qlora_engine.models.families.base import Family, Prompts, Vision
 from qlora_engine.models.families.registry import family_for
 from qlora_engine.models.uneven_widths import make_exact
 from qlora_engine.models.weights import check_depth, check_fit, read_headers
@@ -35,7 +35,8 @@ class Loaded:
     tokenizer: Any
     family: Family
     prompts: Prompts
-    pixels: PixelFormat
+    vision: Vision | None
+    """None for a model of text alone."""
     folder: Path
     device: torch.device
     parameters: int
@@ -102,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     tensors = read_headers(folder)
     check_depth(config, tensors)
-    check_fit(_expected(family, folder), tensors)
+    check_fit(_expected(family, config["model_type"], folder), tensors)
     return config
 
 
@@ -117,10 +118,10 @@ def _remote_code(content: Any) -> Any:
     return next((found for part in content if (found := _remote_code(part)) is not None), None)
 
 
-def _expected(family: Family, folder: Path) -> dict[str, torch.Tensor]:
+def _expected(family: Family, model_type: str, folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the model that config.json describes, without storage."""
-    model_class = family.model_class()
     try:
+        model_class = family.model_class(model_type)
         config = model_class.config_class.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -164,7 +165,7 @@ def load_model(source: str, device: torch.device | None = None) -> Loaded:
     config = read_config(folder)
     family = family_for(config["model_type"])
     disable_progress_bar()
-    model = _load_quantized(family, folder, device)
+    model = _load_quantized(family.model_class(config["model_type"]), folder, device)
     tokenizer = load_tokenizer(folder)
     _check_vocabulary(tokenizer, model)
     parameters = _freeze(model, device)
@@ -173,14 +174,14 @@ def load_model(source: str, device: torch.device | None = None) -> Loaded:
         tokenizer=tokenizer,
         family=family,
         prompts=family.prompts(model.config, tokenizer),
-        pixels=family.pixel_format(model.config, folder),
+        vision=family.vision(model.config, folder),
         folder=folder,
         device=device,
         parameters=parameters,
     )
 
 
-def _load_quantized(family: Family, folder: Path, device: torch.device) -> Any:
+def _load_quantized(model_class: Any, folder: Path, device: torch.device) -> Any:
     dtype = compute_dtype(device)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -189,7 +190,7 @@ def _load_quantized(family: Family, folder: Path, device: torch.device) -> Any:
         bnb_4bit_compute_dtype=dtype,
     )
     try:
-        model, report = family.model_class().from_pretrained(
+        model, report = model_class.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=quantization,

@@ -14,13 +14,12 @@ from pathlib import Path
 import psutil
 
 from qlora_engine.errors import EngineError
-from qlora_engine.models.families.base import Moments
+from qlora_engine.models.families.base import exchange, tried_clip
 from qlora_engine.models.families.registry import family_for
 from qlora_engine.models.loading import load_tokenizer, read_json
 from qlora_engine.parent import die_with_parent
 
-PROMPT = "What is shown?"
-MOMENTS = Moments((0.0, 1.0), 2.0)
+EXCHANGE = exchange("What is shown?", "A noise.")
 CPU_SECONDS = 3
 MEMORY_BYTES = 1 << 30
 OUT_OF_MEMORY = 5
@@ -30,14 +29,16 @@ OUT_OF_MEMORY = 5
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
     folder = Path(sys.argv[2])
-    family = family_for((read_json(folder / "config.json") or {}).get("model_type"))
-    config = family.model_class().config_class.from_pretrained(
+    model_type = (read_json(folder / "config.json") or {}).get("model_type", "")
+    family = family_for(model_type)
+    config = family.model_class(model_type).config_class.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True
     )
     prompts = family.prompts(config, load_tokenizer(folder))
+    vision = family.vision(config, folder)
     _limit()
     try:
-        prompts.prompt_ids(PROMPT, MOMENTS)
+        prompts.encode(EXCHANGE, None if vision is None else tried_clip(vision))
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     except EngineError:

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from qlora_engine.data import shapes
 from qlora_engine.device import one_thread
 from qlora_engine.models.families import smolvlm
-from qlora_engine.models.families.base import Moments
+from qlora_engine.models.families.base import Moments, Shown, exchange
 
 PRETRAINING_STEPS = 400
 BATCH = 32
@@ -142,30 +142,28 @@ def _still(rng: random.Random) -> tuple[torch.Tensor, str]:
     return torch.from_numpy(shapes.draw(figure, x, y)), caption
 
 
-def _batch(prompts: Any, rng: random.Random) -> dict[str, torch.Tensor]:
+def _batch(prompts: Any, still: Shown, rng: random.Random) -> dict[str, torch.Tensor]:
     stills = [_still(rng) for _ in range(BATCH)]
     pictures = torch.stack([picture for picture, _ in stills]).permute(0, 3, 1, 2).float()
     pixels = functional.avg_pool2d(pictures, shapes.SIDE // IMAGE_SIZE) / 127.5 - 1
-    prompt = prompts.prompt_ids(STILL_PROMPT, Moments(seconds=(0.0,), duration=0.0))
-    answers = [prompts.response_ids(caption) for _, caption in stills]
-    longest = max(map(len, answers))
-    ids = torch.full((BATCH, len(prompt) + longest), prompts.pad_token_id)
+    encoded = [prompts.encode(exchange(STILL_PROMPT, caption), still) for _, caption in stills]
+    ids = torch.full((BATCH, max(len(each.ids) for each in encoded)), prompts.pad_token_id)
     labels = torch.full_like(ids, -100)
-    for index, answer in enumerate(answers):
-        end = len(prompt) + len(answer)
-        ids[index, :end] = torch.tensor(prompt + answer)
-        labels[index, len(prompt) : end] = torch.tensor(answer)
+    for row, each in enumerate(encoded):
+        given = torch.tensor(each.ids)
+        ids[row, : len(given)] = given
+        labels[row, : len(given)] = given.masked_fill(~torch.tensor(each.supervised), -100)
     return {"input_ids": ids, "labels": labels, "pixel_values": pixels[:, None]}
 
 
 def _pretrain(
-    model: Any, prompts: Any, rng: random.Random, steps: int, progress: shapes.Progress | None
+    model: Any, prompts: Any, still: Shown, rng: random.Random, steps: int, progress: shapes.Progress | None
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     model.train()
     for step in range(steps):
-        loss = model(**_batch(prompts, rng), use_cache=False).loss
+        loss = model(**_batch(prompts, still, rng), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -189,8 +187,11 @@ def make_tiny_model(
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SmolVLMForConditionalGeneration(make_config(tokenizer))
-        prompts = smolvlm.SmolVLM().prompts(model.config, tokenizer)
-        _pretrain(model, prompts, random.Random(seed), steps, progress)  # noqa: S311 - pictures, not secrets
+        family = smolvlm.SmolVLM()
+        prompts = family.prompts(model.config, tokenizer)
+        layout = family.vision(model.config, folder).layout(IMAGE_SIZE, IMAGE_SIZE, 1)
+        still = Shown(layout, Moments(seconds=(0.0,), duration=0.0))
+        _pretrain(model, prompts, still, random.Random(seed), steps, progress)  # noqa: S311 - no secrets
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pixels = {

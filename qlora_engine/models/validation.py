@@ -12,19 +12,20 @@ from safetensors import safe_open
 from qlora_engine.adapters.injection import inject
 from qlora_engine.data.collate import Collator
 from qlora_engine.data.frames import ClipFrames, Frames
-from qlora_engine.errors import EngineError, ModelRefused, SequenceTooLong
+from qlora_engine.errors import ClipError, EngineError, ModelRefused, SequenceTooLong
 from qlora_engine.memory import is_out_of_memory
+from qlora_engine.models.families.base import Shown, tried_clip
 from qlora_engine.models.loading import Loaded, load_model
-from qlora_engine.models.template_judge import CPU_SECONDS, MEMORY_BYTES, MOMENTS, OUT_OF_MEMORY, PROMPT
+from qlora_engine.models.template_judge import CPU_SECONDS, EXCHANGE, MEMORY_BYTES, OUT_OF_MEMORY
 from qlora_engine.models.uneven_widths import USUAL_ERROR, relative_error
 from qlora_engine.models.weights import read_headers
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.loop import Emit
 from qlora_engine.updates import ModelVerdict, Preparing
 from schemas.datasets import Example, ModelFacts, Problem
-from schemas.training import Hyperparameters, Modality, ModelValidationSpec
+from schemas.training import Hyperparameters, ModelValidationSpec
 
-PROBE = Example(clip="probe", prompt=PROMPT, response="A noise.", row=1)
+PROBE = Example(clip="probe", prompt=EXCHANGE[0].text, response=EXCHANGE[1].text, row=1)
 
 
 def validate_model(spec: ModelValidationSpec, emit: Emit) -> ModelVerdict:
@@ -52,7 +53,20 @@ def check_chat_template(loaded: Loaded) -> None:
     """
     if loaded.prompts.brings_a_template:
         _judge_template(loaded)
-    loaded.prompts.prompt_ids(PROMPT, MOMENTS)
+    loaded.prompts.encode(EXCHANGE, _tried(loaded))
+
+
+def _tried(loaded: Loaded) -> Shown | None:
+    if loaded.vision is None:
+        return None
+    try:
+        return tried_clip(loaded.vision)
+    except ClipError as error:
+        raise ModelRefused(
+            f"the preprocessor files allow no clip of usual size ({error.message});"
+            " upload the checkpoint's own",
+            code="bad_config",
+        ) from error
 
 
 def _judge_template(loaded: Loaded) -> None:
@@ -101,12 +115,14 @@ def take_training_step(loaded: Loaded) -> None:
     Raises:
         ModelRefused: the numbers are not finite or no gradient arrives (code ``training_step_failed``).
     """
-    modalities: tuple[Modality, ...] = ("vision", "connector", "text")
+    modalities = loaded.family.modalities
     injected = inject(loaded, Hyperparameters(rank=1, alpha=1, target_modalities=modalities))
     injected.model.train()
-    collator = Collator(loaded.prompts, _Noise(loaded.pixels.size), loaded.context_tokens)
+    shown = _tried(loaded)
+    probe = PROBE if shown is not None else PROBE.model_copy(update={"clip": ""})
+    collator = Collator(loaded.prompts, _Noise(shown), loaded.context_tokens)
     try:
-        loss = Runner(injected.model, loaded).loss(collator.batch([PROBE]))
+        loss = Runner(injected.model, loaded).loss(collator.batch([probe]))
         loss.backward()  # type: ignore[no-untyped-call]
     except SequenceTooLong as error:
         raise ModelRefused(
@@ -135,12 +151,17 @@ def take_training_step(loaded: Loaded) -> None:
 class _Noise(Frames):
     """Frames that need no clip."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(Path(), 2, size, 0)
-        self._noise = torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(0))
+    def __init__(self, shown: Shown | None) -> None:
+        super().__init__(Path(), 2, None, 0)
+        self._shown = shown
 
     def of(self, clip: str) -> ClipFrames:
-        return ClipFrames(self._noise.to(torch.uint8), MOMENTS)
+        if self._shown is None:
+            return super().of(clip)
+        layout = self._shown.layout
+        size = (layout.frames, 3, layout.height, layout.width)
+        noise = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(0))
+        return ClipFrames(noise.to(torch.uint8), self._shown.moments, layout)
 
 
 def _facts(loaded: Loaded) -> ModelFacts:
@@ -154,5 +175,5 @@ def _facts(loaded: Loaded) -> ModelFacts:
         connector_linear_layers=layers["connector"],
         text_linear_layers=layers["text"],
         context_tokens=loaded.context_tokens,
-        image_size=loaded.pixels.size,
+        image_size=0 if loaded.vision is None else loaded.vision.image_size,
     )

@@ -138,9 +138,9 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     with span(emit, "load model"):
         base = load_model(spec.model_folder, device)
     _set_threads(spec.threads, base.parameters)
-    frames = Frames(Path(spec.dataset_folder), hyperparameters.frames, base.pixels.size)
+    frames = Frames(Path(spec.dataset_folder), hyperparameters.frames, base.vision)
     collator = Collator(base.prompts, frames, base.context_tokens)
-    answer_tokens = check_captions(manifest, collator, hyperparameters.frames, emit)
+    answer_tokens = check_captions(manifest, collator, base.vision, hyperparameters.frames, emit)
     evaluated = sampled(examples.held_out, hyperparameters.seed)
     base_sha256 = folder_sha256(base.folder)
     with span(emit, "inject adapters", rank=hyperparameters.rank):

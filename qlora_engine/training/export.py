@@ -10,6 +10,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from qlora_engine.adapters.injection import Injected
+from qlora_engine.models.families.base import Vision
 from qlora_engine.models.loading import Loaded
 from qlora_engine.training.evaluation import Answer
 from schemas.training import AdapterFacts, Hyperparameters
@@ -96,22 +97,21 @@ class Exporter:
         )
 
     def _description(self, facts: AdapterFacts) -> dict[str, Any]:
-        pixels = self.base.pixels
         return {
             "facts": facts.model_dump(mode="json"),
             "hyperparameters": self.hyperparameters.model_dump(mode="json"),
-            "frames": {
-                "count": self.hyperparameters.frames,
-                "sampling": "what is shown in the middle of each of `count` equal stretches of time",
-                "resize": {
-                    "width": pixels.size,
-                    "height": pixels.size,
-                    "method": "bicubic, antialiased, uint8",
-                },
-                "mean": list(pixels.mean),
-                "std": list(pixels.std),
-            },
+            "frames": None if self.base.vision is None else self._frames(self.base.vision),
             "prompt": "the chat template, the video first and then the text, as the processor makes it",
+        }
+
+    def _frames(self, vision: Vision) -> dict[str, Any]:
+        size = vision.image_size or "the clip's, as the family's video processor resizes it"
+        return {
+            "count": self.hyperparameters.frames,
+            "sampling": "what is shown in the middle of each of `count` equal stretches of time",
+            "resize": {"width": size, "height": size, "method": "bicubic, antialiased, uint8"},
+            "mean": list(vision.mean),
+            "std": list(vision.std),
         }
 
 

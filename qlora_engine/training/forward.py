@@ -1,5 +1,6 @@
 """One forward pass of a batch, the same for training and evaluation."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from qlora_engine.data.collate import Batch, Questions, normalised
+from qlora_engine.data.frames import ClipFrames
 from qlora_engine.device import compute_dtype
 from qlora_engine.models.loading import Loaded
 from qlora_engine.training.loss import predicting, summed_loss
@@ -28,22 +30,26 @@ class Runner:
         cuda = self.base.device.type == "cuda"
         return torch.autocast(self.base.device.type, torch.bfloat16, enabled=cuda)
 
-    def _vision(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.base.family.vision_inputs(
-            normalised(pixels, self.base.pixels, self.base.device, self._dtype)
+    def _vision(self, ids: torch.Tensor, rows: Sequence[Sequence[ClipFrames]]) -> dict[str, torch.Tensor]:
+        vision = self.base.vision
+        if vision is None:
+            return {}
+        return vision.inputs(
+            ids, [[normalised(clip, vision, self.base.device, self._dtype) for clip in row] for row in rows]
         )
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy summed over the supervised tokens; logits are made only where a label needs them."""
-        labels = batch.labels.to(self.base.device)
+        ids, labels = batch.ids.to(self.base.device), batch.labels.to(self.base.device)
         wanted = predicting(labels)
         with self._precision():
             output = self.model(
-                input_ids=batch.ids.to(self.base.device),
-                attention_mask=batch.mask.to(self.base.device),
+                input_ids=ids,
+                attention_mask=None if batch.mask is None else batch.mask.to(self.base.device),
+                position_ids=batch.position_ids.to(self.base.device),
                 logits_to_keep=wanted,
                 use_cache=False,
-                **self._vision(batch.pixels),
+                **self._vision(ids, batch.clips),
             )
         return summed_loss(output.logits, labels)
 
@@ -60,6 +66,6 @@ class Runner:
                 max_new_tokens=max_new_tokens,
                 eos_token_id=prompts.end_token_id,
                 pad_token_id=prompts.pad_token_id,
-                **self._vision(questions.pixels),
+                **self._vision(ids, questions.clips),
             )
         return [prompts.answer(row[ids.shape[1] :].tolist()) for row in generated]

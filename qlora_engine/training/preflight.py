@@ -5,16 +5,18 @@ from pathlib import Path
 
 from qlora_engine.data.collate import Collator
 from qlora_engine.data.samples import Split
+from qlora_engine.data.video import Timeline
 from qlora_engine.errors import (
     ControlTokenInCaption,
     DatasetError,
     EngineError,
     FramesExceedClip,
+    ModelRefused,
     SequenceTooLong,
 )
-from qlora_engine.models.families.base import Moments
+from qlora_engine.models.families.base import Moments, Shown, Vision
 from qlora_engine.updates import Logged, Preparing, Update
-from schemas.datasets import Example, Manifest
+from schemas.datasets import Clip, Example, Manifest
 from schemas.training import Hyperparameters
 
 ROWS_PER_UPDATE = 1000
@@ -40,21 +42,27 @@ def check_clips(manifest: Manifest, folder: Path, frames: int) -> None:
 
 
 def check_captions(
-    manifest: Manifest, collator: Collator, frames: int, emit: Callable[[Update], None]
+    manifest: Manifest,
+    collator: Collator,
+    vision: Vision | None,
+    frames: int,
+    emit: Callable[[Update], None],
 ) -> dict[int, int]:
     """The number of answer tokens of every row.
 
-    Frame times are taken from the clips' lengths, so that nothing need be decoded.
+    Nothing is decoded: see `shown_clip`.
 
     Raises:
         SequenceTooLong, ControlTokenInCaption: a row cannot be used; says how many others there are.
+        ModelRefused: the model sees no clips (code ``no_vision``).
     """
-    moments = {clip.path: _moments(clip.duration_seconds, frames) for clip in manifest.clips}
+    shown = {clip.path: shown_clip(clip, vision, frames) for clip in manifest.clips}
     lengths: dict[int, int] = {}
     refusals: list[EngineError] = []
     for done, example in enumerate(manifest.examples, start=1):
         try:
-            lengths[example.row] = len(collator.encoded(example, moments[example.clip])[1])
+            encoded = collator.encoded(example, shown.get(example.clip))
+            lengths[example.row] = sum(encoded.supervised)
         except (SequenceTooLong, ControlTokenInCaption) as refusal:
             refusals.append(refusal)
         if done % ROWS_PER_UPDATE == 0:
@@ -65,8 +73,25 @@ def check_captions(
     return lengths
 
 
-def _moments(duration: float, frames: int) -> Moments:
-    return Moments(tuple((index + 0.5) * duration / frames for index in range(frames)), duration)
+def shown_clip(clip: Clip, vision: Vision | None, frames: int) -> Shown:
+    """A clip as its prompt will see it, from the manifest alone.
+
+    The moments are those of `sample_clip` where the frame rate is constant, and near them where it varies.
+
+    Raises:
+        ModelRefused: the model sees no clips (code ``no_vision``).
+        ClipError: no layout fits.
+    """
+    if vision is None:
+        raise ModelRefused(
+            f"the model reads text alone and cannot see {clip.path}; choose a video-text model,"
+            " or a dataset without clips",
+            code="no_vision",
+        )
+    times = tuple(index * clip.duration_seconds / clip.frames for index in range(clip.frames))
+    timeline = Timeline(times, clip.duration_seconds)
+    moments = Moments(tuple(times[index] for index in timeline.evenly(frames)), clip.duration_seconds)
+    return Shown(vision.layout(clip.width, clip.height, frames), moments)
 
 
 def cautions(

@@ -32,7 +32,7 @@ def test_a_stranger_gets_the_same_answers(
 
     loaded = load_model(str(tiny), torch.device("cpu"))
     model = PeftModel.from_pretrained(loaded.model, str(adapter)).eval()
-    frames = Frames(clips, 4, loaded.pixels.size)
+    frames = Frames(clips, 4, loaded.vision)
     collator = Collator(loaded.prompts, frames, loaded.context_tokens)
     examples = read_manifest(manifest_file).examples[:12]
     with torch.no_grad():

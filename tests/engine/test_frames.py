@@ -7,6 +7,7 @@ import pytest
 
 from qlora_engine.data.frames import Frames
 from qlora_engine.data.video import Picture, sample_clip
+from qlora_engine.models.families.smolvlm import SmolVLMVision
 from tests.engine.videos import HEIGHT, WIDTH, write_video
 
 
@@ -32,7 +33,7 @@ def test_the_longest_unused_clips_are_forgotten_first(tmp_path: Path) -> None:
     for name in "abc":
         write_video(tmp_path / f"{name}.mp4", frames=8)
     one_clip = 4 * 3 * 16 * 16
-    frames = Frames(tmp_path, 4, 16, limit_bytes=2 * one_clip)
+    frames = Frames(tmp_path, 4, SmolVLMVision((0.5,) * 3, (0.5,) * 3, 16, 8, 2), limit_bytes=2 * one_clip)
     first = {name: frames.of(f"{name}.mp4") for name in "ab"}
     assert frames.of("a.mp4") is first["a"]
     frames.of("c.mp4")

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken
 
 from qlora_engine.errors import ControlTokenInCaption, ModelRefused
-from qlora_engine.models.families.base import Moments
+from qlora_engine.models.families.base import Moments, Shown, exchange
 from qlora_engine.models.families.smolvlm import CHAT_TEMPLATE, VIDEO, SmolVLMPrompts
-from qlora_engine.models.loading import load_model
+from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.models.validation import validate_model
 from schemas.training import ModelValidationSpec
 from tests.engine.conftest import Recorded
@@ -21,6 +21,11 @@ from tests.engine.conftest import Recorded
 
 def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+
+
+def shown(loaded: Loaded, moments: Moments) -> Shown:
+    assert loaded.vision is not None
+    return Shown(loaded.vision.layout(64, 64, len(moments.seconds)), moments)
 
 
 @pytest.fixture
@@ -70,7 +75,9 @@ def test_the_prompt_of_large_checkpoints_names_the_frames_times(tiny: Path) -> N
     prompts = loaded.family.prompts(loaded.model.config, loaded.tokenizer)
     assert isinstance(prompts, SmolVLMPrompts)
     frame = "<fake_token_around_image><global-img><image><fake_token_around_image>"
-    assert prompts.prompt_text("Why?", Moments((0.5, 61.9), 125.0)) == (
+    question, answer = prompts.pieces(exchange("Why?", "So."), shown(loaded, Moments((0.5, 61.9), 125.0)))
+    assert (answer.text, answer.is_answer) == (" So.<end_of_utterance>", True)
+    assert question.text == (
         "<|im_start|>User: You are provided the following series of two frames"
         " from a 0:02:05 [H:MM:SS] video.\n"
         f"\nFrame from 00:00:{frame}\nFrame from 01:01:{frame}\n\nWhy?<end_of_utterance>\nAssistant:"
@@ -83,7 +90,15 @@ def test_the_prompt_of_large_checkpoints_names_the_frames_times(tiny: Path) -> N
         ("{{ raise_exception('no videos') }}", r"fails \(TemplateError: no videos\)"),
         ("{% for", "fails .*Syntax"),
         ("{{ 1 / 0 }}", "fails .*ZeroDivisionError"),
-        ("Hello", "renders 1 pictures as 'Hello'"),
+        ("Hello", "ends no answer with a special token: ''"),
+        (
+            "{% for turn in messages %}{{ loop.length }}{{ turn['role'] }}<end_of_utterance>{% endfor %}",
+            "begins",
+        ),
+        (
+            "{% for turn in messages %}{{ turn['role'] }}<end_of_utterance>{% endfor %}",
+            "renders 1 pictures as 'user<end_of_utterance>assistant",
+        ),
     ],
 )
 def test_a_chat_template_that_cannot_be_used_is_refused(template: str, says: str, tiny: Path) -> None:
@@ -91,7 +106,7 @@ def test_a_chat_template_that_cannot_be_used_is_refused(template: str, says: str
     loaded.tokenizer.chat_template = template
     prompts = loaded.family.prompts(loaded.model.config, loaded.tokenizer)
     with pytest.raises(ModelRefused, match=f"{says}.*remove chat_template") as refused:
-        prompts.prompt_ids("Why?", Moments((0.0,), 1.0))
+        prompts.encode(exchange("Why?", "So."), shown(loaded, Moments((0.0,), 1.0)))
     assert refused.value.code == "unusable_chat_template"
 
 
@@ -99,9 +114,9 @@ def test_a_chat_template_that_cannot_be_used_is_refused(template: str, says: str
 def test_control_tokens_in_captions_are_refused(text: str, tiny: Path) -> None:
     loaded = load_model(str(tiny))
     with pytest.raises(ControlTokenInCaption):
-        loaded.prompts.prompt_ids(text, Moments((0.0,), 1.0))
+        loaded.prompts.encode(exchange(text, "So."), shown(loaded, Moments((0.0,), 1.0)))
     with pytest.raises(ControlTokenInCaption):
-        loaded.prompts.response_ids(text)
+        loaded.prompts.encode(exchange("Why?", text), None)
 
 
 def test_control_tokens_that_a_tokenizer_does_not_list_are_refused(tiny: Path) -> None:
@@ -111,13 +126,14 @@ def test_control_tokens_that_a_tokenizer_does_not_list_are_refused(tiny: Path) -
     prompts = loaded.family.prompts(loaded.model.config, loaded.tokenizer)
     assert "<row_1_col_1>" not in loaded.tokenizer.all_special_tokens
     with pytest.raises(ControlTokenInCaption, match="row_1_col_1"):
-        prompts.response_ids("at <row_1_col_1>")
+        prompts.encode(exchange("Where?", "at <row_1_col_1>"), None)
     assert isinstance(prompts, SmolVLMPrompts)
-    assert VIDEO in prompts._control_tokens
+    assert VIDEO in prompts.chat.control_tokens
 
 
 def test_any_text_survives_the_tokenizer(tiny: Path) -> None:
     loaded = load_model(str(tiny))
     text = "Ein Fuchs läuft 42 Meter , don 't — 狐が走る 🦊"
     loaded.tokenizer.clean_up_tokenization_spaces = True
-    assert loaded.prompts.answer(loaded.prompts.response_ids(text)) == text
+    encoded = loaded.prompts.encode(exchange("Who?", text), None)
+    assert loaded.prompts.answer(list(encoded.ids[encoded.last_answer :])) == text

@@ -15,7 +15,7 @@ from transformers.models.smolvlm.processing_smolvlm import (
 )
 
 from qlora_engine.models.families import smolvlm
-from qlora_engine.models.families.base import Moments
+from qlora_engine.models.families.base import Moments, Shown, exchange
 from qlora_engine.models.loading import load_model
 from qlora_engine.models.tiny import make_tokenizer
 from qlora_engine.models.validation import validate_model
@@ -82,7 +82,9 @@ def test_it_is_valid_and_counted_once(wide: Path, recorded: Recorded) -> None:
 
 
 def test_the_prompt_is_the_one_of_its_processor(wide: Path) -> None:
-    prompts = load_model(str(wide), CPU).prompts
+    loaded = load_model(str(wide), CPU)
+    prompts, vision = loaded.prompts, loaded.vision
+    assert vision is not None
     assert isinstance(prompts, smolvlm.SmolVLMPrompts)
     assert smolvlm.CHAT_TEMPLATE == DEFAULT_CHAT_TEMPLATE
     moments = Moments((3.2, 67.9), 3725.4)
@@ -90,9 +92,11 @@ def test_the_prompt_is_the_one_of_its_processor(wide: Path) -> None:
     shown = "".join(FRAME_TIMESTAMP_MESSAGE.format(timestamp=time) + frame for time in ("00:03", "01:07"))
     intro = DEFAULT_VIDEO_INTRO.format(frame_count="two", video_duration="1:02:05")
     expected = f"<|im_start|>User: {intro}{shown}{DEFAULT_MEDIA_OUTTRO}Why?<end_of_utterance>\nAssistant:"
-    assert prompts.prompt_text("Why?", moments) == expected
-    image = prompts.tokenizer.convert_tokens_to_ids(smolvlm.IMAGE)
-    assert prompts.prompt_ids("Why?", moments).count(image) == 2 * 64
+    shown = Shown(vision.layout(640, 360, 2), moments)
+    asked = prompts.pieces(exchange("Why?", "So."), shown)
+    assert [piece.text for piece in asked] == [expected, " So.<end_of_utterance>"]
+    image = loaded.tokenizer.convert_tokens_to_ids(smolvlm.IMAGE)
+    assert prompts.encode(exchange("Why?", "So."), shown).ids.count(image) == shown.layout.tokens == 2 * 64
 
 
 def test_it_trains(wide: Path, make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish) -> None:

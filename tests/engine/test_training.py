@@ -44,7 +44,7 @@ def examples(manifest_file: Path) -> tuple[Example, ...]:
 
 @pytest.fixture
 def collator(loaded: Loaded, clips: Path) -> Collator:
-    return Collator(loaded.prompts, Frames(clips, 4, loaded.pixels.size), loaded.context_tokens)
+    return Collator(loaded.prompts, Frames(clips, 4, loaded.vision), loaded.context_tokens)
 
 
 def gradients(injected: Injected, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -73,6 +73,7 @@ def test_only_the_answer_and_its_end_are_supervised(
         supervised = batch.ids[row][batch.labels[row] != IGNORED].tolist()
         assert supervised[-1] == loaded.prompts.end_token_id
         assert loaded.tokenizer.decode(supervised[:-1]) == f" {example.response}"
+        assert batch.mask is not None
         assert batch.labels[row][batch.mask[row] == 0].eq(IGNORED).all()
     assert batch.tokens == int((batch.ids != loaded.prompts.pad_token_id).sum())
 
@@ -327,7 +328,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         injected = inject(loaded, Hyperparameters(dropout=0.1, gradient_checkpointing=checkpointing))
         unlike_zero(injected)
         injected.model.train()
-        collator = Collator(loaded.prompts, Frames(clips, 4, loaded.pixels.size), loaded.context_tokens)
+        collator = Collator(loaded.prompts, Frames(clips, 4, loaded.vision), loaded.context_tokens)
         torch.manual_seed(3)
         found.append(gradients(injected, Runner(injected.model, loaded).loss(collator.batch(examples))))
     assert found[0].keys() == found[1].keys()

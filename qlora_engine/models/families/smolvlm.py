@@ -5,19 +5,26 @@ is what the model's own video processor builds, made here without it, because th
 and num2words.
 """
 
-import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qlora_engine.errors import ControlTokenInCaption, ModelRefused
-from qlora_engine.models.families.base import Moments, PixelFormat, Prompts
+from qlora_engine.models.families.base import ClipLayout, Encoded, Moments, Pixels, Shown, Turn
+from qlora_engine.models.families.chat import (
+    Chat,
+    Message,
+    Piece,
+    check_id,
+    check_tokens,
+    in_parts,
+    refused,
+)
 from qlora_engine.models.families.numerals import spelled
+from qlora_engine.models.families.preprocessor import colours, read_preprocessor
 from schemas.training import Modality
 
 FAKE = "<fake_token_around_image>"
@@ -37,110 +44,113 @@ CHAT_TEMPLATE = (
 )
 """The family's published template; many of its checkpoints ship without one."""
 
-_WITHOUT_TEMPLATE = "correct it, or remove chat_template to use the family's own"
-
 _PARTS: dict[str, Modality] = {"vision_model": "vision", "connector": "connector", "text_model": "text"}
+
+
+@dataclass(frozen=True)
+class SmolVLMVision:
+    """Every frame is a square, whatever the clip's shape, and a step in time of its own."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    patch_size: int
+    scale_factor: int
+
+    def layout(self, width: int, height: int, frames: int) -> ClipLayout:
+        side = self.image_size // self.patch_size
+        return ClipLayout(
+            frames=frames,
+            height=self.image_size,
+            width=self.image_size,
+            steps=frames,
+            rows=side,
+            columns=side,
+            step_tokens=side**2 // self.scale_factor**2,
+        )
+
+    def inputs(self, ids: torch.Tensor, rows: Sequence[Sequence[Pixels]]) -> dict[str, torch.Tensor]:
+        """``pixel_values`` [rows, frames, 3, size, size]; rows with fewer frames are filled with zeros."""
+        if not any(rows):
+            return {}
+        most = max(sum(len(clip.frames) for clip in row) for row in rows)
+        first = next(clip.frames for row in rows for clip in row)
+        pixels = first.new_zeros(len(rows), most, *first.shape[1:])
+        for row, clips in enumerate(rows):
+            place = 0
+            for clip in clips:
+                pixels[row, place : place + len(clip.frames)] = _not_blank(clip.frames)
+                place += len(clip.frames)
+        return {"pixel_values": pixels}
+
+
+def _not_blank(frames: torch.Tensor) -> torch.Tensor:
+    """The model takes a frame of only zeros for padding and drops it, so such a frame gets one tiny value."""
+    blank = (frames == 0).flatten(1).all(dim=1)
+    return frames + 1e-6 * blank.view(-1, 1, 1, 1).to(frames.dtype)
 
 
 @dataclass(frozen=True)
 class SmolVLMPrompts:
     """Prompts for one tokenizer."""
 
-    tokenizer: Any
-    image_tokens: int
-    """Placeholders per frame."""
+    chat: Chat
 
     @property
     def pad_token_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)
+        return int(self.chat.tokenizer.pad_token_id)
 
     @property
     def end_token_id(self) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(END))
-
-    @cached_property
-    def _control_tokens(self) -> tuple[str, ...]:
-        # all_special_tokens leaves out tokens such as <row_1_col_1>, and many tokenizers lack <video>.
-        added = self.tokenizer.added_tokens_decoder.values()
-        return (VIDEO, *(token.content for token in added if token.special))
-
-    @property
-    def _frame(self) -> str:
-        return FAKE + GLOBAL + IMAGE * self.image_tokens + FAKE
+        return int(self.chat.tokenizer.convert_tokens_to_ids(END))
 
     @property
     def brings_a_template(self) -> bool:
-        own = self.tokenizer.chat_template
-        return own is not None and own != CHAT_TEMPLATE
+        return self.chat.brings_a_template
 
-    @cached_property
-    def _template(self) -> str:
-        return self.tokenizer.chat_template or CHAT_TEMPLATE
+    def encode(self, turns: Sequence[Turn], clip: Shown | None) -> Encoded:
+        return self.chat.encoded(self.pieces(turns, clip))
 
-    def _refuse_control_tokens(self, field: str, text: str) -> None:
-        for token in self._control_tokens:
-            if token in text:
-                raise ControlTokenInCaption(
-                    f"{field} {text[:80]!r} holds {token!r}, which steers the model; take it out"
-                )
-
-    def video_text(self, moments: Moments) -> str:
-        """The text that stands for a clip."""
-        shown = "".join(
-            f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:{self._frame}"
-            for second in moments.seconds
-        )
-        return (
-            f"You are provided the following series of {spelled(len(moments.seconds))} frames from a"
-            f" {timedelta(seconds=int(moments.duration))} [H:MM:SS] video.\n{shown}\n\n"
-        )
-
-    def prompt_text(self, prompt: str, moments: Moments) -> str:
-        """Everything before the answer, as text."""
-        self._refuse_control_tokens("prompt", prompt)
-        rendered = self._rendered([{"type": "video"}], prompt)
-        if rendered.count(VIDEO) == 1:
-            return rendered.replace(VIDEO, self.video_text(moments))
-        frames = len(moments.seconds)
-        rendered = self._rendered([{"type": "image"}] * frames, prompt)
-        if rendered.count(IMAGE) == frames:
-            return rendered.replace(IMAGE, self._frame)
-        raise ModelRefused(
-            f"the checkpoint's chat template renders {frames} pictures as {rendered[:120]!r};"
-            f" {_WITHOUT_TEMPLATE}",
-            code="unusable_chat_template",
-        )
-
-    def _rendered(self, shown: list[dict[str, str]], prompt: str) -> str:
-        turn = {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                [turn], chat_template=self._template, add_generation_prompt=True, tokenize=False
-            )
-        except MemoryError:
-            raise
-        except Exception as error:  # a template is a program: it may fail in any way
-            raise ModelRefused(
-                f"the checkpoint's chat template fails ({type(error).__name__}: {str(error)[:200]});"
-                f" {_WITHOUT_TEMPLATE}",
-                code="unusable_chat_template",
-            ) from error
-        return str(rendered)
-
-    def prompt_ids(self, prompt: str, moments: Moments) -> list[int]:
-        return self._ids(self.prompt_text(prompt, moments))
-
-    def response_ids(self, response: str) -> list[int]:
-        self._refuse_control_tokens("response", response)
-        return self._ids(f" {response}{END}")
+    def pieces(self, turns: Sequence[Turn], clip: Shown | None) -> list[Piece]:
+        """The sample as text, the clip's placeholders filled in."""
+        self.chat.refuse_control_tokens(turns)
+        if clip is None:
+            return self.chat.pieces(in_parts(turns, ()))
+        frame = FAKE + GLOBAL + IMAGE * clip.layout.step_tokens + FAKE
+        pieces = self.chat.pieces(in_parts(turns, [{"type": "video"}]))
+        if _count(pieces, VIDEO) == 1:
+            return _filled(pieces, VIDEO, video_text(clip.moments, frame))
+        frames: list[Message] = [{"type": "image"}] * clip.layout.frames
+        pieces = self.chat.pieces(in_parts(turns, frames))
+        if _count(pieces, IMAGE) == len(frames):
+            return _filled(pieces, IMAGE, frame)
+        shown = "".join(piece.text for piece in pieces)
+        raise refused(f"renders {len(frames)} pictures as {shown[:120]!r}")
 
     def answer(self, generated: list[int]) -> str:
-        return str(
-            self.tokenizer.decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        ).strip()
+        return self.chat.answer(generated)
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def positions(self, ids: Sequence[int], clip: Shown | None) -> torch.Tensor:
+        return torch.arange(len(ids))[None]
+
+
+def video_text(moments: Moments, frame: str) -> str:
+    """The text that stands for a clip; `frame` stands for each picture."""
+    shown = "".join(
+        f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:{frame}" for second in moments.seconds
+    )
+    return (
+        f"You are provided the following series of {spelled(len(moments.seconds))} frames from a"
+        f" {timedelta(seconds=int(moments.duration))} [H:MM:SS] video.\n{shown}\n\n"
+    )
+
+
+def _count(pieces: Sequence[Piece], token: str) -> int:
+    return sum(piece.text.count(token) for piece in pieces)
+
+
+def _filled(pieces: Sequence[Piece], token: str, text: str) -> list[Piece]:
+    return [Piece(piece.text.replace(token, text), piece.is_answer) for piece in pieces]
 
 
 class SmolVLM:
@@ -148,8 +158,9 @@ class SmolVLM:
 
     name = "smolvlm"
     model_types = frozenset({"smolvlm"})
+    modalities: tuple[Modality, ...] = ("vision", "connector", "text")
 
-    def model_class(self) -> Any:
+    def model_class(self, model_type: str) -> Any:
         from transformers import SmolVLMForConditionalGeneration
 
         return SmolVLMForConditionalGeneration
@@ -160,57 +171,21 @@ class SmolVLM:
                 return _PARTS[part]
         return None
 
-    def pixel_format(self, config: Any, folder: Path) -> PixelFormat:
-        described: dict[str, Any] = {}
-        file = folder / "preprocessor_config.json"
-        if file.is_file():
-            described = json.loads(file.read_text("utf-8"))
-        return PixelFormat(
-            size=int(config.vision_config.image_size),
-            mean=_colours(described, "image_mean"),
-            std=_colours(described, "image_std"),
-        )
-
     def context_tokens(self, config: Any) -> int:
         return int(config.text_config.max_position_embeddings)
 
-    def prompts(self, config: Any, tokenizer: Any) -> Prompts:
-        vocabulary = tokenizer.get_vocab()
-        missing = [token for token in (FAKE, IMAGE, GLOBAL, END) if token not in vocabulary]
-        if missing or tokenizer.pad_token_id is None:
-            raise ModelRefused(
-                f"the tokenizer lacks {', '.join(missing) or 'a padding token'}; use the checkpoint's own",
-                code="unusable_tokenizer",
-            )
-        if vocabulary[IMAGE] != config.image_token_id:
-            raise ModelRefused(
-                f"config.json has image_token_id {config.image_token_id}, but the tokenizer's {IMAGE} is "
-                f"{vocabulary[IMAGE]}; use the tokenizer files of the checkpoint",
-                code="unusable_tokenizer",
-            )
-        side = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
-        return SmolVLMPrompts(tokenizer, image_tokens=side**2 // int(config.scale_factor) ** 2)
-
-    def vision_inputs(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        # The model takes a frame of only zeros for padding and drops it, so such a frame gets one tiny value.
-        blank = (pixels == 0).flatten(2).all(dim=2)
-        if bool(blank.any()):
-            pixels = pixels.clone()
-            pixels[blank] += 1e-6
-        return {"pixel_values": pixels}
-
-
-def _colours(described: dict[str, Any], field: str) -> tuple[float, float, float]:
-    values = described.get(field) or (0.5, 0.5, 0.5)
-    try:
-        red, green, blue = (float(value) for value in values)
-    except (TypeError, ValueError):
-        red = green = blue = math.nan
-    if not all(math.isfinite(value) for value in (red, green, blue)) or (
-        field == "image_std" and min(red, green, blue) <= 0
-    ):
-        raise ModelRefused(
-            f"preprocessor_config.json has {field} {values!r}; it must be three numbers, one per colour",
-            code="bad_config",
+    def vision(self, config: Any, folder: Path) -> SmolVLMVision:
+        described = read_preprocessor(folder)
+        return SmolVLMVision(
+            mean=colours(described, "image_mean"),
+            std=colours(described, "image_std"),
+            image_size=int(config.vision_config.image_size),
+            patch_size=int(config.vision_config.patch_size),
+            scale_factor=int(config.scale_factor),
         )
-    return red, green, blue
+
+    def prompts(self, config: Any, tokenizer: Any) -> SmolVLMPrompts:
+        vocabulary = check_tokens(tokenizer, (FAKE, IMAGE, GLOBAL, END))
+        check_id(vocabulary, IMAGE, "image_token_id", config.image_token_id)
+        # Many tokenizers of the family do not know <video>.
+        return SmolVLMPrompts(Chat(tokenizer, CHAT_TEMPLATE, placeholders=(VIDEO,)))

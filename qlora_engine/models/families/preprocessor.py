@@ -1,0 +1,77 @@
+"""What a checkpoint's preprocessor files say about pixels, where we need them: in place of a processor."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_engine.errors import ModelRefused
+
+VIDEO_FILE = "video_preprocessor_config.json"
+FILES = (VIDEO_FILE, "preprocessor_config.json")
+"""The first that is there counts, as in transformers."""
+PROCESSOR_FILE = "processor_config.json"
+
+Colours = tuple[float, float, float]
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """The description of the video processor; empty when there is none."""
+    for name in FILES:
+        described = _read(folder / name)
+        if described:
+            return described
+    nested = _read(folder / PROCESSOR_FILE).get("video_processor")
+    return nested if isinstance(nested, dict) else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ModelRefused(
+            f"{file.name} is not JSON ({error}); upload it again", code="bad_config"
+        ) from error
+    if not isinstance(described, dict):
+        raise ModelRefused(f"{file.name} must hold a JSON object; upload it again", code="bad_config")
+    return described
+
+
+def colours(described: dict[str, Any], field: str, usual: Sequence[float] = (0.5, 0.5, 0.5)) -> Colours:
+    """Mean or standard deviation per colour.
+
+    Raises:
+        ModelRefused: code ``bad_config``.
+    """
+    values = described.get(field) or usual
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        red = green = blue = math.nan
+    if not all(math.isfinite(value) for value in (red, green, blue)) or (
+        field == "image_std" and min(red, green, blue) <= 0
+    ):
+        raise ModelRefused(
+            f"preprocessor_config.json has {field} {values!r}; it must be three numbers, one per colour",
+            code="bad_config",
+        )
+    return red, green, blue
+
+
+def whole_number(described: dict[str, Any], field: str, usual: int) -> int:
+    """A positive whole number.
+
+    Raises:
+        ModelRefused: code ``bad_config``.
+    """
+    value = described.get(field)
+    if value is None:
+        return usual
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelRefused(
+            f"the preprocessor's {field} is {value!r}; it must be a whole number above 0", code="bad_config"
+        )
+    return value
