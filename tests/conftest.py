@@ -19,6 +19,7 @@ from command_api.objects import ObjectStore
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
 from schemas.subjects import DEFAULT_POOL
+from tests.reaper import nothing_left_behind
 from tests.system_fixtures import registered, samples, service
 
 __all__ = ["registered", "samples", "service"]
@@ -28,6 +29,12 @@ __all__ = ["registered", "samples", "service"]
 # A shared machine is slow at times; what takes too long is ended by pytest's own time limit.
 hypothesis.settings.register_profile("kinora", deadline=None)
 hypothesis.settings.load_profile("kinora")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
 
 
 @pytest.fixture(scope="session")

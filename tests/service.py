@@ -15,7 +15,6 @@ import psutil
 
 from kinora.client import Client, Credentials, Json
 from schemas.envelope import split_type
-from schemas.errors import KinoraError
 from tests.otlp import Receiver
 
 KINORA = str(Path(sys.executable).with_name("kinora"))
@@ -23,16 +22,23 @@ KINORA = str(Path(sys.executable).with_name("kinora"))
 
 T = TypeVar("T")
 
+MOST_PAUSE_SECONDS = 0.25
+"""Between two looks at what is waited for."""
+
 
 def wait_until(condition: Callable[[], T | None], *, seconds: float, what: str) -> T:
-    """The first truthy result of `condition`; polls because the condition lives in other processes."""
-    deadline = time.monotonic() + seconds
+    """The first truthy result of `condition`; polls because the condition lives in other processes.
+
+    More rarely as time goes by: who asks often takes the time of what is waited for.
+    """
+    began = time.monotonic()
     while True:
         result = condition()
         if result:
             return result
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.05)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"waited {seconds} s in vain for {what}"
+        time.sleep(min(MOST_PAUSE_SECONDS, 0.05 + waited / 20))
 
 
 class Service:
@@ -71,8 +77,15 @@ class Service:
 
     def start(self) -> None:
         """Start it and wait until its agent is online."""
+        said = self.log.stat().st_size if self.log.exists() else 0
         self.launch()
-        wait_until(self._ready, seconds=90, what="`kinora up` to be ready")
+        wait_until(lambda: self._says_ready(said), seconds=90, what="`kinora up` to be ready")
+        with self.client() as client:
+            wait_until(
+                lambda: any(agent["status"] == "online" for agent in client.pages("/agents")),
+                seconds=30,
+                what="an agent online",
+            )
 
     def launch(self) -> "subprocess.Popen[str]":
         """Start it and wait for nothing."""
@@ -88,16 +101,10 @@ class Service:
             )
         return self.process
 
-    def _ready(self) -> bool:
+    def _says_ready(self, after: int) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()
-        if not (self.home / "credentials.json").exists():
-            return False
-        try:
-            with self.client() as client:
-                return any(agent["status"] == "online" for agent in client.pages("/agents"))
-        except KinoraError:
-            return False
+        return b"ready at " in self.log.read_bytes()[after:]
 
     def stop(self) -> int:
         """Ctrl-C, as a person would; the exit code."""
@@ -123,8 +130,12 @@ class Service:
         return done
 
     def client(self) -> Client:
-        """A session of the service's owner, patient with a service that is being restarted."""
-        return Client(Credentials.find(self.home), patience_seconds=30)
+        """A session of the service's owner, patient with a service that is being restarted.
+
+        Logged in once for all of them, because checking a password is meant to cost.
+        """
+        session_file = self.home / "run" / "tests-session.json"
+        return Client(Credentials.find(self.home), patience_seconds=30, session_file=session_file)
 
     def role(self, name: str) -> psutil.Process:
         """The process of a role of ours."""

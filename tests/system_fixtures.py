@@ -13,6 +13,8 @@ from tests.service import Service, running_service
 LEASE_SECONDS = 10
 SILENCE_SECONDS = 20
 """Longer than an engine takes to start on a busy machine."""
+PRETRAINING_STEPS = 60
+"""Enough that answers are words that end; how much a training learns is for the demo to show."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,23 @@ class Samples:
     model: Path
 
 
+def make_samples(folder: Path, *, clips: int, pretraining_steps: int) -> Samples:
+    """By the engine's own code in a process of its own, because no other process of tests imports torch."""
+    made = Samples(folder / "clips", folder / "model")
+    code = (
+        "import sys; from qlora_engine.data.shapes import make_sample_dataset;"
+        " from qlora_engine.models.tiny import make_tiny_model;"
+        f" make_sample_dataset(sys.argv[1], clips={clips});"
+        f" make_tiny_model(sys.argv[2], steps={pretraining_steps})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(made.clips), str(made.model)], check=True)
+    return made
+
+
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     folder = tmp_path_factory.mktemp("samples")
-    subprocess.run(
-        [sys.executable, "-m", "qlora_engine.data.shapes", str(folder / "clips"), "--clips", "60"], check=True
-    )
-    subprocess.run([sys.executable, "-m", "qlora_engine.models.tiny", str(folder / "model")], check=True)
-    return Samples(folder / "clips", folder / "model")
+    return make_samples(folder, clips=60, pretraining_steps=PRETRAINING_STEPS)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from rich.markup import escape
 
 from kinora.cli.datasets import AsJson
 from kinora.cli.output import door, out, print_json, talk
-from kinora.doctor import insides, machine, processes, service
 from kinora.doctor.finding import Finding
 from kinora.local.folder import DataFolder
 from kinora.settings import data_folder
@@ -22,18 +21,11 @@ def doctor(
     probe: Annotated[bool, typer.Option(help="Try the engine's 4-bit kernel, which takes seconds.")] = True,
 ) -> None:
     """Look for what is wrong, and say what to do. Exits with 1 when something has failed."""
-    folder = DataFolder(data_folder())
+    # Its drivers of servers take longer to import than most commands take.
+    from kinora.doctor.examination import examined
+
     with talk.status("looking …"):
-        findings = [
-            machine.python(),
-            machine.disk(folder.root),
-            *(machine.engine() if probe else ()),
-            *processes.data_folder(folder),
-            *processes.processes(folder),
-            *processes.agent_credentials(folder),
-            *service.service(folder.root),
-            *insides.insides(folder),
-        ]
+        findings = examined(DataFolder(data_folder()), probe=probe)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -4,10 +4,18 @@ import structlog
 import typer
 
 from kinora.cli.output import door
-from kinora.roles import run_role
+from kinora.roles import Role
 from trainer_agent.errors import ShutOut
 
 log = structlog.get_logger(__name__)
+
+
+def run_role(role: Role) -> None:
+    """Run a role until a signal ends it."""
+    # A web server and the export of traces, which no other command should pay.
+    from kinora.running import run_role as run
+
+    run(role)
 
 
 @door

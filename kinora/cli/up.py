@@ -6,17 +6,21 @@ import signal
 from rich.markup import escape
 
 from kinora.cli.output import door, talk
+from kinora.local.folder import DataFolder
 from kinora.settings import data_folder, import_roots
-from kinora.supervisor import Supervisor
 
 
 @door
 def up() -> None:
     """Run the whole service on this machine until Ctrl-C."""
-    asyncio.run(_up(Supervisor(data_folder(), import_roots=import_roots(), on_event=_say)))
+    asyncio.run(_up())
 
 
-async def _up(supervisor: Supervisor) -> None:
+async def _up() -> None:
+    # Servers, roles and their clients, which no other command should pay.
+    from kinora.supervisor import Supervisor
+
+    supervisor = Supervisor(data_folder(), import_roots=import_roots(), on_event=_say)
     running = asyncio.current_task()
     assert running is not None  # noqa: S101 - we are in it
     stop = asyncio.Event()
@@ -31,7 +35,7 @@ async def _up(supervisor: Supervisor) -> None:
         loop.add_signal_handler(number, stopping)
     try:
         async with supervisor:
-            _show(supervisor)
+            _show(supervisor.url, supervisor.folder, supervisor.credentials.username)
             await supervisor.until(stop)
     except asyncio.CancelledError:
         if not stop.is_set():
@@ -43,14 +47,13 @@ def _say(phase: str, message: str) -> None:
     talk.print(f"[{colour}]{escape(message)}[/]", highlight=False)
 
 
-def _show(supervisor: Supervisor) -> None:
-    url, folder = supervisor.url, supervisor.folder
+def _show(url: str, folder: DataFolder, owner: str) -> None:
     for name, value in (
         ("API", f"{url}/api/v1"),
         ("API reference", f"{url}/docs"),
         ("health", f"{url}/health"),
         ("live feed", f"{url.replace('http', 'ws', 1)}/api/v1/events/ws"),
-        ("owner", supervisor.credentials.username),
+        ("owner", owner),
         ("credentials", str(folder.credentials)),
         ("data folder", str(folder.root)),
         ("logs", str(folder.logs)),

@@ -1,8 +1,6 @@
 """A peer to talk to, and what an attempt needs of an agent without running the whole of one."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from schemas.training import Hyperparameters
 from schemas.work import HeldItem, TrainAssignment
 from tests.conftest import AgentUser
 from tests.integration.trainer_agent.peer import POOL, Peer, manifest_of, serving_peer
+from tests.system_fixtures import Samples, make_samples
 from trainer_agent.cache import ContentCache
 from trainer_agent.connection import Connection
 from trainer_agent.credentials import NodeCredentials
@@ -79,26 +78,10 @@ async def parts(settings: AgentSettings, tmp_path: Path) -> AsyncIterator[Parts]
         yield Parts(connection, http, cache, held, Presigner(connection, settings, held))
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Real clips and a real, hardly trained model, as folders."""
-
-    clips: Path
-    model: Path
-
-
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    """Made by the engine's own commands, because no test process of the agent imports torch."""
-    folder = tmp_path_factory.mktemp("samples")
-    code = (
-        "import sys; from qlora_engine.data.shapes import make_sample_dataset;"
-        " from qlora_engine.models.tiny import make_tiny_model;"
-        " make_sample_dataset(sys.argv[1], clips=24); make_tiny_model(sys.argv[2], steps=1)"
-    )
-    made = Samples(folder / "clips", folder / "model")
-    subprocess.run([sys.executable, "-c", code, str(made.clips), str(made.model)], check=True)
-    return made
+    """Hardly trained: what an agent does with a model does not depend on it."""
+    return make_samples(tmp_path_factory.mktemp("samples"), clips=24, pretraining_steps=1)
 
 
 @dataclass

@@ -30,8 +30,9 @@ from schemas.work import (
     Started,
     Stopped,
 )
-from tests.integration.trainer_agent.conftest import MakeTraining, RunningAgent, Samples, engines_of
+from tests.integration.trainer_agent.conftest import MakeTraining, RunningAgent, engines_of
 from tests.integration.trainer_agent.peer import Peer
+from tests.system_fixtures import Samples
 from trainer_agent.settings import AgentSettings
 
 LONG = 20_000
