@@ -1,7 +1,8 @@
 """One subscription: a cursor that reads pages of the log until it has caught up, then the shared tail.
 
-Memory is one page. A client that reads slowly holds its own cursor back and nothing else: when the tail no
-longer keeps what it needs, the next page comes from the log again. So there is never a gap and never a queue.
+Memory is one page, and for a client that reads slowly a small part of one: it holds its own cursor back and
+nothing else. What it does not take soon is forgotten, and read from the log again when its turn comes, as is
+what the tail no longer keeps. So there is never a gap and never a queue.
 """
 
 import asyncio
@@ -18,7 +19,9 @@ PAGE = 500
 PAGE_BYTES = 2**20
 """Of stored events; a single larger one makes a page of its own."""
 STRIDE = 50
-"""So many events are taken from the tail at a time: what a slow client holds on to is not much more."""
+"""So many events are handed over at a time: what a slow client holds on to is not much more."""
+PATIENCE_SECONDS = 0.25
+"""How long the rest of a page is kept for a client that does not take what was handed over."""
 
 
 class Pages(Protocol):
@@ -100,6 +103,8 @@ class Subscription:
     _types: list[str] | None = field(init=False)
     _setbacks: int = field(init=False)
     _parked: asyncio.Future[int] | None = field(init=False, default=None)
+    _limit: int = field(init=False, default=PAGE)
+    """Events of the next page; few behind one whose rest was forgotten."""
 
     def __post_init__(self) -> None:
         self._types = None if self.selection.types is None else sorted(self.selection.types)
@@ -129,8 +134,24 @@ class Subscription:
 
     async def _pass_on(self, outlet: Outlet) -> bool:
         rows, reached, complete = await self._more(self.position)
-        await self._send(outlet, rows, reached)
+        self._limit = min(PAGE, 2 * self._limit)
+        count, loop = len(rows), asyncio.get_running_loop()
+        for end in range(STRIDE, count + STRIDE, STRIDE):
+            forgetting = loop.call_later(PATIENCE_SECONDS, self._forget, rows, end)
+            try:
+                await self._hand_over(outlet, rows[end - STRIDE : end])
+            finally:
+                forgetting.cancel()
+            if len(rows) < count and end >= len(rows):
+                return False
+        self._check_setbacks()
+        self.position = reached
         return complete
+
+    def _forget(self, rows: list[LogRow], end: int) -> None:
+        """The client is slow: keep nothing for it but what it was handed."""
+        del rows[end:]
+        self._limit = STRIDE
 
     async def _conflate(self, outlet: Outlet) -> bool:
         """Collect for a moment, then send; the moments are what bounds the rate."""
@@ -141,7 +162,8 @@ class Subscription:
             rows, reached, complete = await self._more(reached)
             collected.add(rows)
         if newest := collected.take():
-            await self._send(outlet, newest, reached)
+            for begin in range(0, len(newest), STRIDE):
+                await self._hand_over(outlet, newest[begin : begin + STRIDE])
             await asyncio.sleep(max(0.0, until - loop.time()))
         self.position = reached
         return complete
@@ -161,16 +183,16 @@ class Subscription:
         reached = max(after, reached) if complete else kept[-1].position
         return [row for row in kept if self.selection.admits(row)], reached, complete
 
-    async def _send(self, outlet: Outlet, rows: Sequence[LogRow], reached: int) -> None:
+    async def _hand_over(self, outlet: Outlet, rows: Sequence[LogRow]) -> None:
+        self._check_setbacks()
+        # Before they are sent: the client may acknowledge the first before the last has gone.
+        self.position = rows[-1].position
+        await outlet.events(self.name, [row.as_pinned(self.pins) for row in rows] if self.pins else rows)
+        await asyncio.sleep(0)  # a client that takes everything at once lets others have their turn
+
+    def _check_setbacks(self) -> None:
         if self.tail.setbacks != self._setbacks:
             raise _WentBack
-        for begin in range(0, len(rows), STRIDE):
-            some = rows[begin : begin + STRIDE]
-            # Before they are sent: the client may acknowledge the first before the last has gone.
-            self.position = some[-1].position
-            await outlet.events(self.name, [row.as_pinned(self.pins) for row in some] if self.pins else some)
-            await asyncio.sleep(0)  # a client that takes everything at once lets others have their turn
-        self.position = reached
 
     async def _wait(self) -> None:
         self._parked = self.tail.until(self.selection.interest)
@@ -182,7 +204,7 @@ class Subscription:
     async def _page(self, after: int) -> list[LogRow]:
         return await self.reader.page(
             after,
-            PAGE,
+            self._limit,
             types=self._types,
             organization_id=self.selection.organization_id,
             stream_id=self.selection.stream_id,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_api.feed.conflation import Conflation
-from command_api.feed.subscription import Selection, Subscription
+from command_api.feed.subscription import PAGE, STRIDE, Selection, Subscription
 from projections.reader import LogRow
 from projections.tail import LogTail
 
@@ -30,6 +30,8 @@ class Log:
 
     rows: list[LogRow] = field(default_factory=list)
     page_most: int = 500
+    asked: list[tuple[int, int]] = field(default_factory=list)
+    """(after, limit) of every page of an organization."""
 
     def append(self, position: int, organization_id: str, stream: str, kind: str) -> None:
         self.rows.append(row(position, organization_id, stream, kind))
@@ -49,6 +51,8 @@ class Log:
         max_bytes: int | None = None,
     ) -> list[LogRow]:
         await asyncio.sleep(0)
+        if organization_id is not None:
+            self.asked.append((after, limit))
         found = [
             each
             for each in self.rows
@@ -95,9 +99,9 @@ class Loop(asyncio.SelectorEventLoop):
         return self._now
 
     def _run_once(self) -> None:
-        scheduled = self._scheduled  # type: ignore[attr-defined]
-        if not self._ready and scheduled:  # type: ignore[attr-defined]
-            self._now = max(self._now, scheduled[0].when())
+        waiting = [timer for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        if not self._ready and waiting:  # type: ignore[attr-defined]
+            self._now = max(self._now, min(timer.when() for timer in waiting))
         super()._run_once()  # type: ignore[misc]
 
 
@@ -247,6 +251,26 @@ def test_conflated_at_most_ten_times_a_second() -> None:
         assert client.got[-1] == 1000
         assert 15 <= len(client.got) <= (loop.time() - began) * 10
         await world.drop()
+
+    run(story())
+
+
+def test_what_a_slow_client_does_not_take_is_forgotten_and_read_again() -> None:
+    async def story() -> None:
+        log, tail, client = Log(), LogTail("", keep_bytes=0), Client()
+        for position in range(1, 1001):
+            log.append(position, MINE, "job_1", OTHER)
+        await tail.look(log)
+        client.gate.clear()
+        task = asyncio.create_task(Subscription("s", Selection(MINE), 0, log, tail, 1000).run(client))
+        await asyncio.sleep(1)
+        assert log.asked == [(0, PAGE)]
+        client.gate.set()
+        await asyncio.sleep(1)
+        assert log.asked[1:4] == [(STRIDE, STRIDE), (2 * STRIDE, 2 * STRIDE), (4 * STRIDE, 4 * STRIDE)]
+        assert client.got == list(range(1, 1001))
+        task.cancel()
+        await asyncio.wait([task])
 
     run(story())
 
