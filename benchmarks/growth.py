@@ -92,7 +92,8 @@ def _measurable(
     agents = list(callers(log, story))
     (long_agent,) = (agent for agent in agents if agent.job_id == story.long_job_id)
     others = [agent for agent in agents if agent is not long_agent]
-    homes, ended = story.homes, list(story.ended)[-RECENT_JOBS:]
+    homes, ended = story.homes, list(story.ended)
+    recent = ended[-RECENT_JOBS:]
     reader = LogReader(pool)
 
     async def command() -> None:
@@ -101,8 +102,13 @@ def _measurable(
     async def long_command() -> None:
         await bus.execute(*long_agent.next())
 
-    async def one_job() -> None:
-        job_id, organization_id = chance.choice(ended)
+    async def recent_job() -> None:
+        await one_job(*chance.choice(recent))
+
+    async def any_job() -> None:
+        await one_job(*chance.choice(ended))
+
+    async def one_job(job_id: str, organization_id: str) -> None:
         async with pool.connection() as connection:
             if await jobs.get(connection, organization_id, job_id) is None:
                 raise AssertionError(f"{job_id} is not there")
@@ -128,7 +134,8 @@ def _measurable(
         {
             "command": command,
             "command on the long stream": long_command,
-            "a job": one_job,
+            "a recent job": recent_job,
+            "any job": any_job,
             "page of jobs": page_of_jobs,
             "page of events": lambda: events(None),
             "page of an organization's events": lambda: events(chance.choice(homes)),
