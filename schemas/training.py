@@ -10,6 +10,7 @@ from schemas.ids import JobId, Sha256
 
 Modality = Literal["vision", "connector", "text"]
 Schedule = Literal["cosine", "linear", "constant"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
 
 class Hyperparameters(Message):
@@ -24,16 +25,43 @@ class Hyperparameters(Message):
         ("vision", "connector", "text"), min_length=1, description="Parts of the model that get adapters."
     )
     learning_rate: float = Field(2e-4, gt=0, le=1)
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="AdamW with moments in 32 or in 8 bits; paged ones move to main memory when a CUDA device"
+        " runs short.",
+    )
     schedule: Schedule = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps spent warming up.")
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0, le=1e6)
-    batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimizer step.")
+    batch_size: int = Field(
+        8, ge=1, le=4096, description="Examples per optimizer step; ignored with tokens_per_step."
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
         le=4096,
         description="Examples per forward pass; the batch size when absent. The gradient is exact.",
+    )
+    tokens_per_micro_batch: int | None = Field(
+        None,
+        ge=16,
+        le=1_048_576,
+        description="Tokens per forward pass, instead of micro_batch_size examples: examples are packed up to"
+        " this many, and none sees another. The gradient is exact.",
+    )
+    tokens_per_step: int | None = Field(
+        None,
+        ge=16,
+        le=1_073_741_824,
+        description="Tokens per optimizer step, instead of batch_size examples; as many full forward passes"
+        " as that takes. Needs tokens_per_micro_batch and max_steps.",
+    )
+    loss_chunk_tokens: int = Field(
+        1024,
+        ge=1,
+        le=1_048_576,
+        description="Response tokens whose logits are in memory at the same time; fewer take less memory.",
     )
     epochs: float = Field(
         3.0, gt=0, le=10_000, description="Passes over the training split; ignored with max_steps."
@@ -44,6 +72,19 @@ class Hyperparameters(Message):
     frames: int = Field(4, ge=1, le=512, description="Frames taken from each clip, evenly spaced in time.")
     held_out_fraction: float = Field(0.2, ge=0, le=0.9, description="Share of the clips kept for evaluation.")
     checkpoint_every_steps: int = Field(50, ge=1, le=10_000_000)
+    evaluate_every_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000,
+        description="Optimizer steps between evaluations during training; only before and after when absent.",
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="Evaluations without a lower held-out loss after which the training ends. The best"
+        " adapter is kept. Needs evaluate_every_steps.",
+    )
     max_new_tokens: int = Field(32, ge=1, le=4096, description="Limit of a generated answer in evaluation.")
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, lt=2**31)
@@ -55,9 +96,37 @@ class Hyperparameters(Message):
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size};"
                 " lower it or leave it out"
             )
+        if self.micro_batch_size is not None and self.tokens_per_micro_batch is not None:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} and tokens_per_micro_batch"
+                f" {self.tokens_per_micro_batch} both say what a forward pass takes; leave one out"
+            )
+        if self.tokens_per_step is not None:
+            self._check_tokens_per_step(self.tokens_per_step)
+        if self.early_stopping_patience is not None and self.evaluate_every_steps is None:
+            raise ValueError(
+                f"early_stopping_patience {self.early_stopping_patience} counts evaluations during training,"
+                " but there are none; set evaluate_every_steps"
+            )
+        if self.early_stopping_patience is not None and self.held_out_fraction == 0:
+            raise ValueError(
+                f"early_stopping_patience {self.early_stopping_patience} looks at the held-out loss, but"
+                " held_out_fraction is 0; raise it, or leave early_stopping_patience out"
+            )
         if len(set(self.target_modalities)) != len(self.target_modalities):
             raise ValueError(f"target_modalities {self.target_modalities} names a modality twice")
         return self
+
+    def _check_tokens_per_step(self, tokens: int) -> None:
+        if self.tokens_per_micro_batch is None or tokens < self.tokens_per_micro_batch:
+            raise ValueError(
+                f"tokens_per_step {tokens} is made of whole forward passes; set tokens_per_micro_batch to at"
+                f" most {tokens} (it is {self.tokens_per_micro_batch})"
+            )
+        if self.max_steps is None:
+            raise ValueError(
+                f"tokens_per_step {tokens} leaves open how many steps an epoch takes; set max_steps"
+            )
 
 
 def held_out_count(clips: int, fraction: float) -> int:

@@ -25,3 +25,25 @@ def test_every_number_has_an_upper_bound(name: str) -> None:
         each for each in (described, *described.get("anyOf", ())) if each.get("type") in ("integer", "number")
     ]
     assert all({"maximum", "exclusiveMaximum"} & set(each) for each in numbers)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "remedy"),
+    [
+        ({"micro_batch_size": 2, "tokens_per_micro_batch": 512}, "leave one out"),
+        ({"tokens_per_step": 4096, "max_steps": 5}, "set tokens_per_micro_batch to at most 4096"),
+        (
+            {"tokens_per_step": 256, "tokens_per_micro_batch": 512, "max_steps": 5},
+            "set tokens_per_micro_batch to at most 256",
+        ),
+        ({"tokens_per_step": 4096, "tokens_per_micro_batch": 512}, "set max_steps"),
+        ({"early_stopping_patience": 2}, "set evaluate_every_steps"),
+        (
+            {"early_stopping_patience": 2, "evaluate_every_steps": 5, "held_out_fraction": 0.0},
+            "held_out_fraction is 0; raise it",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused_with_the_remedy(chosen: dict[str, float], remedy: str) -> None:
+    with pytest.raises(ValidationError, match=remedy):
+        Hyperparameters.model_validate(chosen)
