@@ -32,12 +32,12 @@ def dataset_paths(folder: Path) -> list[str]:
             message=f"clip {example.clip!r} is not in {folder}; add the file or remove the row",
         )
         for example in captions.examples
-        if not (folder / example.clip).is_file()
+        if example.clip and not (folder / example.clip).is_file()
     ]
     if errors:
         more = f" (the first 20 of {len(errors)})" if len(errors) > 20 else ""
         raise BadSource(f"{folder / captions.file} cannot be used{more}:", errors=tuple(errors[:20]))
-    return [captions.file, *sorted({example.clip for example in captions.examples})]
+    return [captions.file, *sorted({example.clip for example in captions.examples if example.clip})]
 
 
 def model_paths(folder: Path) -> list[str]:

@@ -106,7 +106,7 @@ def _check_frames(ready: dataset.Ready, command: RequestJob) -> None:
     facts = ready.validated.facts
     smallest, named = facts.smallest_clip_frames, f" ({facts.smallest_clip})" if facts.smallest_clip else ""
     frames = command.hyperparameters.frames
-    if frames > smallest:
+    if facts.clips and frames > smallest:
         raise Invalid.field(
             "/hyperparameters/frames",
             "frames_exceed_clip",

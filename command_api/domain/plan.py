@@ -18,10 +18,16 @@ class Plan:
 
 def plan_training(facts: DatasetFacts, hyperparameters: Hyperparameters) -> Plan:
     """Split the dataset by the rule that the engine uses, and count the optimizer steps."""
-    held_out_clips = held_out_count(facts.clips, hyperparameters.held_out_fraction)
-    held_out = min(facts.examples - 1, round(facts.examples * held_out_clips / facts.clips))
+    held_out = _held_out(facts, hyperparameters.held_out_fraction)
     training = facts.examples - held_out
     steps = total_steps(hyperparameters, training)
     if hyperparameters.max_steps is None:
         return Plan(steps, training, held_out, epochs=hyperparameters.epochs)
     return Plan(steps, training, held_out, epochs=steps * hyperparameters.batch_size / training)
+
+
+def _held_out(facts: DatasetFacts, fraction: float) -> int:
+    if facts.validation_examples is not None:
+        return facts.validation_examples
+    groups = facts.split_groups or facts.clips
+    return min(facts.examples - 1, round(facts.examples * held_out_count(groups, fraction) / groups))

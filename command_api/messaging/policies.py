@@ -20,7 +20,7 @@ from command_api.messaging.identity import item_context
 from command_api.objects import ObjectMissing, ObjectStore
 from schemas.commands import Command
 from schemas.commands.job import AdmitJob, RefuseJob, ValidateJob
-from schemas.datasets import DatasetFacts, Manifest
+from schemas.datasets import MAX_MANIFEST_BYTES, DatasetFacts, Manifest
 from schemas.errors import KinoraError
 from schemas.events.job import JobRequested
 from schemas.objects import StoredObject
@@ -31,7 +31,6 @@ RETRY_SECONDS = 2.0
 AT_ONCE = 64
 """Jobs that are decided in one commit."""
 KNOWN_MANIFESTS = 64
-MAX_MANIFEST_BYTES = 64 * 2**20
 """Far more than any dataset needs. Agents write manifests, and this process reads them."""
 
 
@@ -163,19 +162,25 @@ def _read_manifest(stored: StoredObject, body: bytes) -> DatasetFacts | str:
         manifest = Manifest.model_validate_json(body)
     except ValidationError as error:
         return f"its manifest cannot be read: {error.error_count()} problems"
-    if not manifest.clips or not manifest.examples:
-        return "it has no clips or no examples"
+    if not manifest.examples:
+        return "it has no examples"
+    paths = {clip.path for clip in manifest.clips}
+    if unknown := next((each for each in manifest.examples if each.clip and each.clip not in paths), None):
+        return f"{unknown.where} names {unknown.clip}, which is not among its clips"
     return _facts(manifest)
 
 
 def _facts(manifest: Manifest) -> DatasetFacts:
-    smallest = min(manifest.clips, key=lambda clip: clip.frames)
+    smallest = min(manifest.clips, key=lambda clip: clip.frames, default=None)
+    own = any(example.split for example in manifest.examples)
     return DatasetFacts(
         clips=len(manifest.clips),
         examples=len(manifest.examples),
         frames=sum(clip.frames for clip in manifest.clips),
         duration_seconds=sum(clip.duration_seconds for clip in manifest.clips),
         size_bytes=sum(clip.size_bytes for clip in manifest.clips),
-        smallest_clip_frames=smallest.frames,
-        smallest_clip=smallest.path,
+        smallest_clip_frames=smallest.frames if smallest else 0,
+        smallest_clip=smallest.path if smallest else "",
+        split_groups=len(set(manifest.groups())),
+        validation_examples=sum(each.split == "validation" for each in manifest.examples) if own else None,
     )

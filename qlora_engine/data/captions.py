@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from qlora_engine.errors import CaptionsError
-from schemas.datasets import Example, Problem
+from schemas.datasets import Example, Problem, one_turn
 from schemas.objects import RelativePath
 
 FIELDS = ("video", "prompt", "response")
@@ -66,7 +66,7 @@ def read_captions(folder: Path) -> Captions:
     problems: list[Problem] = []
     for row, content in rows:
         try:
-            examples.append(_example(folder, row, content))
+            examples.append(_example(folder, name, row, content))
         except _BadRow as problem:
             problems.append(Problem(code=problem.code, where=f"{name}:{row}", message=str(problem)))
     if not examples and not problems:
@@ -76,7 +76,7 @@ def read_captions(folder: Path) -> Captions:
 
 def repeated_rows(captions: Captions) -> tuple[Problem, ...]:
     """A warning for every example that is there several times, word for word."""
-    rows: dict[tuple[str, str, str], list[int]] = {}
+    rows: dict[tuple[str | None, str, str], list[int]] = {}
     for example in captions.examples:
         rows.setdefault((example.clip, example.prompt, example.response), []).append(example.row)
     return tuple(
@@ -146,14 +146,17 @@ def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Any]]:
         yield row, content
 
 
-def _example(folder: Path, row: int, content: Any) -> Example:
+def _example(folder: Path, file: str, row: int, content: Any) -> Example:
     if isinstance(content, Exception):
         raise _BadRow("bad_caption_row", f"the row does not parse ({content}); correct it")
     if not isinstance(content, Mapping):
         raise _BadRow("bad_caption_row", f"the row is {type(content).__name__}, not an object; write {{...}}")
     values = {field: _value(content, field) for field in FIELDS}
     return Example(
-        clip=_clip(folder, values["video"]), prompt=values["prompt"], response=values["response"], row=row
+        clip=_clip(folder, values["video"]),
+        messages=one_turn(values["prompt"], values["response"]),
+        file=file,
+        row=row,
     )
 
 

@@ -13,9 +13,7 @@ from qlora_engine.models.families.base import (
     Pixels,
     Prompts,
     Shown,
-    Turn,
     Vision,
-    exchange,
     row_positions,
 )
 from schemas.datasets import Example
@@ -187,21 +185,16 @@ class Collator:
             SequenceTooLong, ControlTokenInCaption: the row cannot be used.
         """
         try:
-            encoded = self.prompts.encode(turns_of(example), clip)
+            encoded = self.prompts.encode(example.messages, clip)
         except EngineError as error:
-            raise type(error)(f"captions row {example.row}: {error.message}", code=error.code) from error
+            raise type(error)(f"{example.where}: {error.message}", code=error.code) from error
         if len(encoded.ids) > self.context_tokens:
             shown = "" if clip is None else f" with {clip.layout.frames} frames"
             raise SequenceTooLong(
-                f"captions row {example.row} makes {len(encoded.ids)} tokens{shown},"
+                f"{example.where} makes {len(encoded.ids)} tokens{shown},"
                 f" but the model takes {self.context_tokens}; lower frames or shorten the caption"
             )
         return encoded
-
-
-def turns_of(example: Example) -> Sequence[Turn]:
-    """What is said in this example."""
-    return exchange(example.prompt, example.response)
 
 
 def normalised(clip: ClipFrames, vision: Vision, device: torch.device, dtype: torch.dtype) -> Pixels:

@@ -16,20 +16,31 @@ MOST_EVALUATED = 500
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out examples; no clip is in both, not even under two names."""
+    """Training and held-out examples; no clip is in both, not even under two names, and no text twice."""
 
     training: tuple[Example, ...]
     held_out: tuple[Example, ...]
 
 
 def split(manifest: Manifest, fraction: float, seed: int) -> Split:
-    """Hold out `held_out_count` of the clips: those whose hash with the seed is smallest."""
-    content = {clip.path: clip.sha256 for clip in manifest.clips}
-    ranked = sorted(set(content.values()), key=lambda sha256: _rank(seed, sha256))
+    """The owner's own split if any row has one; otherwise by content.
+
+    Of all different clips and clipless texts, `held_out_count` are held out: those whose hash with the seed
+    is smallest.
+    """
+    examples = manifest.examples
+    if any(example.split for example in examples):
+        return Split(
+            training=tuple(example for example in examples if example.split != "validation"),
+            held_out=tuple(example for example in examples if example.split == "validation"),
+        )
+    groups = manifest.groups()
+    ranked = sorted(set(groups), key=lambda group: _rank(seed, group))
     held = set(ranked[: held_out_count(len(ranked), fraction)])
+    sides = list(zip(examples, groups, strict=True))
     return Split(
-        training=tuple(example for example in manifest.examples if content[example.clip] not in held),
-        held_out=tuple(example for example in manifest.examples if content[example.clip] in held),
+        training=tuple(example for example, group in sides if group not in held),
+        held_out=tuple(example for example, group in sides if group in held),
     )
 
 

@@ -39,7 +39,7 @@ def validate_dataset(spec: DatasetValidationSpec, emit: Callable[[Update], None]
         captions = read_captions(folder)
     except CaptionsError as error:
         return _refused([Problem(code=error.code, where="captions", message=error.message)])
-    paths = list(dict.fromkeys(example.clip for example in captions.examples))
+    paths = list(dict.fromkeys(example.clip for example in captions.examples if example.clip))
     findings = judge_clips(folder, paths, spec.seconds_per_file, emit)
     clips = [finding.clip for finding in findings if isinstance(finding, Usable)]
     problems = [

@@ -22,10 +22,10 @@ from qlora_engine.models.weights import read_headers
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.loop import Emit
 from qlora_engine.updates import ModelVerdict, Preparing
-from schemas.datasets import Example, ModelFacts, Problem
+from schemas.datasets import Example, ModelFacts, Problem, one_turn
 from schemas.training import Hyperparameters, ModelValidationSpec
 
-PROBE = Example(clip="probe", prompt=EXCHANGE[0].text, response=EXCHANGE[1].text, row=1)
+PROBE = Example(clip="probe", messages=one_turn(EXCHANGE[0].text, EXCHANGE[1].text), row=1)
 
 
 def validate_model(spec: ModelValidationSpec, emit: Emit) -> ModelVerdict:

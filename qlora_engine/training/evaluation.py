@@ -73,7 +73,7 @@ class Evaluator:
         answers = self.runner.answers(self.collator.questions(examples), self.max_new_tokens)
         for example, answer in zip(examples, answers, strict=True):
             yield Answer(
-                video=example.clip,
+                video=example.clip or "",
                 prompt=example.prompt,
                 response=example.response,
                 answer=answer,

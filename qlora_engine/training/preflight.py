@@ -47,8 +47,8 @@ def check_captions(
     vision: Vision | None,
     frames: int,
     emit: Callable[[Update], None],
-) -> dict[int, int]:
-    """The number of answer tokens of every row.
+) -> dict[str, int]:
+    """The number of answer tokens of every row, by `Example.where`.
 
     Nothing is decoded: see `shown_clip`.
 
@@ -57,12 +57,12 @@ def check_captions(
         ModelRefused: the model sees no clips (code ``no_vision``).
     """
     shown = {clip.path: shown_clip(clip, vision, frames) for clip in manifest.clips}
-    lengths: dict[int, int] = {}
+    lengths: dict[str, int] = {}
     refusals: list[EngineError] = []
     for done, example in enumerate(manifest.examples, start=1):
         try:
-            encoded = collator.encoded(example, shown.get(example.clip))
-            lengths[example.row] = sum(encoded.supervised)
+            encoded = collator.encoded(example, shown[example.clip] if example.clip else None)
+            lengths[example.where] = sum(encoded.supervised)
         except (SequenceTooLong, ControlTokenInCaption) as refusal:
             refusals.append(refusal)
         if done % ROWS_PER_UPDATE == 0:
@@ -95,7 +95,7 @@ def shown_clip(clip: Clip, vision: Vision | None, frames: int) -> Shown:
 
 
 def cautions(
-    split: Split, evaluated: Sequence[Example], lengths: dict[int, int], hyperparameters: Hyperparameters
+    split: Split, evaluated: Sequence[Example], lengths: dict[str, int], hyperparameters: Hyperparameters
 ) -> list[Logged]:
     """What people should know about their data before they trust the figures."""
     found = []
@@ -116,9 +116,9 @@ def cautions(
             )
         )
     limit = hyperparameters.max_new_tokens
-    cut = sum(lengths[example.row] - 1 > limit for example in evaluated)  # its end need not be generated
+    cut = sum(lengths[example.where] - 1 > limit for example in evaluated)  # its end need not be generated
     if cut:
-        longest = max(lengths[example.row] for example in evaluated)
+        longest = max(lengths[example.where] for example in evaluated)
         found.append(
             _caution(
                 "answers_cut",

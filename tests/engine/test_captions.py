@@ -7,7 +7,7 @@ import pytest
 
 from qlora_engine.data.captions import read_captions, repeated_rows
 from qlora_engine.errors import CaptionsError
-from schemas.datasets import Example
+from schemas.datasets import Example, one_turn
 
 
 @pytest.fixture
@@ -32,9 +32,17 @@ def test_jsonl_rows_become_examples(folder: Path) -> None:
     captions = read_captions(folder)
     assert captions.problems == ()
     assert captions.examples == (
-        Example(clip="clips/a.mp4", prompt="What happens?", response="a dog runs", row=1),
         Example(
-            clip="clips/späte Blüte.mp4", prompt="What happens?", response="ein Vogel\u2028fliegt", row=3
+            clip="clips/a.mp4",
+            messages=one_turn("What happens?", "a dog runs"),
+            file="captions.jsonl",
+            row=1,
+        ),
+        Example(
+            clip="clips/späte Blüte.mp4",
+            messages=one_turn("What happens?", "ein Vogel\u2028fliegt"),
+            file="captions.jsonl",
+            row=3,
         ),
     )
 

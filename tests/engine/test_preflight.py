@@ -10,7 +10,7 @@ from qlora_engine.errors import ControlTokenInCaption, SequenceTooLong
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import read_manifest, train
 from qlora_engine.training.preflight import cautions
-from schemas.datasets import Example, Manifest
+from schemas.datasets import Example, Manifest, one_turn
 from schemas.training import Hyperparameters, TrainingSpec
 from tests.engine.conftest import MakeSpec, Recorded
 
@@ -21,7 +21,9 @@ def with_responses(spec: TrainingSpec, folder: Path, responses: dict[int, str]) 
     """The same training with other answers in some rows."""
     manifest = read_manifest(Path(spec.manifest_file))
     examples = tuple(
-        example.model_copy(update={"response": responses.get(example.row, example.response)})
+        example.model_copy(
+            update={"messages": one_turn(example.prompt, responses.get(example.row, example.response))}
+        )
         for example in manifest.examples
     )
     file = folder / "changed.json"
@@ -33,7 +35,7 @@ def test_a_caption_longer_than_the_context_is_named_before_training(
     make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
 ) -> None:
     spec = with_responses(make_spec(), tmp_path, {7: "very long " * 2000, 9: "too " * 3000})
-    with pytest.raises(SequenceTooLong, match=r"captions row 7 .*takes 2048.*1 further rows"):
+    with pytest.raises(SequenceTooLong, match=r"captions.jsonl:7 .*takes 2048.*1 further rows"):
         train(spec, recorded, no_stop, CPU)
     assert recorded.of("training_began") == []
 
@@ -42,7 +44,7 @@ def test_a_control_token_is_named_before_training(
     make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
 ) -> None:
     spec = with_responses(make_spec(), tmp_path, {80: "an <image>"})
-    with pytest.raises(ControlTokenInCaption, match="captions row 80: response 'an <image>'"):
+    with pytest.raises(ControlTokenInCaption, match=r"captions\.jsonl:80: response 'an <image>'"):
         train(spec, recorded, no_stop, CPU)
     assert recorded.of("training_began") == []
 
@@ -65,7 +67,7 @@ def test_a_training_without_doubts_says_nothing(
 
 def test_an_evaluation_that_is_not_what_was_asked_for() -> None:
     rows = tuple(Example(clip="a", prompt="?", response="!", row=row) for row in (1, 2))
-    lengths = {1: 2, 2: 2}
+    lengths = {row.where: 2 for row in rows}
     nothing = cautions(Split(training=rows, held_out=()), (), lengths, Hyperparameters())
     assert [caution.code for caution in nothing] == ["nothing_held_out"]
     wanted = Hyperparameters(held_out_fraction=0)
