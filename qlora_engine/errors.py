@@ -7,6 +7,7 @@ EngineError
 │   └── ClipError           one clip cannot be used
 │       ├── ClipUndecodable
 │       ├── ClipWithoutVideo
+│       ├── ClipTooSlow
 │       └── FramesExceedClip
 ├── SequenceTooLong         an example does not fit into the model's context
 ├── ControlTokenInCaption   a caption holds a token that steers the model
@@ -58,6 +59,12 @@ class ClipWithoutVideo(ClipError):
     """The file holds no video stream, such as an audio recording."""
 
     code = "no_video_stream"
+
+
+class ClipTooSlow(ClipError):
+    """The file takes longer to decode than a file may."""
+
+    code = "clip_too_slow"
 
 
 class FramesExceedClip(ClipError):

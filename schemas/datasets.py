@@ -25,6 +25,8 @@ class Clip(Message):
     width: int
     """Pixels after rotation."""
     height: int
+    pixel_aspect: float = 1.0
+    """Width of a pixel by its height, after rotation: the picture is meant to be `width` times this wide."""
     rotation: int = 0
     """Degrees clockwise that the display matrix asks for: 0, 90, 180 or 270."""
     codec: str

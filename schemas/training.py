@@ -11,6 +11,8 @@ from schemas.ids import JobId, Sha256
 Modality = Literal["vision", "connector", "text"]
 Schedule = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+MOST_FRAMES = 512
+"""Frames that one clip may give."""
 
 
 class Hyperparameters(Message):
@@ -69,7 +71,32 @@ class Hyperparameters(Message):
     max_steps: int | None = Field(
         None, ge=1, le=10_000_000, description="Optimizer steps, instead of epochs."
     )
-    frames: int = Field(4, ge=1, le=512, description="Frames taken from each clip, evenly spaced in time.")
+    frames: int = Field(
+        4,
+        ge=1,
+        le=MOST_FRAMES,
+        description="Frames taken from each clip, evenly spaced in time; ignored with frames_per_second.",
+    )
+    frames_per_second: float | None = Field(
+        None,
+        gt=0,
+        le=240,
+        description="Frames taken per second of each clip, instead of frames: a longer clip gives more.",
+    )
+    min_frames: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_FRAMES,
+        description="With frames_per_second: a clip too short for so many frames gives these, spread evenly;"
+        " 1 when absent. A clip that holds fewer is an error.",
+    )
+    max_frames: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_FRAMES,
+        description="With frames_per_second: a clip too long for so few frames gives these, spread evenly."
+        " When absent, a clip that would give more than 512 is an error.",
+    )
     held_out_fraction: float = Field(0.2, ge=0, le=0.9, description="Share of the clips kept for evaluation.")
     checkpoint_every_steps: int = Field(50, ge=1, le=10_000_000)
     evaluate_every_steps: int | None = Field(
@@ -113,6 +140,7 @@ class Hyperparameters(Message):
                 f"early_stopping_patience {self.early_stopping_patience} looks at the held-out loss, but"
                 " held_out_fraction is 0; raise it, or leave early_stopping_patience out"
             )
+        self._check_frames()
         if len(set(self.target_modalities)) != len(self.target_modalities):
             raise ValueError(f"target_modalities {self.target_modalities} names a modality twice")
         return self
@@ -126,6 +154,20 @@ class Hyperparameters(Message):
         if self.max_steps is None:
             raise ValueError(
                 f"tokens_per_step {tokens} leaves open how many steps an epoch takes; set max_steps"
+            )
+
+    def _check_frames(self) -> None:
+        if self.frames_per_second is None:
+            for name in ("min_frames", "max_frames"):
+                if (bound := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"{name} {bound} bounds frames_per_second, which is not set; set it, or use frames"
+                        " alone"
+                    )
+        elif (self.min_frames or 1) > (self.max_frames or MOST_FRAMES):
+            raise ValueError(
+                f"min_frames {self.min_frames} is larger than max_frames {self.max_frames};"
+                " lower it or leave it out"
             )
 
 
@@ -182,6 +224,9 @@ class TrainingSpec(Message):
     """A `schemas.datasets.Manifest` as JSON."""
     output_folder: str
     """Where checkpoints (`checkpoint-{step}/`), `adapter/` and `series.jsonl` are written."""
+    frame_cache_folder: str | None = None
+    """Where finished frames are kept by content, for other attempts and jobs, too; nowhere when absent."""
+    frame_cache_bytes: int = Field(8 << 30, ge=0)
     resume: ResumePoint | None = None
     threads: int | None = Field(None, ge=1)
     """CPU threads; all cores when absent."""

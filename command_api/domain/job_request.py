@@ -105,12 +105,16 @@ def _ready_model(state: model.State, model_id: str) -> model.Ready:
 def _check_frames(ready: dataset.Ready, command: RequestJob) -> None:
     facts = ready.validated.facts
     smallest, named = facts.smallest_clip_frames, f" ({facts.smallest_clip})" if facts.smallest_clip else ""
-    frames = command.hyperparameters.frames
+    chosen = command.hyperparameters
+    if chosen.frames_per_second is None:
+        field, frames = "frames", chosen.frames
+    else:  # how many frames a clip gives depends on its length, which the engine checks before the first step
+        field, frames = "min_frames", chosen.min_frames or 1
     if facts.clips and frames > smallest:
         raise Invalid.field(
-            "/hyperparameters/frames",
+            f"/hyperparameters/{field}",
             "frames_exceed_clip",
-            f"frames is {frames}, but the shortest clip of dataset {command.dataset_id}{named} has"
+            f"{field} is {frames}, but the shortest clip of dataset {command.dataset_id}{named} has"
             f" {smallest}; ask for {smallest} or fewer, or leave that clip out",
         )
 

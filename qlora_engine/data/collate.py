@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
-from qlora_engine.data.frames import ClipFrames, Frames
+from qlora_engine.data.frames import ClipFrames, ClipSource
 from qlora_engine.errors import EngineError, SequenceTooLong
 from qlora_engine.models.families.base import (
     Encoded,
@@ -139,7 +139,7 @@ class Collator:
     """Makes batches for one tokenizer and one folder of clips."""
 
     prompts: Prompts
-    frames: Frames
+    frames: ClipSource
     context_tokens: int
 
     def sample(self, example: Example) -> Sample:
@@ -161,6 +161,7 @@ class Collator:
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """The examples as padded rows; errors as in `sample`."""
+        self.frames.ahead(example.clip for example in examples if example.clip)
         return padded([self.sample(example) for example in examples], self.prompts.pad_token_id)
 
     def questions(self, examples: Sequence[Example]) -> Questions:

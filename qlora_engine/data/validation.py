@@ -4,21 +4,16 @@ Free of torch.
 """
 
 import os
-import queue
-import select
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import rfc8785
 
 from qlora_engine.data.captions import Captions, read_captions, repeated_rows
-from qlora_engine.data.clip_judge import FINDING, Judge, Unusable, Usable
+from qlora_engine.data.decoder import Unusable, Usable
+from qlora_engine.data.decoders import MOST_PROCESSES, Decoders
 from qlora_engine.errors import CaptionsError
 from qlora_engine.updates import DatasetVerdict, Preparing, Update
 from schemas.datasets import Clip, DatasetFacts, Manifest, Problem
@@ -27,9 +22,6 @@ from schemas.training import DatasetValidationSpec, Hyperparameters
 MOST_PROBLEMS = 100
 MOST_WARNINGS = 20
 MANIFEST_FILE = "manifest.json"
-MOST_JUDGES = 4
-DECODED_BYTES_PER_SECOND = 1 << 20
-"""What even a slow core decodes of a 1080p recording at a low bit rate."""
 
 
 def validate_dataset(spec: DatasetValidationSpec, emit: Callable[[Update], None]) -> DatasetVerdict:
@@ -73,102 +65,14 @@ def judge_clips(
     folder: Path, paths: Sequence[str], seconds_per_file: float, emit: Callable[[Update], None]
 ) -> list[Usable | Unusable]:
     """What each clip holds, in order; several are decoded at a time."""
-    done = 0
-    judges: queue.SimpleQueue[_JudgeProcess] = queue.SimpleQueue()
-    count = max(1, min(os.cpu_count() or 1, MOST_JUDGES, len(paths)))
-    started = [_JudgeProcess(seconds_per_file) for _ in range(count)]
-    for process in started:
-        judges.put(process)
-
-    def work(path: str) -> Usable | Unusable:
-        process = judges.get()
-        try:
-            return process.judge(folder / path, path)
-        finally:
-            judges.put(process)
-
     findings: list[Usable | Unusable] = []
     emit(Preparing(phase="loading_data", total=len(paths)))
-    try:
-        with ThreadPoolExecutor(count, thread_name_prefix="judges") as pool:
-            for finding in pool.map(work, paths):
-                findings.append(finding)
-                done += 1
-                emit(Preparing(phase="loading_data", done=done, total=len(paths)))
-    finally:
-        for process in started:
-            process.close()
+    count = max(1, min(os.cpu_count() or 1, MOST_PROCESSES, len(paths)))
+    with Decoders(count, seconds_per_file) as decoders, ThreadPoolExecutor(count) as pool:
+        for finding in pool.map(lambda path: decoders.judge(folder / path, path), paths):
+            findings.append(finding)
+            emit(Preparing(phase="loading_data", done=len(findings), total=len(paths)))
     return findings
-
-
-@dataclass
-class _JudgeProcess:
-    """A `clip_judge` that is started when needed and killed when it takes too long."""
-
-    seconds_per_file: float
-    _process: subprocess.Popen[bytes] | None = field(default=None)
-
-    def judge(self, file: Path, path: str) -> Usable | Unusable:
-        process = self._running()
-        assert process.stdin is not None  # noqa: S101 - an invariant
-        allowed = self.seconds_allowed(file.stat().st_size)
-        try:
-            process.stdin.write(
-                Judge(file=str(file.absolute()), path=path).model_dump_json().encode() + b"\n"
-            )
-            process.stdin.flush()
-            line = self._line(process, allowed)
-        except BrokenPipeError:
-            line = b""
-        if line is None:
-            self.close()
-            return Unusable(
-                code="clip_too_slow",
-                message=f"{file.name} takes longer than {allowed:.3g} s to decode;"
-                " shorten it or scale it down",
-            )
-        if not line:
-            self.close()
-            return Unusable(
-                code="undecodable_clip",
-                message=f"{file.name} makes the decoder crash; convert it again",
-            )
-        return FINDING.validate_json(line)
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "qlora_engine.data.clip_judge", str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        return self._process
-
-    def seconds_allowed(self, size_bytes: int) -> float:
-        """More for large files: a long recording is decoded as a whole and is no attack."""
-        return self.seconds_per_file + size_bytes / DECODED_BYTES_PER_SECOND
-
-    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-        """The answer; empty when the process ended, None after `seconds`."""
-        assert process.stdout is not None  # noqa: S101 - an invariant
-        deadline = time.monotonic() + seconds
-        received = b""
-        while not received.endswith(b"\n"):
-            ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                return None
-            piece = os.read(process.stdout.fileno(), 1 << 16)
-            if not piece:
-                return b""
-            received += piece
-        return received
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
 
 
 def _refused(problems: Sequence[Problem]) -> DatasetVerdict:

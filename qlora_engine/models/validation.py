@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from safetensors import safe_open
 
 from qlora_engine.adapters.injection import inject
 from qlora_engine.data.collate import Collator
-from qlora_engine.data.frames import ClipFrames, Frames
+from qlora_engine.data.frames import ClipFrames
 from qlora_engine.errors import ClipError, EngineError, ModelRefused, SequenceTooLong
 from qlora_engine.memory import is_out_of_memory
 from qlora_engine.models.families.base import Shown, tried_clip
@@ -148,20 +150,21 @@ def take_training_step(loaded: Loaded) -> None:
         )
 
 
-class _Noise(Frames):
-    """Frames that need no clip."""
+@dataclass(frozen=True)
+class _Noise:
+    """Frames that need no clip; for a model that sees none, none are asked for."""
 
-    def __init__(self, shown: Shown | None) -> None:
-        super().__init__(Path(), 2, None, 0)
-        self._shown = shown
+    shown: Shown | None
 
     def of(self, clip: str) -> ClipFrames:
-        if self._shown is None:
-            return super().of(clip)
-        layout = self._shown.layout
+        assert self.shown is not None, clip  # noqa: S101 - an invariant
+        layout = self.shown.layout
         size = (layout.frames, 3, layout.height, layout.width)
         noise = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(0))
-        return ClipFrames(noise.to(torch.uint8), self._shown.moments, layout)
+        return ClipFrames(noise.to(torch.uint8), self.shown.moments, layout)
+
+    def ahead(self, clips: Iterable[str]) -> None:
+        """There is nothing to prepare."""
 
 
 def _facts(loaded: Loaded) -> ModelFacts:

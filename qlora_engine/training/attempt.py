@@ -9,8 +9,11 @@ from pydantic import ValidationError
 
 from qlora_engine.adapters.injection import inject
 from qlora_engine.data.collate import Collator
+from qlora_engine.data.decoders import Decoders
+from qlora_engine.data.frame_cache import FrameCache
 from qlora_engine.data.frames import Frames
 from qlora_engine.data.samples import sampled, split
+from qlora_engine.data.sampling import Sampling
 from qlora_engine.device import best_device, device_name
 from qlora_engine.errors import DatasetError
 from qlora_engine.fingerprints import file_sha256, folder_sha256
@@ -40,8 +43,15 @@ def train(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device |
     Raises:
         EngineError: the training cannot go on.
     """
-    with span(emit, "prepare"):
-        attempt = _prepare(spec, emit, stop, device or best_device())
+    with Decoders() as decoders:
+        with span(emit, "prepare"):
+            attempt = _prepare(spec, emit, stop, device or best_device(), decoders)
+        with attempt.frames:
+            _run(attempt, emit, stop)
+
+
+def _run(attempt: "_Attempt", emit: Emit, stop: StopWish) -> None:
+    spec = attempt.spec
     if spec.resume is None:
         attempt.evaluate("before")
     with span(emit, "train", start_step=attempt.start_step, total_steps=attempt.loop.steps) as learnt:
@@ -61,6 +71,7 @@ class _Attempt:
     loop: Loop
     evaluator: Evaluator
     exporter: Exporter
+    frames: Frames
     start_step: int
     answers: tuple[Answer, ...] = ()
     """Of the last evaluation."""
@@ -123,7 +134,9 @@ class _Attempt:
         return folder
 
 
-def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device) -> _Attempt:
+def _prepare(
+    spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device, decoders: Decoders
+) -> _Attempt:
     hyperparameters = spec.hyperparameters
     output = Path(spec.output_folder)
     output.mkdir(parents=True, exist_ok=True)
@@ -131,16 +144,24 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     series.write_text("", "utf-8")
     manifest = read_manifest(Path(spec.manifest_file))
     emit(Preparing(phase="loading_data", total=len(manifest.clips)))
-    check_clips(manifest, Path(spec.dataset_folder), hyperparameters.frames)
+    sampling = Sampling.of(hyperparameters)
+    check_clips(manifest, Path(spec.dataset_folder), sampling)
     examples = split(manifest, hyperparameters.held_out_fraction, hyperparameters.seed)
     steps = total_steps(hyperparameters, len(examples.training))
     emit(Preparing(phase="loading_model"))
     with span(emit, "load model"):
         base = load_model(spec.model_folder, device)
     _set_threads(spec.threads, base.parameters)
-    frames = Frames(Path(spec.dataset_folder), hyperparameters.frames, base.vision)
+    frames = Frames(
+        Path(spec.dataset_folder),
+        manifest.clips,
+        sampling,
+        base.vision,
+        decode=decoders.sample,
+        cache=_frame_cache(spec),
+    )
     collator = Collator(base.prompts, frames, base.context_tokens)
-    answer_tokens = check_captions(manifest, collator, base.vision, hyperparameters.frames, emit)
+    answer_tokens = check_captions(manifest, collator, base.vision, sampling, emit)
     evaluated = sampled(examples.held_out, hyperparameters.seed)
     base_sha256 = folder_sha256(base.folder)
     with span(emit, "inject adapters", rank=hyperparameters.rank):
@@ -190,7 +211,13 @@ def _prepare(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.devic
     )
     micro = hyperparameters.micro_batch_size or hyperparameters.batch_size
     evaluator = Evaluator(runner, collator, evaluated, micro, hyperparameters.max_new_tokens)
-    return _Attempt(spec, loop, evaluator, exporter, state.step)
+    return _Attempt(spec, loop, evaluator, exporter, frames, state.step)
+
+
+def _frame_cache(spec: TrainingSpec) -> FrameCache | None:
+    if spec.frame_cache_folder is None:
+        return None
+    return FrameCache(Path(spec.frame_cache_folder), spec.frame_cache_bytes)
 
 
 def read_manifest(file: Path) -> Manifest:

@@ -10,12 +10,14 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from qlora_engine.adapters.injection import Injected
+from qlora_engine.data.sampling import Sampling
 from qlora_engine.models.families.base import Vision
 from qlora_engine.models.loading import Loaded
 from qlora_engine.training.evaluation import Answer
 from schemas.training import AdapterFacts, Hyperparameters
 
 FACTS_FILE = "kinora_adapter.json"
+RESIZE = "bicubic, antialiased, uint8: swscale with SWS_BICUBIC, bit-exact"
 ANSWERS_FILE = "held_out_answers.jsonl"
 CARD = """---
 library_name: peft
@@ -107,9 +109,9 @@ class Exporter:
     def _frames(self, vision: Vision) -> dict[str, Any]:
         size = vision.image_size or "the clip's, as the family's video processor resizes it"
         return {
-            "count": self.hyperparameters.frames,
+            **Sampling.of(self.hyperparameters).described(),
             "sampling": "what is shown in the middle of each of `count` equal stretches of time",
-            "resize": {"width": size, "height": size, "method": "bicubic, antialiased, uint8"},
+            "resize": {"width": size, "height": size, "method": RESIZE},
             "mean": list(vision.mean),
             "std": list(vision.std),
         }

@@ -4,36 +4,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qlora_engine.data.collate import Collator
+from qlora_engine.data.frames import shown_clip
 from qlora_engine.data.samples import Split
-from qlora_engine.data.video import Timeline
+from qlora_engine.data.sampling import Sampling
 from qlora_engine.errors import (
     ControlTokenInCaption,
     DatasetError,
     EngineError,
-    FramesExceedClip,
-    ModelRefused,
     SequenceTooLong,
 )
-from qlora_engine.models.families.base import Moments, Shown, Vision
+from qlora_engine.models.families.base import Vision
 from qlora_engine.updates import Logged, Preparing, Update
-from schemas.datasets import Clip, Example, Manifest
+from schemas.datasets import Example, Manifest
 from schemas.training import Hyperparameters
 
 ROWS_PER_UPDATE = 1000
 
 
-def check_clips(manifest: Manifest, folder: Path, frames: int) -> None:
+def check_clips(manifest: Manifest, folder: Path, sampling: Sampling) -> None:
     """
     Raises:
-        FramesExceedClip: a clip is too short.
+        FramesExceedClip: a clip cannot give the frames that the job asks for.
         DatasetError: a clip's file is not the validated one.
     """
     for clip in manifest.clips:
-        if clip.frames < frames:
-            raise FramesExceedClip(
-                f"frames is {frames}, but {clip.path} has only {clip.frames} frames;"
-                f" lower frames to {min(clip.frames for clip in manifest.clips)}, or leave short clips out"
-            )
+        sampling.count(clip.path, clip.duration_seconds, clip.frames)
         file = folder / clip.path
         if not file.is_file() or file.stat().st_size != clip.size_bytes:
             raise DatasetError(
@@ -45,7 +40,7 @@ def check_captions(
     manifest: Manifest,
     collator: Collator,
     vision: Vision | None,
-    frames: int,
+    sampling: Sampling,
     emit: Callable[[Update], None],
 ) -> dict[str, int]:
     """The number of answer tokens of every row, by `Example.where`.
@@ -56,7 +51,7 @@ def check_captions(
         SequenceTooLong, ControlTokenInCaption: a row cannot be used; says how many others there are.
         ModelRefused: the model sees no clips (code ``no_vision``).
     """
-    shown = {clip.path: shown_clip(clip, vision, frames) for clip in manifest.clips}
+    shown = {clip.path: shown_clip(clip, vision, sampling) for clip in manifest.clips}
     lengths: dict[str, int] = {}
     refusals: list[EngineError] = []
     for done, example in enumerate(manifest.examples, start=1):
@@ -71,27 +66,6 @@ def check_captions(
         others = f" ({len(refusals) - 1} further rows cannot be used either)" if len(refusals) > 1 else ""
         raise type(refusals[0])(refusals[0].message + others, code=refusals[0].code)
     return lengths
-
-
-def shown_clip(clip: Clip, vision: Vision | None, frames: int) -> Shown:
-    """A clip as its prompt will see it, from the manifest alone.
-
-    The moments are those of `sample_clip` where the frame rate is constant, and near them where it varies.
-
-    Raises:
-        ModelRefused: the model sees no clips (code ``no_vision``).
-        ClipError: no layout fits.
-    """
-    if vision is None:
-        raise ModelRefused(
-            f"the model reads text alone and cannot see {clip.path}; choose a video-text model,"
-            " or a dataset without clips",
-            code="no_vision",
-        )
-    times = tuple(index * clip.duration_seconds / clip.frames for index in range(clip.frames))
-    timeline = Timeline(times, clip.duration_seconds)
-    moments = Moments(tuple(times[index] for index in timeline.evenly(frames)), clip.duration_seconds)
-    return Shown(vision.layout(clip.width, clip.height, frames), moments)
 
 
 def cautions(

@@ -10,10 +10,14 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from qlora_engine.data.frames import Frames
+from qlora_engine.data.sampling import Sampling
 from qlora_engine.data.shapes import make_sample_dataset
 from qlora_engine.data.validation import validate_dataset
+from qlora_engine.models.families.base import Vision
 from qlora_engine.models.tiny import make_tiny_model
 from qlora_engine.stopping import StopWish
+from qlora_engine.training.attempt import read_manifest
 from qlora_engine.updates import Update
 from schemas.training import DatasetValidationSpec, Hyperparameters, ResumePoint, TrainingSpec
 
@@ -69,11 +73,22 @@ def manifest_file(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return Path(verdict.manifest_file)
 
 
+def frames_of(clips: Path, manifest_file: Path, vision: Vision | None) -> Frames:
+    """Four frames of each clip, decoded in this process."""
+    return Frames(clips, read_manifest(manifest_file).clips, Sampling(frames=4), vision)
+
+
+@pytest.fixture(scope="session")
+def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames that all trainings of a run share."""
+    return tmp_path_factory.mktemp("frames")
+
+
 MakeSpec = Callable[..., TrainingSpec]
 
 
 @pytest.fixture
-def make_spec(tiny: Path, clips: Path, manifest_file: Path, tmp_path: Path) -> MakeSpec:
+def make_spec(tiny: Path, clips: Path, manifest_file: Path, frame_cache: Path, tmp_path: Path) -> MakeSpec:
     """A training spec; keyword arguments are hyperparameters."""
 
     def make(output: str = "out", resume: ResumePoint | None = None, **hyperparameters: Any) -> TrainingSpec:
@@ -92,6 +107,7 @@ def make_spec(tiny: Path, clips: Path, manifest_file: Path, tmp_path: Path) -> M
             dataset_folder=str(clips),
             manifest_file=str(manifest_file),
             output_folder=str(tmp_path / output),
+            frame_cache_folder=str(frame_cache),
             resume=resume,
             threads=2,
         )

@@ -10,14 +10,13 @@ import torch
 
 from qlora_engine.adapters.injection import Injected
 from qlora_engine.data.collate import Collator
-from qlora_engine.data.frames import Frames
 from qlora_engine.fingerprints import folder_sha256
 from qlora_engine.models.loading import load_model
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import read_manifest, train
 from qlora_engine.training.export import ANSWERS_FILE, FACTS_FILE
 from qlora_engine.training.forward import Runner
-from tests.engine.conftest import MakeSpec, Recorded
+from tests.engine.conftest import MakeSpec, Recorded, frames_of
 
 
 def test_a_stranger_gets_the_same_answers(
@@ -32,7 +31,7 @@ def test_a_stranger_gets_the_same_answers(
 
     loaded = load_model(str(tiny), torch.device("cpu"))
     model = PeftModel.from_pretrained(loaded.model, str(adapter)).eval()
-    frames = Frames(clips, 4, loaded.vision)
+    frames = frames_of(clips, manifest_file, loaded.vision)
     collator = Collator(loaded.prompts, frames, loaded.context_tokens)
     examples = read_manifest(manifest_file).examples[:12]
     with torch.no_grad():

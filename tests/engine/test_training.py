@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from qlora_engine.adapters.injection import Injected, inject
 from qlora_engine.data.collate import IGNORED, Collator
-from qlora_engine.data.frames import Frames
 from qlora_engine.errors import CheckpointUnusable, FramesExceedClip, NonFiniteLoss
 from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.stopping import StopWish
@@ -22,7 +21,7 @@ from qlora_engine.training.evaluation import Evaluator, undisturbed
 from qlora_engine.training.forward import Runner
 from schemas.datasets import Example
 from schemas.training import Hyperparameters, ResumePoint, TrainingSpec
-from tests.engine.conftest import MakeSpec, Recorded
+from tests.engine.conftest import MakeSpec, Recorded, frames_of
 
 CPU = torch.device("cpu")
 
@@ -43,8 +42,8 @@ def examples(manifest_file: Path) -> tuple[Example, ...]:
 
 
 @pytest.fixture
-def collator(loaded: Loaded, clips: Path) -> Collator:
-    return Collator(loaded.prompts, Frames(clips, 4, loaded.vision), loaded.context_tokens)
+def collator(loaded: Loaded, clips: Path, manifest_file: Path) -> Collator:
+    return Collator(loaded.prompts, frames_of(clips, manifest_file, loaded.vision), loaded.context_tokens)
 
 
 def gradients(injected: Injected, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -320,7 +319,7 @@ def test_many_rows_of_few_clips_make_no_exact_match(
 
 
 def test_gradient_checkpointing_changes_no_gradient(
-    tiny: Path, clips: Path, examples: tuple[Example, ...]
+    tiny: Path, clips: Path, manifest_file: Path, examples: tuple[Example, ...]
 ) -> None:
     found = []
     for checkpointing in (False, True):
@@ -328,7 +327,9 @@ def test_gradient_checkpointing_changes_no_gradient(
         injected = inject(loaded, Hyperparameters(dropout=0.1, gradient_checkpointing=checkpointing))
         unlike_zero(injected)
         injected.model.train()
-        collator = Collator(loaded.prompts, Frames(clips, 4, loaded.vision), loaded.context_tokens)
+        collator = Collator(
+            loaded.prompts, frames_of(clips, manifest_file, loaded.vision), loaded.context_tokens
+        )
         torch.manual_seed(3)
         found.append(gradients(injected, Runner(injected.model, loaded).loss(collator.batch(examples))))
     assert found[0].keys() == found[1].keys()

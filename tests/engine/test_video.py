@@ -10,9 +10,19 @@ import av
 import numpy as np
 import pytest
 
-from qlora_engine.data.video import Timeline, probe_clip, sample_clip
+from qlora_engine.data.sampling import Sampling, Timeline
+from qlora_engine.data.video import probe_clip, sample_clip
 from qlora_engine.errors import ClipUndecodable, ClipWithoutVideo, FramesExceedClip
-from tests.engine.videos import HEIGHT, WIDTH, shown_index, trim_end, write_broken, write_sound, write_video
+from tests.engine.videos import (
+    HEIGHT,
+    WIDTH,
+    decoded,
+    shown_index,
+    trim_end,
+    write_broken,
+    write_sound,
+    write_video,
+)
 
 CODECS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9", "libsvtav1": "av1", "mpeg4": "mpeg4"}
 CONTAINERS = {
@@ -33,7 +43,7 @@ def test_every_codec_in_every_container(codec: str, container: str, audio: bool,
     file = write_video(tmp_path / f"clip.{container}", codec, audio=audio)
 
     probed = probe_clip(file)
-    sampled = sample_clip(file, 4)
+    sampled = sample_clip(file, Sampling(frames=4))
 
     assert probed.codec == CODECS[codec]
     assert (probed.frames, probed.width, probed.height, probed.rotation) == (20, WIDTH, HEIGHT, 0)
@@ -49,7 +59,7 @@ def test_variable_frame_rate_is_sampled_by_time_not_by_count(tmp_path: Path) -> 
     file = write_video(tmp_path / "phone.mp4", frames=len(times), milliseconds=times, options={"bf": "0"})
 
     probed = probe_clip(file)
-    sampled = sample_clip(file, 4)
+    sampled = sample_clip(file, Sampling(frames=4))
 
     assert probed.variable_frame_rate
     assert probed.frames == len(times)
@@ -68,7 +78,7 @@ def test_rotation_is_applied(
     file = write_video(tmp_path / "turned.mp4", rotation=counter_clockwise)
 
     probed = probe_clip(file)
-    picture = sample_clip(file, 2).pictures[0]
+    picture = sample_clip(file, Sampling(frames=2)).pictures[0]
 
     assert probed.rotation == clockwise
     assert picture.shape == (probed.height, probed.width, 3)
@@ -83,9 +93,8 @@ def test_seeking_and_scanning_find_the_same_frames(tmp_path: Path) -> None:
     one_group = write_video(tmp_path / "scan.mp4", frames=200, options={"g": "400"})
 
     for file, count in itertools.product((seekable, one_group), (2, 5)):
-        with av.open(str(file)) as container:
-            whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        sampled = sample_clip(file, count)
+        whole = decoded(file)
+        sampled = sample_clip(file, Sampling(frames=count))
         indices = [int((place + 0.5) * 200 / count) for place in range(count)]
         assert sampled.seconds == pytest.approx([index / 10 for index in indices], abs=0.01)
         for picture, index in zip(sampled.pictures, indices, strict=True):
@@ -106,11 +115,10 @@ def test_seeking_is_right_where_groups_lean_on_one_another(
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV cannot encode {codec}")
     file = write_video(tmp_path / f"open.{container}", codec, frames=96, options=OPEN_GROUPS[codec])
-    with av.open(str(file)) as opened:
-        whole = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+    whole = decoded(file)
     for count in (1, 3, 8):
         expected = [whole[int((place + 0.5) * 96 / count)] for place in range(count)]
-        sampled = sample_clip(file, count).pictures
+        sampled = sample_clip(file, Sampling(frames=count)).pictures
         assert all(np.array_equal(one, other) for one, other in zip(sampled, expected, strict=True))
 
 
@@ -120,7 +128,7 @@ def test_trimmed_without_encoding_again_only_what_is_shown_counts(tmp_path: Path
     trim_end(file, 2 / 3)
 
     probed = probe_clip(file)
-    sampled = sample_clip(file, 4)
+    sampled = sample_clip(file, Sampling(frames=4))
 
     assert probed.frames == 20
     assert probed.duration_seconds == pytest.approx(2.0, abs=0.01)
@@ -130,13 +138,15 @@ def test_trimmed_without_encoding_again_only_what_is_shown_counts(tmp_path: Path
 
 def test_every_frame_once_when_as_many_are_asked_for(tmp_path: Path) -> None:
     file = write_video(tmp_path / "clip.mp4", frames=8)
-    assert [shown_index(picture, 8) for picture in sample_clip(file, 8).pictures] == list(range(8))
+    assert [shown_index(picture, 8) for picture in sample_clip(file, Sampling(frames=8)).pictures] == list(
+        range(8)
+    )
 
 
 def test_more_frames_than_the_clip_has(tmp_path: Path) -> None:
     file = write_video(tmp_path / "short.mp4", frames=3)
     with pytest.raises(FramesExceedClip, match=r"frames is 4, but short\.mp4 has only 3") as refused:
-        sample_clip(file, 4)
+        sample_clip(file, Sampling(frames=4))
     assert refused.value.code == "frames_exceed_clip"
 
 
@@ -156,7 +166,17 @@ def test_sound_without_pictures(tmp_path: Path) -> None:
 
 
 def test_torch_stays_out() -> None:
-    modules = ("updates", "video", "captions", "validation", "samples", "shapes", "process")
+    modules = (
+        "updates",
+        "process",
+        "data.video",
+        "data.captions",
+        "data.validation",
+        "data.samples",
+        "data.shapes",
+        "data.decoders",
+        "data.frame_cache",
+    )
     imports = ", ".join(f"qlora_engine.{module}" for module in modules)
     code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,6 +9,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from qlora_engine.data.containers import opened
+from qlora_engine.data.decoder import Judge, Usable, answer
+from qlora_engine.data.pictures import Developer, Picture, Size
+from schemas.datasets import Clip
+
 WIDTH, HEIGHT = 96, 64
 
 
@@ -78,6 +83,20 @@ def write_video(
             container.mux(_silence(sound))
         container.mux(stream.encode(None))
     return file
+
+
+def clip_of(file: Path, path: str = "") -> Clip:
+    """What validation says of a good file."""
+    reply, _ = answer(Judge(file=str(file), path=path or file.name))
+    assert isinstance(reply, Usable), reply
+    return reply.clip
+
+
+def decoded(file: Path, size: Size | None = None) -> list[Picture]:
+    """Every frame as a picture, by decoding from the first to the last."""
+    with opened(file) as (container, stream):
+        developer = Developer(stream, size)
+        return [developer.picture(frame) for frame in container.decode(stream)]
 
 
 def trim_end(file: Path, share: float) -> None:
