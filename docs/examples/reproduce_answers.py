@@ -13,9 +13,13 @@ from pathlib import Path
 import av
 import bitsandbytes
 import torch
+from av.video.reformatter import Interpolation
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
 
+BICUBIC = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+)
 base_folder, adapter_folder, clips_folder = (Path(argument) for argument in sys.argv[1:])
 prepared = json.loads((adapter_folder / "kinora_adapter.json").read_text("utf-8"))
 recorded = [
@@ -41,15 +45,15 @@ tokenizer = AutoTokenizer.from_pretrained(base_folder)
 def pixels_of(clip: Path) -> torch.Tensor:
     """The frames in the middle of equal stretches of time: [frames, 3, size, size]."""
     wanted = prepared["frames"]
+    size = (wanted["resize"]["width"], wanted["resize"]["height"])
     with av.open(str(clip)) as container:
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        pictures = [
+            frame.reformat(*size, "rgb24", interpolation=BICUBIC).to_ndarray()
+            for frame in container.decode(video=0)
+        ]
     count = wanted["count"]
     chosen = [pictures[int((2 * index + 1) * len(pictures) / (2 * count))] for index in range(count)]
-    stacked = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in chosen]).float()
-    size = (wanted["resize"]["height"], wanted["resize"]["width"])
-    resized = (
-        torch.nn.functional.interpolate(stacked, size, mode="bicubic", antialias=True).round().clamp(0, 255)
-    )
+    resized = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in chosen]).float()
     mean, std = (torch.tensor(wanted[name]).view(3, 1, 1) for name in ("mean", "std"))
     return (resized / 255 - mean) / std
 
