@@ -8,6 +8,7 @@ EngineError
 │       ├── ClipUndecodable
 │       ├── ClipWithoutVideo
 │       ├── ClipTooSlow
+│       ├── ClipShapeRefused
 │       └── FramesExceedClip
 ├── SequenceTooLong         an example does not fit into the model's context
 ├── ControlTokenInCaption   a caption holds a token that steers the model
@@ -65,6 +66,12 @@ class ClipTooSlow(ClipError):
     """The file takes longer to decode than a file may."""
 
     code = "clip_too_slow"
+
+
+class ClipShapeRefused(ClipError):
+    """The model can make nothing of a clip of this shape."""
+
+    code = "clip_shape"
 
 
 class FramesExceedClip(ClipError):

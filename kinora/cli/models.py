@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -14,6 +14,8 @@ from kinora.cli.output import age, connect, door, print_facts, print_json, print
 from kinora.cli.progress import add_folder, import_from, problems_text, retry_import
 from kinora.client import at
 from kinora.sources import model_paths
+
+TinyFamily = Literal["smolvlm", "qwen2_5_vl", "qwen3_vl", "llama", "qwen2", "qwen3"]
 
 app = typer.Typer(no_args_is_help=True, help="Base models, and the adapters that jobs made.")
 
@@ -129,12 +131,14 @@ def show(model_id: str, at_time: At = None, at_position: AtPosition = None, as_j
 def make_tiny(
     folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    family: Annotated[
+        TinyFamily | None, typer.Option(help="Make one of these instead, with random weights.")
+    ] = None,
 ) -> None:
     """Make a tiny SmolVLM from scratch, pre-trained on captioned stills (about 12 s on 2 cores)."""
     # The engine runs in a process of its own, so that the CLI stays free of torch.
-    done = subprocess.run(
-        [sys.executable, "-m", "qlora_engine.models.tiny", str(folder), "--seed", str(seed)], check=False
-    )
+    command = [sys.executable, "-m", "qlora_engine.models.tiny", str(folder), "--seed", str(seed)]
+    done = subprocess.run([*command, *(() if family is None else ("--family", family))], check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
     print(folder.resolve())

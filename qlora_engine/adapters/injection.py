@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -32,6 +32,8 @@ def target_modules(loaded: Loaded, modalities: Sequence[Modality]) -> list[str]:
     Raises:
         ModelRefused: a modality has none (code ``empty_modality``).
     """
+    if set(modalities) == set(get_args(Modality)):  # everything: what the model has of it
+        modalities = loaded.family.modalities
     names: dict[Modality, list[str]] = {modality: [] for modality in modalities}
     for name, _ in loaded.linear_layers():
         modality = loaded.family.modality(name)

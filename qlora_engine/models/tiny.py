@@ -1,39 +1,37 @@
 """A tiny SmolVLM, pre-trained here on captioned stills: a real training on two CPU cores, with no download.
 
 It knows colours, shapes and places; it has never seen anything move. Byte-level BPE encodes any text.
-Run: ``python -m qlora_engine.models.tiny FOLDER [--seed 0]``
+Run: ``python -m qlora_engine.models.tiny FOLDER [--seed 0] [--family qwen3_vl]``; with a family, the model is
+of that one, and its weights are random (`tiny_random`).
 """
 
 import argparse
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-)
-from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
+from transformers import SmolVLMForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
 from qlora_engine.data import shapes
 from qlora_engine.device import one_thread
 from qlora_engine.models.families import smolvlm
 from qlora_engine.models.families.base import Moments, Shown, exchange
+from qlora_engine.models.tiny_random import (
+    IMAGE_SIZE,
+    RECIPES,
+    make_random_model,
+    smolvlm_config,
+    smolvlm_tokenizer,
+)
+from qlora_engine.models.tiny_tokenizer import PLACES, STILL_PROMPT
 
 PRETRAINING_STEPS = 400
 BATCH = 32
 LEARNING_RATE = 3e-3
-IMAGE_SIZE = 32
-STILL_PROMPT = "What is in the picture?"
-PLACES = (("up left", "up", "up right"), ("left", "middle", "right"), ("down left", "down", "down right"))
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
     "{% for part in message['content'] %}"
@@ -43,95 +41,13 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """Frames as a row of pictures: the wordy prompt of the large checkpoints is too much for two layers."""
-UNKNOWN = "<|endoftext|>"
-PAD = "<|im_end|>"
 
 
 def make_tokenizer() -> Any:
     """Byte-level BPE whose merges come from the captions that the sample data use."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [
-        UNKNOWN,
-        smolvlm.START,
-        PAD,
-        smolvlm.FAKE,
-        smolvlm.IMAGE,
-        smolvlm.GLOBAL,
-        smolvlm.VIDEO,
-        smolvlm.END,
-    ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_tokenizer_lines(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=smolvlm.START,
-        eos_token=smolvlm.END,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[smolvlm.FAKE, smolvlm.IMAGE, smolvlm.GLOBAL, smolvlm.VIDEO],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=2048,
-    )
-
-
-def _tokenizer_lines() -> Iterator[str]:
-    yield "User: You are provided the following series of one two three four five six seven frames from a"
-    yield " 0:00:02 [H:MM:SS] video.\n\nFrame from 00:01:\n\n"
-    for _ in range(2):  # merges want to be seen twice
-        yield f"User: {STILL_PROMPT} {shapes.PROMPT}\nAssistant:"
-        yield " Describe the video. What is shown? Which way does it go?"
-    for colour in shapes.COLOURS:
-        for shape in shapes.SHAPES:
-            for row in PLACES:
-                yield from (f" a {colour} {shape} sits {place}" for place in row)
-            yield from (f" a {colour} {shape} moves {direction}" for direction in shapes.DIRECTIONS)
-    for _ in range(2):
-        yield " the a an of in on at to from and is are not with it its this that man woman person dog cat"
-        yield " ball car hand walks runs turns opens closes picks puts slowly quickly around into out over"
-
-
-def make_config(tokenizer: Any) -> Any:
-    """About 400 thousand parameters; widths are multiples of 64, as the 4-bit kernels want."""
-    text = LlamaConfig(
-        vocab_size=(len(tokenizer) + 63) // 64 * 64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.1,  # 1/sqrt(64): with the usual 0.02 a model this narrow learns nothing
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    vision = SmolVLMVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=8,
-        initializer_range=0.1,
-    )
-    return SmolVLMConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(smolvlm.IMAGE),
-        scale_factor=4,  # one token per frame
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    tokenizer = smolvlm_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 def _still(rng: random.Random) -> tuple[torch.Tensor, str]:
@@ -186,7 +102,7 @@ def make_tiny_model(
     tokenizer = make_tokenizer()
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SmolVLMForConditionalGeneration(make_config(tokenizer))
+        model = SmolVLMForConditionalGeneration(smolvlm_config(tokenizer))
         family = smolvlm.SmolVLM()
         prompts = family.prompts(model.config, tokenizer)
         layout = family.vision(model.config, folder).layout(IMAGE_SIZE, IMAGE_SIZE, 1)
@@ -194,12 +110,8 @@ def make_tiny_model(
         _pretrain(model, prompts, still, random.Random(seed), steps, progress)  # noqa: S311 - no secrets
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    pixels = {
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "size": {"longest_edge": IMAGE_SIZE},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n", "utf-8")
+    pixels = json.dumps(RECIPES["smolvlm"].preprocessor, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(pixels, "utf-8")
     return folder
 
 
@@ -209,10 +121,16 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--family", choices=sorted(RECIPES), help="random weights instead of the pre-trained SmolVLM"
+    )
     arguments = parser.parse_args()
     disable_progress_bar()
     with shapes.writing_to(arguments.folder):
-        make_tiny_model(arguments.folder, shapes.print_progress, arguments.seed)
+        if arguments.family is None:
+            make_tiny_model(arguments.folder, shapes.print_progress, arguments.seed)
+        else:
+            make_random_model(arguments.folder, arguments.family, arguments.seed)
 
 
 if __name__ == "__main__":

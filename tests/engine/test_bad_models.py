@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 
-from qlora_engine import model_validation
+from qlora_engine.models import validation as model_validation
 from qlora_engine.models.families import smolvlm
 from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.models.tiny import make_tokenizer
@@ -175,7 +175,7 @@ CASES: dict[str, Case] = {
     "an unknown family": Case(
         edited("config.json", model_type="bert"),
         "unknown_family",
-        ("model_type 'bert'", "use one of: smolvlm"),
+        ("model_type 'bert'", "use one of: llama, qwen2, qwen2_5_vl, qwen3, qwen3_vl, smolvlm"),
     ),
     "no family": Case(edited("config.json", model_type=None), "unknown_family", ("model_type None",)),
     "remote code": Case(

@@ -61,6 +61,27 @@ def colours(described: dict[str, Any], field: str, usual: Sequence[float] = (0.5
     return red, green, blue
 
 
+def pixel_limits(described: dict[str, Any], least: int, most: int) -> tuple[int, int]:
+    """The least and the most pixels of ``size``, or of the older fields beside it.
+
+    Raises:
+        ModelRefused: they contradict one another (code ``bad_config``).
+    """
+    size = described.get("size")
+    given = dict(size) if isinstance(size, dict) else {}
+    for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        if described.get(old) is not None:
+            given[new] = described[old]
+    low, high = whole_number(given, "shortest_edge", least), whole_number(given, "longest_edge", most)
+    if low > high:
+        raise ModelRefused(
+            f"the preprocessor's size has shortest_edge {low} above longest_edge {high}; both are numbers of"
+            " pixels, the smaller one first",
+            code="bad_config",
+        )
+    return low, high
+
+
 def whole_number(described: dict[str, Any], field: str, usual: int) -> int:
     """A positive whole number.
 

@@ -2,9 +2,13 @@
 
 from qlora_engine.errors import ModelRefused
 from qlora_engine.models.families.base import Family
+from qlora_engine.models.families.llama import LLAMA
+from qlora_engine.models.families.qwen import QWEN
+from qlora_engine.models.families.qwen2_5_vl import Qwen25VL
+from qlora_engine.models.families.qwen3_vl import Qwen3VL
 from qlora_engine.models.families.smolvlm import SmolVLM
 
-FAMILIES: tuple[Family, ...] = (SmolVLM(),)
+FAMILIES: tuple[Family, ...] = (SmolVLM(), Qwen25VL(), Qwen3VL(), LLAMA, QWEN)
 
 
 def family_for(model_type: str | None) -> Family:
