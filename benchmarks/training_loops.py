@@ -28,6 +28,7 @@ def make_model(folder: Path) -> None:
 
     from qlora_engine.models.families import smolvlm
     from qlora_engine.models.tiny import make_tokenizer
+    from qlora_engine.models.tiny_random import write_preprocessor
 
     tokenizer = make_tokenizer()
     text = LlamaConfig(
@@ -61,6 +62,7 @@ def make_model(folder: Path) -> None:
     torch.manual_seed(0)
     SmolVLMForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_preprocessor(folder, "smolvlm")
 
 
 def make_manifest(folder: Path, file: Path) -> None:

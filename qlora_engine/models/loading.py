@@ -19,11 +19,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from qlora_engine.device import best_device, compute_dtype
 from qlora_engine.errors import ModelRefused
+from qlora_engine.models.families import preprocessor
 from qlora_engine.models.families.base import Family, Prompts, Vision
 from qlora_engine.models.families.registry import family_for
 from qlora_engine.models.uneven_widths import make_exact
 from qlora_engine.models.weights import check_depth, check_fit, read_headers
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -84,7 +86,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder.name}/config.json is missing; upload the whole checkpoint folder", code="missing_config"
         )
     described = [("config.json", config)]
-    for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
+    for name in ("tokenizer_config.json", "processor_config.json", *preprocessor.FILES):
         found = read_json(folder / name)
         if found is not None:
             described.append((name, found))
@@ -223,14 +225,24 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelRefused: code ``unusable_tokenizer``.
     """
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # some classes then begin an empty one
+        raise ModelRefused(
+            f"{folder.name} has no tokenizer.json, nor any older vocabulary; upload tokenizer.json and"
+            " tokenizer_config.json",
+            code="unusable_tokenizer",
+        )
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as above
         raise ModelRefused(
             f"the tokenizer does not load ({_told(error, folder)}); upload tokenizer.json and "
             "tokenizer_config.json",
             code="unusable_tokenizer",
         ) from error
+
+    if tokenizer.chat_template is None:  # where processors used to keep theirs
+        tokenizer.chat_template = (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    return tokenizer
 
 
 def _check_vocabulary(tokenizer: Any, model: Any) -> None:

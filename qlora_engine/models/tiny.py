@@ -6,7 +6,6 @@ of that one, and its weights are random (`tiny_random`).
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from qlora_engine.models.tiny_random import (
     make_random_model,
     smolvlm_config,
     smolvlm_tokenizer,
+    write_preprocessor,
 )
 from qlora_engine.models.tiny_tokenizer import PLACES, STILL_PROMPT
 
@@ -100,6 +100,7 @@ def make_tiny_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
+    write_preprocessor(folder, "smolvlm")
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SmolVLMForConditionalGeneration(smolvlm_config(tokenizer))
@@ -110,8 +111,6 @@ def make_tiny_model(
         _pretrain(model, prompts, still, random.Random(seed), steps, progress)  # noqa: S311 - no secrets
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    pixels = json.dumps(RECIPES["smolvlm"].preprocessor, indent=2) + "\n"
-    (folder / "preprocessor_config.json").write_text(pixels, "utf-8")
     return folder
 
 

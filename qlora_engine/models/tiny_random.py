@@ -87,10 +87,16 @@ def make_random_model(folder: Path | str, architecture: str, seed: int = 0) -> P
         torch.manual_seed(seed)
         recipe.model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if recipe.preprocessor is not None:
-        described = json.dumps(recipe.preprocessor, indent=2) + "\n"
-        (folder / "preprocessor_config.json").write_text(described, "utf-8")
+    write_preprocessor(folder, architecture)
     return folder
+
+
+def write_preprocessor(folder: Path, architecture: str) -> None:
+    """Say which pixels the model wants, where it sees any."""
+    described = RECIPES[architecture].preprocessor
+    if described is not None:
+        text = json.dumps(described, indent=2) + "\n"
+        (folder / "preprocessor_config.json").write_text(text, "utf-8")
 
 
 def vocabulary_size(tokenizer: Any) -> int:

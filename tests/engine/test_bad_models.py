@@ -18,6 +18,7 @@ from qlora_engine.models import validation as model_validation
 from qlora_engine.models.families import smolvlm
 from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.models.tiny import make_tokenizer
+from qlora_engine.models.tiny_random import write_preprocessor
 from qlora_engine.models.validation import validate_model
 from qlora_engine.updates import ModelVerdict
 from schemas.training import ModelValidationSpec
@@ -65,6 +66,7 @@ def write_checkpoint(
         torch.manual_seed(0)
         SmolVLMForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_preprocessor(folder, "smolvlm")
     return folder
 
 
@@ -298,6 +300,14 @@ CASES: dict[str, Case] = {
         containing(TEMPLATE, "{{ 'a' * 10**11 }}"),
         "unusable_chat_template",
         ("1 GiB of memory", "remove chat_template"),
+    ),
+    "no processor": Case(
+        without("preprocessor_config.json"),
+        "missing_processor",
+        ("neither video_preprocessor_config.json nor preprocessor_config.json", "upload"),
+    ),
+    "a processor that is no object": Case(
+        containing("preprocessor_config.json", "[]"), "bad_config", ("must hold a JSON object",)
     ),
     "colours that are no numbers": Case(
         containing("preprocessor_config.json", '{"image_mean": "x"}'),

@@ -18,6 +18,7 @@ from qlora_engine.models.families import smolvlm
 from qlora_engine.models.families.base import Moments, Shown, exchange
 from qlora_engine.models.loading import load_model
 from qlora_engine.models.tiny import make_tokenizer
+from qlora_engine.models.tiny_random import write_preprocessor
 from qlora_engine.models.validation import validate_model
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import train
@@ -67,6 +68,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = SmolVLMForConditionalGeneration(config)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="300KB")
     tokenizer.save_pretrained(folder)
+    write_preprocessor(folder, "smolvlm")
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
 

@@ -17,13 +17,23 @@ Colours = tuple[float, float, float]
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
-    """The description of the video processor; empty when there is none."""
+    """The description of the video processor.
+
+    Raises:
+        ModelRefused: no file has one (code ``missing_processor``), or it is not JSON (``bad_config``).
+    """
     for name in FILES:
         described = _read(folder / name)
         if described:
             return described
     nested = _read(folder / PROCESSOR_FILE).get("video_processor")
-    return nested if isinstance(nested, dict) else {}
+    if not isinstance(nested, dict):
+        raise ModelRefused(
+            f"{folder.name} has neither {FILES[0]} nor {FILES[1]}, so nobody knows which pixels the model was"
+            f" trained on; upload the checkpoint's processor files ({PROCESSOR_FILE} of newer ones will do)",
+            code="missing_processor",
+        )
+    return nested
 
 
 def _read(file: Path) -> dict[str, Any]:
