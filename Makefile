@@ -41,9 +41,9 @@ demo: $(STAMP) ## Fine-tune a tiny video model end to end (VIDEOS=folder for you
 up: $(STAMP) ## Keep the service running until Ctrl-C
 	$(BIN)/kinora up
 
-# Each worker runs servers of its own; most tests wait for processes, so two finish in nearly half the time.
-# Files keep their order, because those with the fewest tests take longest and had better not come last.
-WORKERS ?= 2
+# Each worker runs servers of its own. Many tests wait, for processes, leases and silences: three workers keep two
+# cores busy. Files keep the order of tests/distribution.py, in which what takes longest comes first.
+WORKERS ?= 3
 
 .PHONY: test
 test: $(DEV_STAMP) ## Run every test

@@ -15,6 +15,7 @@ class ProblemType:
 
 _REMEDIES: Mapping[int, Mapping[str, str]] = {
     400: {
+        "bad_frame": "Send JSON objects whose `type` is one that docs/events.md lists.",
         "bad_cursor": "Start again without `cursor`; send next_cursor unchanged.",
         "bad_position": "Name a position that the log has reached.",
         "malformed_json": "Send a JSON document as the body.",
@@ -38,6 +39,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     404: {
         "not_parked": "GET /projections/parked lists the streams that wait.",
         "no_head": "Wait some seconds after the first event, or set the orchestrator's audit_key_pem.",
+        "not_subscribed": "Name a subscription of this connection that has not ended.",
         "not_found": "Check the id, and the organization that you are in.",
         "secret_unknown": "GET /secrets lists the names; store the secret first.",
         "unknown_view": "GET /projections lists the read models.",
@@ -46,13 +48,13 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     405: {"method_not_allowed": "Use a method that the Allow header names."},
     408: {"body_too_slow": "Send the whole body at once, over a faster line if need be."},
     409: {
-        "subscription_exists": "Use a new id.",
+        "subscription_exists": "Use a new id; on a feed, a new name.",
         "subscription_of_other_kind": "Only webhooks are signed and disabled; only nats has credentials.",
         "last_operator": "Erase the other persons first: an installation in use needs its operator.",
         "sole_owner": "Make another member an owner of the organization first.",
         "too_many_secrets": "Delete secrets that nobody uses any more.",
         "too_many_redeliveries": "Wait until one is finished; GET …/delivery-state shows how far they are.",
-        "too_many_subscriptions": "Delete subscriptions that nobody reads any more.",
+        "too_many_subscriptions": "End or delete subscriptions that nobody reads any more.",
         "agent_exists": "Use a new id.",
         "agent_revoked": "A revoked agent stays out for good: enrol the node as a new agent.",
         "already_assigned": "Stop the job instead.",
@@ -100,6 +102,10 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
     413: {"body_too_large": "Send less than `detail` names; files go through an upload session."},
     415: {"unsupported_media_type": "Send application/json."},
     422: {
+        "bad_field": "Correct the field that `field` points to.",
+        "bad_filter": "Leave out or change one of the filters: together they let nothing pass.",
+        "in_the_future": "Name a time that has come; for what comes next, begin with `latest`.",
+        "unknown_type": "Name types as /asyncapi.json lists them, without their version.",
         "address_refused": "Name a host on the public Internet, or have the operator allow its network.",
         "archive_damaged": "Pack and upload the archive again.",
         "archive_unknown": "Offer a zip, tar, tar.gz or tar.bz2 of the folder.",

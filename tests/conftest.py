@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from pydantic import SecretStr
+from xdist.remote import Producer
 
 from command_api.messaging.connection import connect
 from command_api.nats_auth.keys import new_seed, public_key
@@ -19,6 +20,7 @@ from command_api.objects import ObjectStore
 from kinora.local.servers import EmbeddedServers
 from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
 from schemas.subjects import DEFAULT_POOL
+from tests.distribution import Bundles, longest_first
 from tests.reaper import nothing_left_behind
 from tests.system_fixtures import registered, samples, service
 
@@ -29,6 +31,16 @@ __all__ = ["registered", "samples", "service"]
 # A shared machine is slow at times; what takes too long is ended by pytest's own time limit.
 hypothesis.settings.register_profile("kinora", deadline=None)
 hypothesis.settings.load_profile("kinora")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Bundles | None:
+    """Bundles in place of single files."""
+    return Bundles(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -148,8 +148,8 @@ class FeedConnection:
             try:
                 frame = CLIENT_FRAME.validate_json(text)
             except ValidationError as error:
-                await self._send(frames.error("bad_frame", first_fault(error, text)))
-                raise Closing(frames.BAD_FRAME, "the frame is not one of the protocol") from None
+                await self._refuse(error, text)
+                continue
             match frame:
                 case Subscribe():
                     await self._subscribe(frame, group)
@@ -161,6 +161,16 @@ class FeedConnection:
                     await self._heartbeat()
                 case Reauth():
                     await self._reauthenticate(frame)
+
+    async def _refuse(self, error: ValidationError, text: str) -> None:
+        """Say what is wrong; whose frames are none of this protocol has to go."""
+        field, message = first_fault(error, text)
+        said = f"{field or 'the frame'}: {message}"
+        if not error.errors(include_url=False)[0]["loc"]:  # no JSON object, or none of the types
+            await self._send(frames.error("bad_frame", said))
+            raise Closing(frames.BAD_FRAME, "the frame is not one of the protocol") from None
+        sub = json.loads(text).get("sub")
+        await self._send(frames.error("bad_field", said, sub if isinstance(sub, str) else None, field))
 
     def _count(self) -> None:
         now = time.monotonic()
@@ -174,8 +184,8 @@ class FeedConnection:
         match self._room(frame) or await open_subscription(self._parts, self._caller, frame):
             case Foreign(reason):
                 await self._send(frames.reset(frame.sub, self._parts.log_id, reason))
-            case Fault(code, message):
-                await self._send(frames.error(code, message, frame.sub))
+            case Fault(code, message, field):
+                await self._send(frames.error(code, message, frame.sub, field))
             case Subscription() as subscription:
                 job_id = frame.filter.job_id if frame.filter.telemetry else None
                 task = group.create_task(self._run(subscription, job_id), name=f"feed-{frame.sub}")
@@ -186,6 +196,7 @@ class FeedConnection:
             return Fault(
                 "subscription_exists",
                 f"{frame.sub} is subscribed already; unsubscribe it or choose a name",
+                "/sub",
             )
         if len(self._running) >= self._parts.limits.subscriptions:
             return Fault(
@@ -211,15 +222,18 @@ class FeedConnection:
     async def _unsubscribe(self, name: str) -> None:
         running = self._running.pop(name, None)
         if running is None:
-            await self._send(frames.error("not_subscribed", f"{name} is not subscribed", name))
+            await self._send(_not_subscribed(name))
             return
         running[1].cancel()
 
     async def _acknowledge(self, frame: Ack) -> None:
         running = self._running.get(frame.sub)
-        if running is None or frame.position > running[0].progress:
+        if running is None:
+            await self._send(_not_subscribed(frame.sub))
+            return
+        if frame.position > running[0].progress:
             message = f"position {frame.position} was never sent to {frame.sub}"
-            await self._send(frames.error("bad_position", message, frame.sub))
+            await self._send(frames.error("bad_position", message, frame.sub, "/position"))
             return
         running[0].acknowledged = max(running[0].acknowledged, frame.position)
 
@@ -243,8 +257,13 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return found
 
 
-def first_fault(error: ValidationError, text: str) -> str:
+def _not_subscribed(name: str) -> frames.Frame:
+    return frames.error("not_subscribed", f"{name} is not subscribed", name, "/sub")
+
+
+def first_fault(error: ValidationError, text: str) -> tuple[str | None, str]:
+    """Where the frame is wrong, and how: the value that was given and what is possible instead."""
     faults = error.errors(include_url=False)
     given = None if faults[0]["type"] == "json_invalid" else json.loads(text)
     wrong, *_ = wrong_fields([{**fault, "loc": ("body", *fault["loc"])} for fault in faults], given=given)
-    return f"{wrong.pointer or 'the frame'}: {wrong.message}"
+    return wrong.pointer or None, wrong.message

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, Field, TypeAdapter, model_validator
 
+from command_api.problem_catalogue import CATALOGUE
 from projections.sentences import Level
 from schemas.base import Message
 from schemas.ids import JobId, StreamId, WorkspaceId
@@ -133,6 +134,10 @@ def reset(sub: str, log_id: str, reason: str) -> Frame:
     return {"type": "reset", "sub": sub, "earliest": 0, "log_id": log_id, "reason": reason}
 
 
-def error(code: str, message: str, sub: str | None = None) -> Frame:
-    """Something asked for is not possible; the connection goes on unless a close follows."""
-    return {"type": "error", "sub": sub, "code": code, "message": message}
+def error(code: str, message: str, sub: str | None = None, field: str | None = None) -> Frame:
+    """Something asked for is not possible; the connection goes on unless a close follows.
+
+    `field` points to what is wrong in the client's frame (RFC 6901); None when no single field is.
+    """
+    remedy = CATALOGUE[code].remedy
+    return {"type": "error", "sub": sub, "code": code, "field": field, "message": message, "remedy": remedy}

@@ -9,10 +9,13 @@ from command_api.feed.parts import FeedParts
 from command_api.feed.subscription import Selection, Subscription
 from projections.sentences import types_from
 from schemas.events import REGISTRY
+from schemas.events.identity import WorkspaceCreated
 from schemas.pins import UnknownVersion, pins_of
 
 _CLOCKS_DIFFER = timedelta(minutes=1)
 """By so much a client's "now" may lie ahead of the service's."""
+
+_MOST_WORKSPACES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class Fault:
 
     code: str
     message: str
+    field: str | None = None
+    """JSON pointer to what is wrong in the frame that asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ async def open_subscription(
     try:
         pins = pins_of(asked.pinned)
     except UnknownVersion as error:
-        return Fault(error.code, error.message)
+        return Fault(error.code, error.message, "/pinned")
     stream_id = wanted.job_id or wanted.stream_id
     selection = Selection(
         # A person's own stream is of no organization, and nobody else's to read.
@@ -59,7 +64,9 @@ async def open_subscription(
     if stream_id is not None and not await parts.reader.page(
         0, 1, organization_id=selection.organization_id, stream_id=stream_id
     ):
-        return Fault("not_found", f"{stream_id} does not exist")
+        return Fault("not_found", f"{stream_id} does not exist", "/filter")
+    if wanted.workspace_id is not None and not await _is_workspace(parts, caller, wanted.workspace_id):
+        return Fault("not_found", f"{wanted.workspace_id} does not exist", "/filter/workspace_id")
     return Subscription(
         name=asked.sub,
         selection=selection,
@@ -70,6 +77,20 @@ async def open_subscription(
         conflated=asked.mode == "conflated",
         pins=pins,
     )
+
+
+async def _is_workspace(parts: FeedParts, caller: Principal, workspace_id: str) -> bool:
+    """Whether the caller's organization has it: its own stream tells of all that it ever had."""
+    organization_id = caller.organization_id
+    begun = await parts.reader.page(
+        0,
+        _MOST_WORKSPACES,
+        organization_id=organization_id,
+        stream_id=organization_id,
+        types=[WorkspaceCreated.TYPE],
+    )
+    events = [row.recorded().event for row in begun]
+    return any(isinstance(event, WorkspaceCreated) and event.workspace_id == workspace_id for event in events)
 
 
 async def _start(parts: FeedParts, asked: Subscribe, head: int) -> int:
@@ -102,20 +123,23 @@ def _fault(asked: Subscribe, head: int) -> Fault | None:
             "unknown_type",
             f"there are no events of type {named}; give names without the version, such as"
             " kinora.job.succeeded; /asyncapi.json has all of them",
+            "/filter/types",
         )
     if _types(wanted) == frozenset():
-        return Fault("bad_filter", f"none of the types is of level {wanted.min_level} or above")
+        return Fault("bad_filter", f"none of the types is of level {wanted.min_level} or above", "/filter")
     if wanted.job_id and wanted.stream_id not in (None, wanted.job_id):
-        return Fault("bad_filter", "job_id and stream_id name different streams; give one of them")
+        return Fault("bad_filter", "job_id and stream_id name different streams; give one of them", "/filter")
     if wanted.telemetry and wanted.job_id is None:
-        return Fault("bad_filter", "telemetry is a job's; name it in job_id")
+        return Fault("bad_filter", "telemetry is a job's; name it in job_id", "/filter/job_id")
     if isinstance(asked.start, From) and (asked.start.position or 0) > head:
-        return Fault("bad_position", f"position {asked.start.position} is beyond the log's end {head}")
+        message = f"position {asked.start.position} is beyond the log's end {head}"
+        return Fault("bad_position", message, "/from/position")
     now = datetime.now(UTC)
     if isinstance(asked.start, From) and (asked.start.time or now) > now + _CLOCKS_DIFFER:
         return Fault(
             "in_the_future",
             f"{asked.start.time} is in the future; here it is {now.isoformat(timespec='seconds')}."
             " For what comes next, begin with latest",
+            "/from/time",
         )
     return None

@@ -111,7 +111,7 @@ def test_every_process_is_killed_in_turn_and_no_job_notices_more_than_it_must(
             untouched = list(jobs.submitted)
             for each in untouched:  # what is shown may lag behind after so many faults
                 until_finished(client, each)
-            job_id = jobs.fresh(2 * STEPS)
+            job_id = jobs.fresh(STEPS)
             (engine,) = service.engines()
             kill(engine)
             assert until_step(client, job_id, 2, attempt=2)["status"] == "running"

@@ -208,4 +208,5 @@ def test_a_frame_is_pointed_into(frame: dict[str, Any], message: str) -> None:
     text = json.dumps({"type": "subscribe", "sub": "a", **frame})
     with pytest.raises(ValidationError) as refused:
         CLIENT_FRAME.validate_json(text)
-    assert first_fault(refused.value, text).startswith(message)
+    field, says = first_fault(refused.value, text)
+    assert f"{field or 'the frame'}: {says}".startswith(message)
