@@ -127,7 +127,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "import_too_large": "Import less at once, or have the operator raise imports.max_bytes.",
         "invalid": "Correct the fields named in `errors`.",
         "invalid_request": "Correct the fields named in `errors`.",
-        "no_captions": "Put captions.jsonl or captions.csv beside the clips, in one folder of the source.",
+        "no_captions": "Put captions.jsonl, .json, .csv or .parquet beside the clips, in one folder.",
         "no_checkpoint": "Offer one folder with config.json and *.safetensors.",
         "not_exactly_one": "Give exactly one of the parameters that `errors` names.",
         "object_outside_attempt": "Report only objects below the attempt's own prefixes.",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qlora_engine.data.captions import read_captions
+from qlora_engine.data.captions import read_captions, too_many_refused
 from schemas.errors import FieldError, KinoraError
 
 _MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
@@ -15,29 +15,20 @@ class BadSource(KinoraError):
 
 
 def dataset_paths(folder: Path) -> list[str]:
-    """The captions file and every clip that it names.
+    """The captions files and every clip that they name.
 
     Raises:
-        BadSource: when rows are wrong or name missing clips.
-        CaptionsError: when the captions file is missing or cannot be read.
+        BadSource: when too many rows are wrong or name missing clips, as a validation would find.
+        CaptionsError: when a captions file is missing or cannot be read.
     """
     if not folder.is_dir():
         raise BadSource(f"{folder} is not a folder; give the folder that holds the clips and captions.jsonl")
     captions = read_captions(folder)
-    errors = [FieldError(pointer=p.where, code=p.code, message=p.message) for p in captions.problems]
-    errors += [
-        FieldError(
-            pointer=f"{captions.file}:{example.row}",
-            code="missing_clip",
-            message=f"clip {example.clip!r} is not in {folder}; add the file or remove the row",
-        )
-        for example in captions.examples
-        if example.clip and not (folder / example.clip).is_file()
-    ]
-    if errors:
+    if too_many_refused(len(captions.problems), captions.rows):
+        errors = [FieldError(pointer=p.where, code=p.code, message=p.message) for p in captions.problems]
         more = f" (the first 20 of {len(errors)})" if len(errors) > 20 else ""
         raise BadSource(f"{folder / captions.file} cannot be used{more}:", errors=tuple(errors[:20]))
-    return [captions.file, *sorted({example.clip for example in captions.examples if example.clip})]
+    return [*captions.files, *sorted({example.clip for example in captions.examples if example.clip})]
 
 
 def model_paths(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ EngineError
 ├── ModelRefused            the base model cannot be used, whatever we try
 ├── DatasetError
 │   ├── CaptionsError       the captions file as a whole cannot be read
+│   ├── RowRefused          one of its rows cannot be used
 │   └── ClipError           one clip cannot be used
 │       ├── ClipUndecodable
 │       ├── ClipWithoutVideo
@@ -42,6 +43,12 @@ class CaptionsError(DatasetError):
     """The captions file as a whole cannot be read."""
 
     code = "captions_unreadable"
+
+
+class RowRefused(DatasetError):
+    """One row of the captions file cannot be used; whoever reads it says which."""
+
+    code = "bad_caption_row"
 
 
 class ClipError(DatasetError):

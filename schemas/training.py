@@ -97,7 +97,13 @@ class Hyperparameters(Message):
         description="With frames_per_second: a clip too long for so few frames gives these, spread evenly."
         " When absent, a clip that would give more than 512 is an error.",
     )
-    held_out_fraction: float = Field(0.2, ge=0, le=0.9, description="Share of the clips kept for evaluation.")
+    held_out_fraction: float = Field(
+        0.2,
+        ge=0,
+        le=0.9,
+        description="Share of the clips, or of the rows without one, kept for evaluation; a dataset"
+        " with a split of its own keeps to that.",
+    )
     checkpoint_every_steps: int = Field(50, ge=1, le=10_000_000)
     evaluate_every_steps: int | None = Field(
         None,

@@ -122,10 +122,9 @@ def _note(update: Update) -> None:
         log.info("engine_log", level_of_engine=update.level, code=update.code, message=update.message)
 
 
-def _bounded(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+def _bounded(problems: Sequence[Problem], room: int = _PROBLEM_BYTES) -> tuple[Problem, ...]:
     """As many and as long as an event takes."""
     kept: list[Problem] = []
-    room = _PROBLEM_BYTES
     for problem in problems[:_MOST_PROBLEMS]:
         short = problem.model_copy(
             update={"message": problem.message[:_LONGEST_PROBLEM], "where": problem.where[:_LONGEST_PROBLEM]}
@@ -138,4 +137,7 @@ def _bounded(problems: Sequence[Problem]) -> tuple[Problem, ...]:
 
 
 def _bounded_facts(facts: DatasetFacts) -> DatasetFacts:
-    return facts.model_copy(update={"warnings": _bounded(facts.warnings)})
+    half = _PROBLEM_BYTES // 2
+    return facts.model_copy(
+        update={"warnings": _bounded(facts.warnings, half), "refused": _bounded(facts.refused, half)}
+    )

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from command_api.imports.errors import SourceFailed
+from schemas.datasets import CAPTIONS_NAMES
 from schemas.imports import Collection
 
-_CAPTIONS = ("captions.jsonl", "captions.csv")
 _CHECKPOINT = ("config.json",)
 _CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 """Configuration, tokenizer and weights; nothing that runs code."""
@@ -38,7 +38,7 @@ def wanted_of_hub(files: Mapping[str, object], collection: Collection) -> list[s
 
 
 def _root(paths: list[str], collection: Collection) -> str:
-    markers = _CAPTIONS if collection == "datasets" else _CHECKPOINT
+    markers = CAPTIONS_NAMES if collection == "datasets" else _CHECKPOINT
     folders = sorted(
         {path[: len(path) - len(name)] for path in paths if (name := path.rsplit("/", 1)[-1]) in markers},
         key=lambda folder: (folder.count("/"), folder),
@@ -51,7 +51,7 @@ def _root(paths: list[str], collection: Collection) -> str:
         )
     if len(folders) > 1 and folders[0].count("/") == folders[1].count("/"):
         raise SourceFailed(
-            f"the source has {markers[0]} in more than one folder ({folders[0]} and {folders[1]});"
+            f"the source has {' or '.join(markers)} in more than one folder ({folders[0]} and {folders[1]});"
             " import one of them",
             code="no_captions" if collection == "datasets" else "no_checkpoint",
         )

@@ -164,6 +164,8 @@ def _read_manifest(stored: StoredObject, body: bytes) -> DatasetFacts | str:
         return f"its manifest cannot be read: {error.error_count()} problems"
     if not manifest.examples:
         return "it has no examples"
+    if all(example.split == "validation" for example in manifest.examples):
+        return "all of its examples are for validation"
     paths = {clip.path for clip in manifest.clips}
     if unknown := next((each for each in manifest.examples if each.clip and each.clip not in paths), None):
         return f"{unknown.where} names {unknown.clip}, which is not among its clips"

@@ -9,7 +9,7 @@ from rich.markup import escape
 from kinora.cli.moment import At, AtPosition
 from kinora.cli.output import age, connect, door, print_facts, print_json, print_table, size, talk
 from kinora.cli.progress import add_folder, import_from, problems_text, retry_import
-from kinora.client import at
+from kinora.client import Json, at
 from kinora.sources import dataset_paths
 
 app = typer.Typer(no_args_is_help=True, help="Videos with captions to train on.")
@@ -19,7 +19,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 @app.command()
 @door
 def add(
-    folder: Annotated[Path, typer.Argument(help="Folder with clips and captions.jsonl or captions.csv.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with clips and captions.jsonl, .json, .csv or .parquet.")
+    ],
     name: Annotated[str, typer.Option(help="Name to show; the folder's by default.")] = "",
     description: Annotated[str, typer.Option()] = "",
     resume: Annotated[str, typer.Option(help="Id of the one whose upload broke off, to go on with it.")] = "",
@@ -35,6 +37,10 @@ def add(
     if as_json:
         print_json(item)
         return
+    facts = item.get("facts") or {}
+    if left_out := facts.get("refused_rows"):
+        talk.print(f"{left_out} of {facts['rows']} rows are left out:", style="yellow")
+        _print_refused(facts)
     talk.print(f"dataset [bold]{item['name']}[/] is {item['status']}")
     print(item["id"])
 
@@ -122,13 +128,17 @@ def show(
             "size": size(item.get("size_bytes")),
             "clips": facts.get("clips"),
             "examples": facts.get("examples"),
+            "of them text only": facts.get("text_examples") or None,
+            "of them for validation": facts.get("validation_examples"),
+            "answers": facts.get("turns") or None,
+            "rows left out": facts.get("refused_rows") or None,
+            "captions": _captions(facts),
             "frames": facts.get("frames"),
             "seconds": facts.get("duration_seconds"),
             "content sha256": item.get("content_sha256"),
         }
     )
-    for warning in facts.get("warnings") or ():
-        talk.print(f"warning {warning['where']}: {warning['message']}", style="yellow", markup=False)
+    _print_warnings(facts)
     if item.get("problems"):
         talk.print(problems_text(item), style="red", markup=False)
 
@@ -140,3 +150,20 @@ def rm(dataset_id: str) -> None:
     with connect() as client:
         client.delete(at("datasets", dataset_id))
     talk.print(f"dataset {dataset_id} is deleted", markup=False)
+
+
+def _captions(facts: Json) -> str | None:
+    if not facts.get("row_format"):
+        return None
+    return f"{facts['row_format'].replace('_', '/')} rows in {facts['file_format']}"
+
+
+def _print_refused(facts: Json) -> None:
+    for refused in facts.get("refused") or ():
+        talk.print(f"left out {refused['where']}: {refused['message']}", style="yellow", markup=False)
+
+
+def _print_warnings(facts: Json) -> None:
+    _print_refused(facts)
+    for warning in facts.get("warnings") or ():
+        talk.print(f"warning {warning['where']}: {warning['message']}", style="yellow", markup=False)

@@ -11,7 +11,8 @@ from kinora.cli.output import EXIT_JOB_FAILED, door, out, talk
 @door
 def demo(
     videos: Annotated[
-        Path | None, typer.Option(help="Folder with your own clips and captions.jsonl or captions.csv.")
+        Path | None,
+        typer.Option(help="Folder with your own clips and captions.jsonl, .json, .csv or .parquet."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Where results and the demo's data folder go.")] = Path(
         "demo-output"

@@ -1,193 +1,144 @@
-"""Reads ``captions.jsonl`` or ``captions.csv`` and says, row by row, what is wrong with it. Free of torch.
+"""Reads a dataset's captions file and says, row by row, what is wrong with it. Free of torch.
 
-JSONL: one object per line. CSV: a header row, commas. Both have ``video`` (a path inside the dataset folder),
-``prompt`` and ``response``; further fields are ignored, unless one of these three is missing.
+`rows` knows the file formats, `conversations` the shapes of a row; here both meet the clips' folder.
 """
 
-import csv
-import io
-import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from qlora_engine.errors import CaptionsError
-from schemas.datasets import Example, Problem, one_turn
+from qlora_engine.data.conversations import MARKS, MOST_NAMED, Conversation, conversation, recognised
+from qlora_engine.data.rows import Row, file_format, read_rows
+from qlora_engine.errors import CaptionsError, RowRefused
+from schemas.datasets import (
+    CAPTIONS_NAMES,
+    VALIDATION_NAMES,
+    Example,
+    FileFormat,
+    Problem,
+    RowFormat,
+    Turn,
+)
 from schemas.objects import RelativePath
 
-FIELDS = ("video", "prompt", "response")
-NAMES = ("captions.jsonl", "captions.csv")
-LONGEST_TEXT = 100_000
-MOST_NAMED = 10
-"""Rows or fields that one message lists."""
+MOST_REFUSED = 0.1
+"""Share of rows that may be left out; with more of them, something is wrong with the whole."""
 _PATH: TypeAdapter[str] = TypeAdapter(RelativePath)
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What a captions file says; rows with a problem are not among the examples."""
+    """What the captions say; rows with a problem are not among the examples."""
 
     file: str
+    files: tuple[str, ...]
+    """`file`, and the validation rows' own file if there is one."""
+    file_format: FileFormat
+    row_format: RowFormat | None
+    """None when no row could be read."""
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...]
+    """One per refused row."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.examples) + len(self.problems)
 
 
-class _BadRow(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+def too_many_refused(refused: int, rows: int) -> bool:
+    """Whether so few of the rows remain that the dataset is not what its owner meant."""
+    return refused >= rows or refused > MOST_REFUSED * rows
 
 
 def read_captions(folder: Path) -> Captions:
     """The captions of a dataset folder.
 
     Raises:
-        CaptionsError: there is no captions file, two of them, or it is not readable as a whole.
+        CaptionsError: there is no captions file, two of them, or one is not readable as a whole.
     """
-    present = [name for name in NAMES if (folder / name).is_file()]
-    if not present:
+    name = _only(folder, CAPTIONS_NAMES)
+    if name is None:
         raise CaptionsError(
-            "captions.jsonl or captions.csv is missing; put one beside the clips (video, prompt, response)",
+            f"{', '.join(CAPTIONS_NAMES[:-1])} or {CAPTIONS_NAMES[-1]} is missing; put one beside the clips"
+            f" (video, prompt, response){_misnamed(folder)}",
             code="missing_captions",
         )
+    shape, examples, problems = _read(folder, name)
+    held_out = _only(folder, VALIDATION_NAMES)
+    if held_out is not None:
+        _, more, worse = _read(folder, held_out)
+        examples, problems = examples + more, problems + worse
+    return Captions(
+        file=name,
+        files=(name,) if held_out is None else (name, held_out),
+        file_format=file_format(folder / name),
+        row_format=shape,
+        examples=tuple(examples),
+        problems=tuple(problems),
+    )
+
+
+def _only(folder: Path, names: Sequence[str]) -> str | None:
+    present = [name for name in names if (folder / name).is_file()]
     if len(present) > 1:
         raise CaptionsError(
-            "there are both captions.jsonl and captions.csv; keep only one of them", code="two_captions_files"
+            f"there are {' and '.join(present)}; keep only one of them", code="two_captions_files"
         )
-    name = present[0]
-    text = _text(folder / name)
-    rows = _jsonl_rows(text) if name.endswith(".jsonl") else _csv_rows(name, text)
+    return present[0] if present else None
+
+
+def _misnamed(folder: Path) -> str:
+    suffixes = {Path(name).suffix for name in CAPTIONS_NAMES}
+    likely = sorted(file.name for file in folder.glob("*.*") if file.suffix.lower() in suffixes)
+    if not likely:
+        return ""
+    return f"; if {likely[0][:120]!r} is meant, name it captions{Path(likely[0]).suffix.lower()}"
+
+
+def _read(folder: Path, name: str) -> tuple[RowFormat | None, list[Example], list[Problem]]:
+    rows = read_rows(folder / name)
+    if not rows:
+        raise CaptionsError(f"{name} has no rows; write one per clip", code="no_examples")
+    shape = recognised(content for _, content in rows)
+    if shape is None and any(isinstance(content, dict) for _, content in rows):
+        raise _unknown_shape(name, rows)
     examples: list[Example] = []
     problems: list[Problem] = []
-    for row, content in rows:
+    for number, content in rows:
         try:
-            examples.append(_example(folder, name, row, content))
-        except _BadRow as problem:
-            problems.append(Problem(code=problem.code, where=f"{name}:{row}", message=str(problem)))
-    if not examples and not problems:
-        raise CaptionsError(f"{name} has no rows; write one per clip", code="no_examples")
-    return Captions(name, tuple(examples), tuple(problems))
+            # Without any shape no row is an object, and each is refused for that.
+            said = conversation(shape or "prompt_response", content)
+            examples.append(_example(folder, name, number, said))
+        except RowRefused as refused:
+            problems.append(Problem(code=refused.code, where=f"{name}:{number}", message=refused.message))
+    return shape, examples, problems
 
 
-def repeated_rows(captions: Captions) -> tuple[Problem, ...]:
-    """A warning for every example that is there several times, word for word."""
-    rows: dict[tuple[str | None, str, str], list[int]] = {}
-    for example in captions.examples:
-        rows.setdefault((example.clip, example.prompt, example.response), []).append(example.row)
-    return tuple(
-        Problem(
-            code="duplicate_row",
-            where=f"{captions.file}:{again[0]}",
-            message=f"{_rows(again)} the same video, prompt and response as row {first}, which therefore"
-            f" count {1 + len(again)} times; keep one of them",
-        )
-        for first, *again in rows.values()
-        if again
+def _unknown_shape(name: str, rows: Sequence[Row]) -> CaptionsError:
+    number, fields = next((number, content) for number, content in rows if isinstance(content, dict))
+    named = ",".join(str(field) for field in fields)[:200]
+    shapes = "; ".join(", ".join(marks) for marks in MARKS.values())
+    return CaptionsError(
+        f"{name} row {number} has the fields {named!r}, which fit no known kind of row; write one of:"
+        f" {shapes}"
+        f"{' (separate fields with commas)' * (';' in named)}",
+        code="bad_captions_header",
     )
 
 
-def _rows(rows: Sequence[int]) -> str:
-    if len(rows) == 1:
-        return f"row {rows[0]} has"
-    named = ", ".join(map(str, rows[:MOST_NAMED]))
-    return f"rows {named}{f' and {len(rows) - MOST_NAMED} more' if len(rows) > MOST_NAMED else ''} have"
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaptionsError(f"{file.name} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-
-
-def _jsonl_rows(text: str) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends.
-    for row, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield row, json.loads(line)
-        except json.JSONDecodeError as error:
-            yield row, error
-        except RecursionError:
-            yield row, ValueError("nested too deeply")
-
-
-def _csv_rows(name: str, text: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = reader.fieldnames or ()
-    except csv.Error as error:
-        raise CaptionsError(
-            f"the header of {name} is not CSV ({error}); quote fields with double quotes"
-        ) from error
-    missing = [field for field in FIELDS if field not in header]
-    if missing:
-        raise CaptionsError(
-            f"the header of {name} is {','.join(header)!r} and lacks {', '.join(missing)};"
-            " write video,prompt,response with commas",
-            code="bad_captions_header",
-        )
-    row = 0
-    while True:
-        row += 1
-        try:
-            content = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield row, error
-            return
-        yield row, content
-
-
-def _example(folder: Path, file: str, row: int, content: Any) -> Example:
-    if isinstance(content, Exception):
-        raise _BadRow("bad_caption_row", f"the row does not parse ({content}); correct it")
-    if not isinstance(content, Mapping):
-        raise _BadRow("bad_caption_row", f"the row is {type(content).__name__}, not an object; write {{...}}")
-    values = {field: _value(content, field) for field in FIELDS}
-    return Example(
-        clip=_clip(folder, values["video"]),
-        messages=one_turn(values["prompt"], values["response"]),
-        file=file,
-        row=row,
-    )
-
-
-def _value(content: Mapping[str, Any], field: str) -> str:
-    value = content.get(field)
-    if field not in content and (unknown := [str(name) for name in content if name not in FIELDS]):
-        likely = get_close_matches(field, unknown, n=1) or unknown[:MOST_NAMED]
-        raise _BadRow(
-            "bad_caption_row",
-            f"{field} is missing, and the row has the unknown field {', '.join(map(repr, likely))[:200]};"
-            f" rename it if that is the {field}, or add {field}",
-        )
-    if value is None:
-        raise _BadRow("bad_caption_row", f"{field} is missing; add it")
-    if not isinstance(value, str):
-        raise _BadRow("bad_caption_row", f"{field} is {json.dumps(value)[:80]}, not text; put it in quotes")
-    value = value.strip()
-    if not value:
-        raise _BadRow("bad_caption_row", f"{field} is empty; fill it in or remove the row")
-    if len(value) > LONGEST_TEXT:
-        raise _BadRow(
-            "bad_caption_row",
-            f"{field} has {len(value)} characters; at most {LONGEST_TEXT}, shorten it",
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _BadRow(
-            "bad_caption_row", f"{field} holds half a character (a lone surrogate); retype it"
-        ) from None
-    return value
+def _example(folder: Path, file: str, row: int, said: Conversation) -> Example:
+    split = said.split
+    if file in VALIDATION_NAMES:
+        if split == "training":
+            raise RowRefused(
+                f"split is training, but {file} holds validation rows; move the row or the split"
+            )
+        split = "validation"
+    clip = None if said.video is None else _clip(folder, said.video)
+    return Example(clip=clip, messages=said.turns, file=file, row=row, split=split)
 
 
 def _clip(folder: Path, video: str) -> str:
@@ -195,15 +146,48 @@ def _clip(folder: Path, video: str) -> str:
         # Whoever typed the name need not know in which form the file system keeps it.
         path = _PATH.validate_python(unicodedata.normalize("NFC", video.removeprefix("./")))
     except ValidationError:
-        raise _BadRow(
-            "bad_clip_path",
+        raise RowRefused(
             f"video {video[:120]!r} must be a relative path with forward slashes inside the dataset folder",
+            code="bad_clip_path",
         ) from None
     file = folder / path
     if not file.is_file():
-        raise _BadRow("missing_clip", f"video {path!r} is not among the files; upload it or correct the name")
+        raise RowRefused(
+            f"video {path!r} is not among the files; upload it or correct the name", code="missing_clip"
+        )
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise _BadRow(
-            "bad_clip_path", f"video {path!r} is a link that leaves the dataset folder; copy the file in"
+        raise RowRefused(
+            f"video {path!r} is a link that leaves the dataset folder; copy the file in", code="bad_clip_path"
         )
     return path
+
+
+def repeated_rows(captions: Captions) -> tuple[Problem, ...]:
+    """A warning for every example that is there several times, word for word."""
+    seen: dict[tuple[str, str | None, tuple[Turn, ...]], list[Example]] = {}
+    for example in captions.examples:
+        seen.setdefault((example.file, example.clip, example.messages), []).append(example)
+    return tuple(
+        Problem(
+            code="duplicate_row",
+            where=again[0].where,
+            message=f"{_rows([example.row for example in again])} {_same(first)} as row {first.row}, which"
+            f" therefore count {1 + len(again)} times; keep one of them",
+        )
+        for first, *again in seen.values()
+        if again
+    )
+
+
+def _same(example: Example) -> str:
+    said = "prompt and response" if len(example.messages) == 2 else "conversation"
+    if example.clip is None:
+        return f"the same {said}"
+    return f"the same video, {said}" if said.startswith("prompt") else f"the same video and {said}"
+
+
+def _rows(rows: Sequence[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]} has"
+    named = ", ".join(map(str, rows[:MOST_NAMED]))
+    return f"rows {named}{f' and {len(rows) - MOST_NAMED} more' if len(rows) > MOST_NAMED else ''} have"

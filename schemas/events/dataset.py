@@ -84,7 +84,7 @@ class DatasetValidationInterrupted(Event):
 
 @REGISTRY.register
 class DatasetValidated(Event):
-    """Every clip decoded and every caption row is sound."""
+    """The dataset can be trained on; the facts name the rows and clips that were left out, if any."""
 
     TYPE: ClassVar[str] = "kinora.dataset.validated"
     attempt: int = Field(ge=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "av")
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "av", "pyarrow")
 
 CONTROL_PROCESSES = {
     "api": "command_api.app",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_engine.data.captions import LONGEST_TEXT
+from qlora_engine.data.conversations import LONGEST_TEXT
 from qlora_engine.data.validation import validate_dataset
 from qlora_engine.updates import DatasetVerdict
 from schemas.training import DatasetValidationSpec

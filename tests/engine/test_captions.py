@@ -108,8 +108,8 @@ def test_files_that_cannot_be_read_as_a_whole(folder: Path) -> None:
         read_captions(folder)
     assert none.value.code == "missing_captions"
 
-    (folder / "captions.csv").write_text("video;prompt;response\n", "utf-8")
-    with pytest.raises(CaptionsError, match="lacks video, prompt, response") as header:
+    (folder / "captions.csv").write_text("video;prompt;response\na;b;c\n", "utf-8")
+    with pytest.raises(CaptionsError, match="separate fields with commas") as header:
         read_captions(folder)
     assert header.value.code == "bad_captions_header"
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from qlora_engine.data.samples import Sampler, batch, sampled, split
-from schemas.datasets import Clip, Example, Manifest
+from schemas.datasets import Clip, Example, Manifest, one_turn
 from schemas.training import Hyperparameters, held_out_count, total_steps
 
 
@@ -70,6 +70,28 @@ def test_no_clip_is_on_both_sides_not_even_as_a_copy() -> None:
     held_out = {content[example.clip] for example in found.held_out}
     assert held_out
     assert not training & held_out
+
+
+def text_row(text: str, row: int) -> Example:
+    return Example(messages=one_turn(text, "!"), row=row)
+
+
+def test_the_same_text_is_never_on_both_sides() -> None:
+    rows = tuple(text_row(f"{row // 3}", row + 1) for row in range(90))
+    whole = Manifest(clips=(), examples=rows)
+    found = split(whole, 0.3, seed=2)
+    assert len(found.held_out) == 27
+    held_out = {example.prompt for example in found.held_out}
+    assert held_out.isdisjoint(example.prompt for example in found.training)
+
+
+def test_the_owners_split_comes_before_any_fraction() -> None:
+    rows = [text_row(str(row), row + 1) for row in range(10)]
+    rows[4] = rows[4].model_copy(update={"split": "validation"})
+    rows[5] = rows[5].model_copy(update={"split": "training"})
+    found = split(Manifest(clips=(), examples=tuple(rows)), 0.9, seed=2)
+    assert found.held_out == (rows[4],)
+    assert len(found.training) == 9
 
 
 def test_the_split_depends_on_seed_and_content_only() -> None:

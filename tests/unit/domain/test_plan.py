@@ -41,3 +41,15 @@ def test_a_plan_is_always_possible(
     assert plan.training_examples >= 1
     assert plan.held_out_examples >= 0
     assert plan.training_examples + plan.held_out_examples == facts.examples
+
+
+def test_a_dataset_without_clips_is_split_by_its_texts() -> None:
+    facts = FACTS.model_copy(update={"clips": 0, "examples": 30, "split_groups": 10})
+    plan = plan_training(facts, Hyperparameters(held_out_fraction=0.2))
+    assert (plan.training_examples, plan.held_out_examples) == (24, 6)
+
+
+def test_the_owners_split_is_what_is_planned_with() -> None:
+    facts = FACTS.model_copy(update={"validation_examples": 7})
+    plan = plan_training(facts, Hyperparameters(held_out_fraction=0.9))
+    assert plan.held_out_examples == 7
