@@ -4,6 +4,7 @@
     lock                       held by the running agent
     nats.jwt                   the newest right to speak on NATS (`credentials`)
     cache/                     staged inputs by content, kept between attempts (`cache`)
+    frames/                    decoded frames by content, kept by engines for one another
     spool/<item>.<attempt>     reports not yet known to be stored (`spool`)
     attempts/<item>.<attempt>/ everything else of one attempt; removed with it
 """

@@ -34,5 +34,7 @@ class AgentSettings(Message):
     """How long a graceful stop may take until the engine has saved its last checkpoint; then it is killed."""
     cache_bytes: int = Field(20 * 10**9, ge=0)
     """Room for staged inputs that stay between attempts; the least recently used leave first."""
+    frame_cache_bytes: int = Field(8 * 2**30, ge=0)
+    """Room for decoded frames, so that neither a resumed job nor the next one decodes a clip again."""
     metrics: MetricsSettings | None = None
     """Without it nothing listens."""

@@ -112,6 +112,8 @@ class Training:
             dataset_folder=str(self._folder.dataset),
             manifest_file=str(self._folder.manifest),
             output_folder=str(self._folder.output),
+            frame_cache_folder=str(self._settings.work_folder / "frames"),
+            frame_cache_bytes=self._settings.frame_cache_bytes,
             resume=await self._stage_resume(),
             threads=self._settings.engine_threads,
         )

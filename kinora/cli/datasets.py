@@ -143,6 +143,17 @@ def show(
         talk.print(problems_text(item), style="red", markup=False)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def frames(
+    context: typer.Context,
+    clip: Annotated[Path, typer.Argument(help="A video file on this machine; needs no service.")],
+) -> None:
+    """Show the frames that a training takes of a clip: --frames N, --size N, --sheet FILE, --json."""
+    from qlora_engine.data.show import main as show_frames  # PyAV and numpy, which nothing else here needs
+
+    raise typer.Exit(show_frames([str(clip), *context.args]))
+
+
 @app.command()
 @door
 def rm(dataset_id: str) -> None:

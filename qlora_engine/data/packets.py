@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from qlora_engine.data.units import Units
 
@@ -24,8 +24,7 @@ WORTH_A_SEEK = 250
 Identity = tuple[int, int | None, int]
 
 
-@dataclass(frozen=True)
-class Packet:
+class Packet(NamedTuple):
     """What is kept of one."""
 
     pts: int
@@ -48,6 +47,7 @@ class Index:
     packets: tuple[Packet, ...]
     last_duration: int
     """Of the frame shown last, in ticks; 0 when unknown."""
+    units: Units | None = None
 
     @cached_property
     def stamps(self) -> list[int]:
@@ -95,11 +95,26 @@ def read_index(container: Any, stream: Any) -> Index | None:
         packets.append(Packet(packet.pts, packet.dts, packet.size, fresh, not packet.is_discard))
         if not packet.is_discard:
             last = max(last, (packet.pts, packet.duration or 0))
-    index = Index(tuple(packets), last[1])
+    index = Index(tuple(packets), last[1], units)
     shown = index.stamps
     if not shown or len(set(shown)) < len(shown) or len(index.identities) < len(packets):
         return None
     return index
+
+
+def stretches(index: Index, wanted: Sequence[int], plan: Plan = "best") -> list[tuple[int, int]]:
+    """First and last place of each stretch to decode for frames with these stamps, in decoding order.
+
+    Two are one where a jump would save too little, or where the later one needs what the earlier begins with.
+    """
+    least = {"best": WORTH_A_JUMP, "seek": 1, "scan": len(index.packets) + 1}[plan]
+    found: list[tuple[int, int]] = []
+    for place in sorted(index.places[stamp] for stamp in wanted):
+        start = 0 if plan == "scan" else index.start_for(place)
+        while found and start - found[-1][1] - 1 < least:
+            start = min(start, found.pop()[0])
+        found.append((start, place))
+    return found
 
 
 @dataclass
@@ -130,29 +145,26 @@ class Walk:
                     missing.discard(frame.pts)
                     keep(frame.pts, frame)
 
-        targets = sorted(self.index.places[stamp] for stamp in wanted)
-        place = 0 if self.plan == "scan" else self.index.start_for(targets[0])
-        packets = self._from(place)
-        for target in targets:
-            start = self.index.start_for(target)
-            if self._jumps(place, start):
+        place, packets = 0, None
+        for start, last in stretches(self.index, wanted, self.plan):
+            if packets is not None:
                 pick(context.decode(None))
                 context.flush_buffers()
-                packets = (
-                    self._from(start) if start - place > WORTH_A_SEEK else _later(packets, start - place)
-                )
-                place = start
-            for packet in _next(packets, target + 1 - place):
-                pick(context.decode(packet))
-                self.decoded += 1
-            place = target + 1
+            if packets is None or start - place > WORTH_A_SEEK:
+                packets = self._from(start)
+            else:
+                packets = _later(packets, start - place)
+            for packet in _next(packets, last + 1 - start):
+                if packet.pts in missing or not self._needless(packet):
+                    pick(context.decode(packet))
+                    self.decoded += 1
+            place = last + 1
         pick(context.decode(None))
         return not missing
 
-    def _jumps(self, place: int, start: int) -> bool:
-        if self.plan == "scan":
-            return False
-        return start - place >= (1 if self.plan == "seek" else WORTH_A_JUMP)
+    def _needless(self, packet: Any) -> bool:
+        units = self.index.units
+        return self.plan == "best" and units is not None and units.needless(bytes(packet))
 
     def _from(self, place: int) -> Iterator[Any]:
         """The packets from `place` on; those before it are read and dropped where a seek lands early.

@@ -85,6 +85,22 @@ def write_video(
     return file
 
 
+def write_frames(
+    file: Path, frames: Sequence[av.VideoFrame], codec: str, pix_fmt: str, **attributes: object
+) -> Path:
+    """These very frames at 10 per second; `attributes` are set on the encoder."""
+    with ordinary_priority(), av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, pix_fmt
+        for name, value in attributes.items():
+            setattr(stream.codec_context, name, value)
+        for index, frame in enumerate(frames):
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file
+
+
 def clip_of(file: Path, path: str = "") -> Clip:
     """What validation says of a good file."""
     reply, _ = answer(Judge(file=str(file), path=path or file.name))
