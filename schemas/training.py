@@ -3,29 +3,21 @@
 from math import ceil
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from schemas.adapters import AdapterChoices, ComputeDtype, LoraVariant, QuantType
 from schemas.base import Message
 from schemas.ids import JobId, Sha256
 
-Modality = Literal["vision", "connector", "text"]
 Schedule = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 MOST_FRAMES = 512
 """Frames that one clip may give."""
 
 
-class Hyperparameters(Message):
+class Hyperparameters(AdapterChoices):
     """Everything a person may choose for a job; the defaults train a small video model sensibly."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    rank: int = Field(8, ge=1, le=512, description="LoRA rank r.")
-    alpha: float = Field(16.0, gt=0, le=4096, description="LoRA alpha; the update is scaled by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA A matrix.")
-    target_modalities: tuple[Modality, ...] = Field(
-        ("vision", "connector", "text"), min_length=1, description="Parts of the model that get adapters."
-    )
     learning_rate: float = Field(2e-4, gt=0, le=1)
     optimizer: Optimizer = Field(
         "adamw",
@@ -147,8 +139,12 @@ class Hyperparameters(Message):
                 " held_out_fraction is 0; raise it, or leave early_stopping_patience out"
             )
         self._check_frames()
-        if len(set(self.target_modalities)) != len(self.target_modalities):
-            raise ValueError(f"target_modalities {self.target_modalities} names a modality twice")
+        fastest = max(self.lora_plus_ratio, self.temporal_learning_rate_ratio if self.temporal else 1)
+        if self.learning_rate * fastest > 1:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} times the ratio {fastest:g} is above 1; lower"
+                " learning_rate, lora_plus_ratio or temporal_learning_rate_ratio"
+            )
         return self
 
     def _check_tokens_per_step(self, tokens: int) -> None:
@@ -271,3 +267,10 @@ class AdapterFacts(Message):
     alpha: float = Field(allow_inf_nan=False)
     trainable_parameters: int
     steps: int
+    lora_variant: LoraVariant = "lora"
+    temporal: bool = False
+    """Whether it needs a loader of its own; stock PEFT refuses it."""
+    quantization: QuantType = "nf4"
+    double_quantization: bool = True
+    compute_dtype: ComputeDtype = "float32"
+    """Never ``auto``: what it was trained in."""

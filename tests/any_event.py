@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from schemas.events import Event
 from schemas.ids import Prefix
 
-FLOATS = (0.0, -1.5, 1e-7, 0.1, 1 / 3, 1e21, 2.0**53, 5e-324, 1.7976931348623157e308)
+FLOATS = (0.0, -1.5, 1e-7, 0.1, 1 / 3, 1.25, 1e21, 2.0**53, 5e-324, 1.7976931348623157e308)
 TEXTS = ("", "a", 'quote " and \\', "é 🎬 \u2028", "\x00\x1f\n", "\ufeff", "中文")
 
 

@@ -2,8 +2,9 @@
 
     python reproduce_answers.py BASE_FOLDER ADAPTER_FOLDER CLIPS_FOLDER
 
-Prints one line per held-out clip and ends with how many answers are word for word the recorded ones. Covers
-constant-rate, unrotated clips and checkpoints whose chat template takes images, such as the demo's.
+A temporal-aware adapter needs temporal_lora.py beside this file. Prints one line per held-out clip and ends
+with how many answers are word for word the recorded ones. Covers constant-rate, unrotated clips and
+checkpoints whose chat template takes images, such as the demo's.
 """
 
 import json
@@ -26,19 +27,26 @@ recorded = [
     json.loads(line) for line in (adapter_folder / "held_out_answers.jsonl").read_text("utf-8").splitlines()
 ]
 
+facts = prepared["facts"]
+dtype = getattr(torch, facts["compute_dtype"])
 quantization = BitsAndBytesConfig(
     load_in_4bit=True,
-    bnb_4bit_quant_type="nf4",
-    bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.float32,
+    bnb_4bit_quant_type=facts["quantization"],
+    bnb_4bit_use_double_quant=facts["double_quantization"],
+    bnb_4bit_compute_dtype=dtype,
 )
-base = AutoModelForImageTextToText.from_pretrained(
-    base_folder, dtype=torch.float32, quantization_config=quantization
-)
+base = AutoModelForImageTextToText.from_pretrained(base_folder, dtype=dtype, quantization_config=quantization)
 for module in base.modules():  # the packed weights of AVX512-BF16 machines give other answers
     if isinstance(module, bitsandbytes.nn.Linear4bit):
         module.support_avx512bf16_for_cpu = False
-model = PeftModel.from_pretrained(base, adapter_folder).eval()
+clips: list[int] = []
+"""The frames of each clip that is being shown; only temporal-aware adapters look at it."""
+if facts["temporal"]:
+    from temporal_lora import load_temporal_adapter
+
+    model, clips = load_temporal_adapter(base, adapter_folder)
+else:
+    model = PeftModel.from_pretrained(base, adapter_folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(base_folder)
 
 
@@ -71,6 +79,7 @@ same = 0
 for row in recorded:
     pixels = pixels_of(clips_folder / row["video"])
     inputs = tokenizer(prompt_of(row["prompt"], len(pixels)), add_special_tokens=False, return_tensors="pt")
+    clips[:] = [len(pixels)]
     with torch.no_grad():
         generated = model.generate(**inputs, pixel_values=pixels[None], do_sample=False, max_new_tokens=32)
     answer = tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

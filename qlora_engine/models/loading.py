@@ -14,14 +14,15 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from qlora_engine.device import best_device, compute_dtype
+from qlora_engine.device import best_device
 from qlora_engine.errors import ModelRefused
 from qlora_engine.models.families import preprocessor
 from qlora_engine.models.families.base import Family, Prompts, Vision
 from qlora_engine.models.families.registry import family_for
+from qlora_engine.models.quantization import NF4, Quantization
 from qlora_engine.models.uneven_widths import make_exact
 from qlora_engine.models.weights import check_depth, check_fit, read_headers
 
@@ -43,6 +44,8 @@ class Loaded:
     device: torch.device
     parameters: int
     """Counted before quantisation packs two weights into one byte."""
+    dtype: torch.dtype
+    """What the base computes in."""
 
     @property
     def context_tokens(self) -> int:
@@ -156,8 +159,8 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def load_model(source: str, device: torch.device | None = None) -> Loaded:
-    """The base model in NF4 with double quantisation, frozen, in evaluation mode.
+def load_model(source: str, device: torch.device | None = None, quantization: Quantization = NF4) -> Loaded:
+    """The base model in 4 bits, frozen, in evaluation mode.
 
     Raises:
         ModelRefused: with a code that names the reason.
@@ -167,7 +170,7 @@ def load_model(source: str, device: torch.device | None = None) -> Loaded:
     config = read_config(folder)
     family = family_for(config["model_type"])
     disable_progress_bar()
-    model = _load_quantized(family.model_class(config["model_type"]), folder, device)
+    model = _load_quantized(family.model_class(config["model_type"]), folder, device, quantization)
     tokenizer = load_tokenizer(folder)
     _check_vocabulary(tokenizer, model)
     parameters = _freeze(model, device)
@@ -180,22 +183,16 @@ def load_model(source: str, device: torch.device | None = None) -> Loaded:
         folder=folder,
         device=device,
         parameters=parameters,
+        dtype=quantization.dtype(device),
     )
 
 
-def _load_quantized(model_class: Any, folder: Path, device: torch.device) -> Any:
-    dtype = compute_dtype(device)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+def _load_quantized(model_class: Any, folder: Path, device: torch.device, quantization: Quantization) -> Any:
     try:
         model, report = model_class.from_pretrained(
             folder,
-            dtype=dtype,
-            quantization_config=quantization,
+            dtype=quantization.dtype(device),
+            quantization_config=quantization.config(device),
             device_map={"": device},
             attn_implementation="sdpa",
             use_safetensors=True,

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from qlora_engine.adapters.injection import inject
+from qlora_engine.adapters.parameter_groups import parameter_groups
 from qlora_engine.data.collate import Collator
 from qlora_engine.data.decoders import Decoders
 from qlora_engine.data.frame_cache import FrameCache
@@ -18,6 +19,7 @@ from qlora_engine.device import best_device, device_name
 from qlora_engine.errors import DatasetError
 from qlora_engine.fingerprints import file_sha256, folder_sha256
 from qlora_engine.models.loading import load_model
+from qlora_engine.models.quantization import Quantization
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
@@ -150,7 +152,7 @@ def _prepare(
     steps = total_steps(hyperparameters, len(examples.training))
     emit(Preparing(phase="loading_model"))
     with span(emit, "load model"):
-        base = load_model(spec.model_folder, device)
+        base = load_model(spec.model_folder, device, Quantization.chosen(hyperparameters))
     _set_threads(spec.threads, base.parameters)
     frames = Frames(
         Path(spec.dataset_folder),
@@ -168,7 +170,7 @@ def _prepare(
         injected = inject(base, hyperparameters)
     exporter = Exporter(base, injected, hyperparameters, base_sha256)
     optimizer = torch.optim.AdamW(
-        [parameter for _, parameter in injected.trainable()],
+        parameter_groups(injected, hyperparameters),
         lr=hyperparameters.learning_rate,
         weight_decay=hyperparameters.weight_decay,
     )

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from qlora_engine.adapters.files import WEIGHTS_FILE, restore_weights
 from qlora_engine.adapters.injection import Injected
 from qlora_engine.errors import CheckpointUnusable
 from qlora_engine.fingerprints import file_sha256
@@ -152,7 +152,7 @@ class Checkpoints:
         return state
 
     def _restore(self, folder: Path, described: dict[str, Any]) -> None:
-        set_peft_model_state_dict(self.injected.model, load_file(folder / "adapter_model.safetensors"))
+        restore_weights(self.injected.model, load_file(folder / WEIGHTS_FILE))
         tensors = load_file(folder / TENSORS_FILE)
         by_name = dict(self.injected.trainable())
         for name, parameter in by_name.items():

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
+import torch
 
+from qlora_engine.adapters.files import save_adapter
 from qlora_engine.adapters.injection import Injected
 from qlora_engine.data.sampling import Sampling
 from qlora_engine.models.families.base import Vision
@@ -25,26 +25,49 @@ tags: [lora, qlora, video-text-to-text]
 ---
 # {architecture} adapter
 
-LoRA adapter of rank {facts.rank} (alpha {facts.alpha:g}), trained for {facts.steps} steps on an NF4 base
-(bitsandbytes, double quantisation, {dtype} compute). SHA-256 over the base's files:
-`{facts.base_model_sha256}`.
+{kind} adapter of rank {facts.rank} (alpha {facts.alpha:g}), trained for {facts.steps} steps on a base in
+{facts.quantization} (bitsandbytes, {double} double quantisation, {facts.compute_dtype} compute). SHA-256 over
+the base's files: `{facts.base_model_sha256}`.
 
 ```python
-from peft import PeftModel
+import torch
 from transformers import BitsAndBytesConfig, {architecture}
+{loader}
 
 quantization = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    load_in_4bit=True,
+    bnb_4bit_quant_type="{facts.quantization}",
+    bnb_4bit_use_double_quant={facts.double_quantization},
+    bnb_4bit_compute_dtype=torch.{facts.compute_dtype},
 )
-base = {architecture}.from_pretrained(BASE_FOLDER, quantization_config=quantization)
-model = PeftModel.from_pretrained(base, ADAPTER_FOLDER)
+base = {architecture}.from_pretrained(
+    BASE_FOLDER, dtype=torch.{facts.compute_dtype}, quantization_config=quantization
+)
+{load}
 ```
+{caution}
 
 `{answers_file}` holds what this adapter answered to the clips that it was not trained on.
 `{facts_file}` says how frames and prompts were prepared in training; prepare them in the same way.
 On CPUs with AVX512-BF16 set `module.support_avx512bf16_for_cpu = False` on every `bitsandbytes.nn.Linear4bit`
 before the first forward pass: the packed weights that bitsandbytes makes there give other answers.
 """
+STOCK = {
+    "kind": "LoRA",
+    "loader": "from peft import PeftModel",
+    "load": "model = PeftModel.from_pretrained(base, ADAPTER_FOLDER)",
+    "caution": "",
+}
+TEMPORAL = {
+    "kind": "Temporal-aware LoRA",
+    "loader": "from temporal_lora import load_temporal_adapter",
+    "load": "model, clips = load_temporal_adapter(base, ADAPTER_FOLDER)\nclips[:] = [4]  # frames",
+    "caution": """
+What a frame gives depends on the frames before and after it, which stock PEFT knows nothing of: it refuses
+this adapter (`TEMPORAL_LORA`), and merging is not possible. `temporal_lora.py` is in Kinora's docs/examples;
+it needs torch and peft.
+""",
+}
 
 
 @dataclass(frozen=True)
@@ -64,39 +87,28 @@ class Exporter:
             alpha=self.hyperparameters.alpha,
             trainable_parameters=self.injected.trainable_parameters,
             steps=steps,
+            lora_variant=self.hyperparameters.lora_variant,
+            temporal=self.hyperparameters.temporal,
+            quantization=self.hyperparameters.quantization,
+            double_quantization=self.hyperparameters.double_quantization,
+            compute_dtype="bfloat16" if self.base.dtype == torch.bfloat16 else "float32",
         )
 
     def write(self, folder: Path, steps: int) -> AdapterFacts:
         """Write the adapter's files into `folder`, which exists."""
         facts = self.facts(steps)
-        self._write_weights(folder)
+        save_adapter(self.injected.model, folder)
         (folder / FACTS_FILE).write_text(json.dumps(self._description(facts), indent=2) + "\n", "utf-8")
         card = CARD.format(
             architecture=type(self.base.model).__name__,
-            dtype=str(self.base.model.dtype).removeprefix("torch."),
             facts=facts,
+            double="with" if facts.double_quantization else "without",
+            **(TEMPORAL if facts.temporal else STOCK),
             facts_file=FACTS_FILE,
             answers_file=ANSWERS_FILE,
         )
         (folder / "README.md").write_text(card, "utf-8")
         return facts
-
-    def _write_weights(self, folder: Path) -> None:
-        model = self.injected.model
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = model.peft_config["default"]
-        config.save_pretrained(folder)
-        described = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        described |= {
-            "base_model_name_or_path": None,
-            "inference_mode": True,
-        }  # our folders mean nothing elsewhere
-        described["target_modules"] = sorted(described["target_modules"])
-        (folder / "adapter_config.json").write_text(
-            json.dumps(described, indent=2, sort_keys=True) + "\n", "utf-8"
-        )
 
     def _description(self, facts: AdapterFacts) -> dict[str, Any]:
         return {

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from qlora_engine.adapters.temporal import showing
 from qlora_engine.data.collate import Batch, Questions, normalised
 from qlora_engine.data.frames import ClipFrames
-from qlora_engine.device import compute_dtype
 from qlora_engine.models.loading import Loaded
 from qlora_engine.training.loss import predicting, summed_loss
 
@@ -21,28 +21,29 @@ class Runner:
     model: Any
     base: Loaded
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return compute_dtype(self.base.device)
-
     def _precision(self) -> AbstractContextManager[None]:
-        """LoRA weights stay float32; on CUDA they are multiplied in bfloat16."""
-        cuda = self.base.device.type == "cuda"
-        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=cuda)
+        """LoRA weights stay float32; on CUDA they are multiplied in bfloat16, unless float32 was chosen."""
+        halved = self.base.device.type == "cuda" and self.base.dtype == torch.bfloat16
+        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=halved)
+
+    def _showing(self, rows: Sequence[Sequence[ClipFrames]]) -> AbstractContextManager[None]:
+        """Tells temporal-aware layers which clips they see."""
+        return showing(self.model, [clip.layout for row in rows for clip in row])
 
     def _vision(self, ids: torch.Tensor, rows: Sequence[Sequence[ClipFrames]]) -> dict[str, torch.Tensor]:
         vision = self.base.vision
         if vision is None:
             return {}
         return vision.inputs(
-            ids, [[normalised(clip, vision, self.base.device, self._dtype) for clip in row] for row in rows]
+            ids,
+            [[normalised(clip, vision, self.base.device, self.base.dtype) for clip in row] for row in rows],
         )
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy summed over the supervised tokens; logits are made only where a label needs them."""
         ids, labels = batch.ids.to(self.base.device), batch.labels.to(self.base.device)
         wanted = predicting(labels)
-        with self._precision():
+        with self._precision(), self._showing(batch.clips):
             output = self.model(
                 input_ids=ids,
                 attention_mask=None if batch.mask is None else batch.mask.to(self.base.device),
@@ -57,7 +58,7 @@ class Runner:
         """Greedy answers."""
         prompts = self.base.prompts
         ids = questions.ids.to(self.base.device)
-        with self._precision():
+        with self._precision(), self._showing(questions.clips):
             generated = self.model.generate(
                 input_ids=ids,
                 attention_mask=questions.mask.to(self.base.device),

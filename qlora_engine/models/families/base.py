@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from schemas.training import Modality
+from schemas.adapters import Modality
 
 Role = Literal["system", "user", "assistant"]
 

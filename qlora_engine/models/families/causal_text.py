@@ -11,7 +11,7 @@ import torch
 from qlora_engine.errors import ModelRefused
 from qlora_engine.models.families.base import Encoded, Shown, Turn, exchange
 from qlora_engine.models.families.chat import Chat
-from schemas.training import Modality
+from schemas.adapters import Modality
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

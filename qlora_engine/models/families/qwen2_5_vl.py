@@ -12,7 +12,7 @@ from qlora_engine.models.families.base import Pixels, Shown
 from qlora_engine.models.families.chat import Chat, check_id, check_tokens
 from qlora_engine.models.families.preprocessor import colours, pixel_limits, read_preprocessor
 from qlora_engine.models.families.qwen_vl import QwenPrompts, QwenVision
-from schemas.training import Modality
+from schemas.adapters import Modality
 
 MOST_VIDEO_TOKENS = 128_000
 """The context that the total of a clip's pixels is reckoned from; 90 % of it are for the clip."""

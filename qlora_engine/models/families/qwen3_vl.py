@@ -12,7 +12,7 @@ from qlora_engine.models.families.base import Shown
 from qlora_engine.models.families.chat import Chat, check_id, check_tokens
 from qlora_engine.models.families.preprocessor import colours, pixel_limits, read_preprocessor
 from qlora_engine.models.families.qwen_vl import QwenPrompts, QwenVision
-from schemas.training import Modality
+from schemas.adapters import Modality
 
 MOST_FRAME_TOKENS = 768
 """Of one frame, however few there are."""

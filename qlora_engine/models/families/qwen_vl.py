@@ -15,7 +15,7 @@ from qlora_engine.errors import ClipShapeRefused
 from qlora_engine.models.families import mrope
 from qlora_engine.models.families.base import ClipLayout, Encoded, Pixels, Shown, Turn
 from qlora_engine.models.families.chat import Chat, Piece, in_parts, refused
-from schemas.training import Modality
+from schemas.adapters import Modality
 
 VISION_START = "<|vision_start|>"
 VISION_END = "<|vision_end|>"

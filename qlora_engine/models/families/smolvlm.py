@@ -25,7 +25,7 @@ from qlora_engine.models.families.chat import (
 )
 from qlora_engine.models.families.numerals import spelled
 from qlora_engine.models.families.preprocessor import colours, read_preprocessor
-from schemas.training import Modality
+from schemas.adapters import Modality
 
 FAKE = "<fake_token_around_image>"
 IMAGE = "<image>"

@@ -24,7 +24,7 @@ def test_every_number_has_an_upper_bound(name: str) -> None:
     numbers = [
         each for each in (described, *described.get("anyOf", ())) if each.get("type") in ("integer", "number")
     ]
-    assert all({"maximum", "exclusiveMaximum"} & set(each) for each in numbers)
+    assert all({"maximum", "exclusiveMaximum", "enum"} & set(each) for each in numbers)
 
 
 @pytest.mark.parametrize(

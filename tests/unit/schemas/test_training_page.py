@@ -24,6 +24,9 @@ def test_the_default_is_the_real_one(name: str) -> None:
             expected = DERIVED.get(name, "none")
         case bool():
             expected = str(default).lower()
+        case dict():
+            assert default == {}
+            expected = "none"
         case tuple():
             expected = ", ".join(default)
         case _:
