@@ -1,4 +1,4 @@
-"""Temporal-aware LoRA does the arithmetic it says, clip by clip; it is never run, merged or loaded in part."""
+"""Temporal-aware LoRA does the arithmetic it says, clip by clip; nobody runs, merges or loads it in part."""
 
 import json
 import sys
