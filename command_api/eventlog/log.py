@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -39,6 +40,8 @@ READ_PAUSE_SECONDS = 0.02
 
 T = TypeVar("T")
 
+_MAPPER = EnvelopeMapper()
+
 
 @dataclass(frozen=True)
 class Append:
@@ -47,6 +50,15 @@ class Append:
     events: tuple[LoggedEvent, ...]
     command: CommandRow | None = None
     rows: tuple[SideRow, ...] = ()
+
+    @cached_property
+    def stored(self) -> tuple[StoredLoggedEvent, ...]:
+        """The events as rows, made once: whoever asks before `EventLog.append` does learns what is wrong.
+
+        Raises:
+            EventNotCanonical: an event cannot be stored exactly, or is too large.
+        """
+        return tuple(_MAPPER.to_stored_event(event) for event in self.events)
 
 
 class EventLog:
@@ -60,7 +72,6 @@ class EventLog:
         """The logs whose backups this one was restored from."""
         self._datastore = datastore
         self._recorder = recorder
-        self._mapper = EnvelopeMapper()
 
     @classmethod
     def open(cls, settings: PostgresSettings, *, create_tables: bool = True) -> Self:
@@ -124,9 +135,8 @@ class EventLog:
             LogUnavailable: no answer after several tries.
             Refused: a side row refused.
         """
-        events = [event for append in appends for event in append.events]
+        stored = [event for append in appends for event in append.stored]
         entries = [Entry(len(append.events), append.command, append.rows) for append in appends]
-        stored = [self._mapper.to_stored_event(event) for event in events]
         try:
             positions = list(self._recorder.insert_events(stored, entries=entries, head=head))
         except IntegrityError as error:

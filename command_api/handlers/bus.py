@@ -9,9 +9,10 @@ from command_api.domain.aggregates import AGGREGATES
 from command_api.eventlog.log import EventLog
 from command_api.eventlog.recorder import SideRow
 from command_api.handlers.base import Context, Loaded
+from command_api.handlers.deciding import Answer, Outcome
 from command_api.handlers.decision import Clock, Handlers, Request, utc_now
 from command_api.handlers.traced import Traced
-from command_api.handlers.writer import Answer, LoadUnit, Outcome, Unit, Writer
+from command_api.handlers.writer import LoadUnit, Unit, Writer
 from schemas.commands import Command
 
 

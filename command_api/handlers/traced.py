@@ -8,7 +8,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from command_api.domain.errors import Refused
 from command_api.handlers.base import Context
-from command_api.handlers.writer import Answer, Outcome
+from command_api.handlers.deciding import Answer, Outcome
 from command_api.metrics import COMMANDS
 from command_api.tracing import continued, traceparent_of
 from schemas.commands import Command
