@@ -127,9 +127,12 @@ class LogRecorder(PostgresApplicationRecorder):
             takes_arrays(curs)
             try:
                 if not rows:
-                    # One round trip in all: where a statement fails, those behind it are skipped.
-                    with conn.pipeline(), conn.transaction():
+                    # One round trip in all: where a statement fails, those behind it are skipped, COMMIT too.
+                    # Not by `conn.transaction()`, which inside a pipeline waits for BEGIN and before COMMIT.
+                    with conn.pipeline():
+                        curs.execute("BEGIN")
                         self._insert(curs, stored_events, entries, head)
+                        conn.execute("COMMIT")
                 else:
                     with conn.transaction():
                         with conn.pipeline():

@@ -48,10 +48,15 @@ class Committer:
 
     def _run(self) -> None:
         while (batch := self._queue.get()) is not None:
-            try:
-                self._tell(Landed(store(self._log, batch)))
-            except Exception as error:  # noqa: BLE001 - the thread's door: the writer knows what to do about it
-                self._tell(Landed(error))
+            self._tell(outcome_of(self._log, batch))
+
+
+def outcome_of(log: EventLog, batch: Sequence[Decided]) -> Landed:
+    """Store a batch, and say what became of it."""
+    try:
+        return Landed(store(log, batch))
+    except Exception as error:  # noqa: BLE001 - the thread's door: the writer knows what to do about it
+        return Landed(error)
 
 
 def store(log: EventLog, batch: Sequence[Decided]) -> Stored:

@@ -20,15 +20,16 @@ from command_api.domain.aggregates import Aggregate
 from command_api.eventlog.errors import CommandRepeated, LogUnavailable, VersionConflict
 from command_api.eventlog.log import EventLog
 from command_api.handlers.base import Loaded
-from command_api.handlers.committer import Committer, Landed, Stored, store
+from command_api.handlers.committer import Committer, Landed, Stored, outcome_of, store
 from command_api.handlers.deciding import Answer, Decided, Decider, Key, Known, keys_of
 from command_api.handlers.decision import Clock, Handlers, Request
 from command_api.handlers.streams import FoldCache, MustWait, Unfinished
 from schemas.ids import Prefix
 
 MAX_COMMANDS = 256
-WORTHWHILE_COMMANDS = 32
-"""With so many, deciding takes longer than the flush: nothing is gained by waiting for more."""
+DECIDED_AT_ONCE = 32
+COMMAND_SECONDS = 0.0001
+"""About what it takes to answer a caller and to decide the next command of his."""
 LINGER_SECONDS = 0.002
 CAUTIOUS_BATCHES = 16
 """So many times the log is looked at first after somebody else turned out to write the same streams."""
@@ -129,7 +130,9 @@ class Writer:
         self._taken: set[Key] = set()
         """The keys of their commands."""
         self._company = 1
-        """How many commands there were when the last batch was sent."""
+        """How many commands there were when the last batch had landed, that batch's included."""
+        self._sent = self._storing_seconds = 0.0
+        """When the last batch was sent off, and how long the last one took."""
         self._caution = 0
         self._replies = Replies()
         self._committer = Committer(log, self._queue.put)
@@ -174,22 +177,15 @@ class Writer:
         deadline = time.monotonic() + LINGER_SECONDS
         while True:
             while self._waiting and self._advance():
-                if self._draft.commands >= WORTHWHILE_COMMANDS:
-                    self._send_draft()
+                self._send_unless_more_are_expected()
             self._replies.send()
-            if not self._is_company_expected or (left := deadline - time.monotonic()) <= 0:
+            self._send_unless_more_are_expected()
+            if not self._draft.units or self._under_way or self._waiting or self._aside:
+                break
+            if (left := deadline - time.monotonic()) <= 0:
                 break
             self._take(wait=True, seconds=left)
         self._send_draft()
-
-    @property
-    def _is_company_expected(self) -> bool:
-        """Only where there was company before is it waited for, so one caller alone never waits."""
-        return (
-            self._under_way is None
-            and 0 < self._draft.commands < min(self._company, WORTHWHILE_COMMANDS)
-            and not (self._stopping or self._waiting or self._aside)
-        )
 
     def _take(self, *, wait: bool, seconds: float | None = None) -> None:
         """Everything that was handed in or has landed meanwhile."""
@@ -202,7 +198,7 @@ class Writer:
             if item is None:
                 self._stopping = True
             elif isinstance(item, Landed):
-                self._land(item.result)
+                self._land(item)
             elif not item.reply.cancelled():
                 self._waiting.append(item)
 
@@ -213,7 +209,7 @@ class Writer:
         first = self._waiting[0]
         if isinstance(first, LoadUnit):
             return self._load(first)
-        units = self._ready(WORTHWHILE_COMMANDS)
+        units = self._ready(DECIDED_AT_ONCE)
         if units and self._decide_from_memory(units):
             return True
         units = self._ready(MAX_COMMANDS)
@@ -319,26 +315,40 @@ class Writer:
 
     # ---- committing -----------------------------------------------------------------------------
 
+    def _send_unless_more_are_expected(self) -> None:
+        """Wait for those who were there before, where that takes less than storing theirs separately.
+
+        One caller alone never waits, and of many one half is decided while the other half's is stored.
+        """
+        missing = self._company - self._draft.commands
+        if self._stopping or missing <= 0 or missing * COMMAND_SECONDS > self._storing_seconds:
+            self._send_draft()
+
     def _send_draft(self) -> None:
         """Have the draft stored, if there is one and nothing is under way."""
         if self._under_way is not None or not self._draft.units:
             return
         self._under_way, self._draft = self._draft, Batch()
+        self._sent = time.monotonic()
         if not self._under_way.from_memory:
             self._caution = max(0, self._caution - 1)
-        self._committer.send(self._under_way.decided)
+        if self._under_way.commands < self._company:
+            self._committer.send(self._under_way.decided)
+        else:  # nobody is expected to hand anything in meanwhile, and waking a thread takes long
+            self._land(outcome_of(self._log, self._under_way.decided))
 
-    def _land(self, result: Stored | Exception) -> None:
+    def _land(self, landed: Landed) -> None:
+        result = landed.result
         batch, self._under_way = self._under_way, None
         if batch is None:
             raise AssertionError("a batch landed that nobody sent")
         self._barred, self._taken = set(self._draft.streams), set(self._draft.keys)
         self._company = batch.commands + self._draft.commands + len(self._waiting)
+        self._storing_seconds = time.monotonic() - self._sent
         if not isinstance(result, Stored):
             self._undo(batch, result)
         else:
-            if self._draft.commands >= WORTHWHILE_COMMANDS:
-                self._send_draft()
+            self._send_unless_more_are_expected()
             for unit, answers in zip(batch.units, self._answers(batch.decided, result), strict=True):
                 self._replies.add(unit, answers)
         self._replies.send()

@@ -5,6 +5,7 @@ Waiting for a lock ends by `lock_timeout` on either side, so that one thread can
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
@@ -53,6 +54,15 @@ TABLES = (
     " projections.views, projections.parked_streams, projections.rebuilds"
 )
 
+_DEFAULTS = """
+    SELECT name, array_agg(attname ORDER BY attnum)
+      FROM unnest(%s::text[]) AS name
+      JOIN pg_attribute ON attrelid = name::regclass AND atthasdef
+      JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+     WHERE pg_get_expr(adbin, adrelid) !~ '^(now|nextval)\\('
+     GROUP BY name
+"""
+
 
 # ---- PostgreSQL ---------------------------------------------------------------------------------
 
@@ -78,9 +88,25 @@ class BothPostgres(RuleBasedStateMachine):
         self._open = [False, False]
 
     def teardown(self) -> None:
-        for each in self._real:
-            each.close()
-        run(self._loop, asyncio.sleep(0))
+        for session, is_open in enumerate(self._open):
+            if is_open:
+                self.begin_or_end(session, commit=False)
+        try:
+            self._same_defaults()
+        finally:
+            for each in self._real:
+                each.close()
+            run(self._loop, asyncio.sleep(0))
+
+    def _same_defaults(self) -> None:
+        """What no INSERT names is in the model's rows too, and the same; times of the clock and ids aside."""
+        names = [name.strip() for name in TABLES.split(",")]
+        defaults = self._real[0].execute(_DEFAULTS, (names,)).fetchall()
+        assert {name for name, _ in defaults} == {"kinora_relay_epochs", "projections.rebuilds"}
+        for name, columns in defaults:
+            real = self._real[0].execute(f"SELECT {', '.join(columns)} FROM {name}").fetchall()
+            rows = self._model[0].server.table(name).rows.values()
+            assert Counter(tuple(row[column] for column in columns) for row in rows) == Counter(real), name
 
     def _on_model(self, body: Callable[[], Any]) -> Any:
         return self._loop.run_until_complete(self._loop.strand(body, NOWHERE).future)

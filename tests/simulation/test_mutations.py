@@ -243,8 +243,10 @@ MUTATIONS = (
                 "insert_events",
                 (
                     "                        self._insert(curs, stored_events, entries, head)\n"
+                    '                        conn.execute("COMMIT")\n'
                     "                else:",
                     """                        self._insert(curs, stored_events, (), head)
+                        conn.execute("COMMIT")
                     columns = _command_columns(len(stored_events), entries)
                     if columns is not None:
                         with conn.cursor() as second, conn.transaction():
@@ -263,11 +265,10 @@ MUTATIONS = (
             lambda: mock.patch.object(EventLog, "_positions_if_stored", _find_nothing),
             fault(
                 Writer,
-                "_commit_together",
+                "_undo",
                 (
-                    "        except Exception:  # noqa: BLE001 - whatever it was, giving each unit its own"
-                    " transaction finds it\n            self._commit_each(units)",
-                    "        except Exception as error:\n            self._replies.fail(units, error)",
+                    "            self._commit_each(batch.units)",
+                    "            self._replies.fail(batch.units, error)",
                 ),
             ),
         ],

@@ -524,7 +524,8 @@ class Connection:
     def _execute(self, statement: Statement, answers: _Answers) -> None:
         if self._queued is not None:
             self._queued += self._blocks.take()
-            self._queued.append((statement, answers))
+            is_word = statement.text in ("BEGIN", "COMMIT")
+            self._queued.append(statement.text if is_word else (statement, answers))
             return
         self._send([(statement, answers)])
 
