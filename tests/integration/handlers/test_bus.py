@@ -2,14 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from psycopg import Cursor
+from psycopg import Connection, Cursor, connect
 from psycopg.rows import DictRow
 
 from command_api.domain import agent
@@ -17,7 +17,16 @@ from command_api.domain.errors import Conflict, NotFound, Refused
 from command_api.eventlog.errors import EventTooLarge, LogUnavailable, VersionConflict
 from command_api.eventlog.log import Append, EventLog
 from command_api.eventlog.mapper import LoggedEvent
-from command_api.handlers.base import Changes, Context, Foreseen, Idempotency, Loaded, StreamEvents, Streams
+from command_api.handlers.base import (
+    Changes,
+    Context,
+    Foreseen,
+    Handler,
+    Idempotency,
+    Loaded,
+    StreamEvents,
+    Streams,
+)
 from command_api.handlers.bus import CommandBus, Outcome
 from command_api.handlers.registry import HANDLERS
 from command_api.handlers.streams import PAGE_EVENTS
@@ -603,3 +612,93 @@ async def test_a_clock_that_is_set_back_changes_no_order(log: EventLog) -> None:
         AgentLost,
         AgentOnline,
     ]
+
+
+async def test_what_comes_next_is_decided_while_a_batch_is_stored_and_waits_for_its_streams(
+    log: EventLog, database: PostgresSettings
+) -> None:
+    decided: list[str] = []
+
+    def noted(handler: Handler) -> Handler:
+        def handle(command: EnrollAgent | MarkAgentOnline, context: Context, streams: Streams) -> Changes:
+            changes = handler(command, context, streams)
+            decided.append(type(command).__name__)
+            return changes
+
+        return handle
+
+    handlers = {**HANDLERS, **{kind: noted(HANDLERS[kind]) for kind in (EnrollAgent, MarkAgentOnline)}}
+    async with CommandBus(log, handlers, clock=lambda: NOON) as bus, asyncio.TaskGroup() as callers:
+        await bus.execute_batch([(enroll(), person(), ()) for _ in range(3)])  # company, so it is expected
+        decided.clear()
+        agent_id = new_id(Prefix.AGENT)
+        with connect(database.conninfo()) as blocker:
+            blocker.execute("LOCK TABLE kinora_events IN EXCLUSIVE MODE")
+            first = callers.create_task(bus.execute(enroll(agent_id), person()))
+            await until(lambda: decided == ["EnrollAgent"])
+            other = callers.create_task(bus.execute(enroll(), person()))
+            await until(lambda: decided == ["EnrollAgent"] * 2)
+            same = callers.create_task(bus.execute(online(agent_id), person()))
+            loaded = callers.create_task(bus.load(agent_id))
+            behind = callers.create_task(bus.execute(enroll(), person()))
+            # Not before the writer has seen them, and still nothing of them is decided.
+            await asyncio.sleep(0.05)
+            assert decided == ["EnrollAgent"] * 2
+            assert not any(task.done() for task in (first, other, same, loaded, behind))
+    assert decided == ["EnrollAgent", "EnrollAgent", "MarkAgentOnline", "EnrollAgent"]
+    outcomes = [await task for task in (first, other, same, behind)]
+    assert [outcome.position for outcome in outcomes] == sorted(outcome.position for outcome in outcomes)
+    assert [event.version for event in outcomes[2].events] == [2]
+    assert (await loaded).version == 2
+
+
+async def test_what_was_decided_on_top_of_a_batch_that_fails_is_decided_again_behind_it(
+    log: EventLog, database: PostgresSettings
+) -> None:
+    """Somebody else writes the stream while the batch waits for the lock; arrival order is kept anyway."""
+    async with CommandBus(log, HANDLERS, clock=lambda: NOON) as bus, asyncio.TaskGroup() as callers:
+        agent_id = new_id(Prefix.AGENT)
+        await bus.execute_batch([(enroll(one), person(), ()) for one in (agent_id, *new_agents(2))])
+        with connect(database.conninfo()) as blocker, EventLog.open(database) as elsewhere:
+            blocker.execute("LOCK TABLE kinora_events IN EXCLUSIVE MODE")
+            gone_online = threading.Thread(target=lengthen_by_one, args=(elsewhere, agent_id))
+            gone_online.start()
+            await until(lambda: waits_for_the_log(blocker, 1))
+            first = callers.create_task(bus.execute(online(agent_id), person("first")))
+            await until(lambda: waits_for_the_log(blocker, 2))
+            other = callers.create_task(bus.execute(enroll(), person("other")))
+            blocker.rollback()
+            await asyncio.to_thread(gone_online.join)
+    earlier, later = await first, await other
+    assert [event.version for event in earlier.events] == [3]
+    assert earlier.position < later.position
+
+
+def new_agents(number: int) -> list[str]:
+    return [new_id(Prefix.AGENT) for _ in range(number)]
+
+
+def waits_for_the_log(connection: Connection, sessions: int) -> bool:
+    row = connection.execute(
+        "SELECT count(*) FROM pg_locks WHERE relation = 'kinora_events'::regclass AND NOT granted"
+    ).fetchone()
+    return row == (sessions,)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - what it waits for happens on other threads
+            await asyncio.sleep(0.002)
+
+
+def lengthen_by_one(log: EventLog, agent_id: str) -> None:
+    metadata = Metadata(
+        event_id=new_id(Prefix.EVENT),
+        recorded_at=NOON,
+        organization_id=ORGANIZATION,
+        workspace_id=WORKSPACE,
+        actor=person().actor,
+        correlation_id="req_1",
+        causation_id="cmd_1",
+    )
+    log.append([Append((LoggedEvent(agent_id, 2, metadata, TOKEN),))])
