@@ -157,7 +157,8 @@ _words(
 _words(
     dataset.DatasetValidated,
     lambda e: (
-        f"The dataset is ready: {_count(e.facts.clips, 'clip')}, {_count(e.facts.examples, 'example')}."
+        f"The dataset is ready: {_count(e.facts.clips, 'clip')}, {_count(e.facts.examples, 'example')}"
+        + (f"; {_count(e.facts.refused_rows, 'row')} left out." if e.facts.refused_rows else ".")
     ),
 )
 _words(

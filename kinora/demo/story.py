@@ -172,7 +172,7 @@ def _job_body(dataset: Json, model: Json, *, own_data: bool) -> Json:
     facts = dataset["facts"]
     settings = HYPERPARAMETERS | {
         "batch_size": max(1, min(32, facts["examples"])),
-        "frames": min(HYPERPARAMETERS["frames"], facts["smallest_clip_frames"]),
+        "frames": min(HYPERPARAMETERS["frames"], facts["smallest_clip_frames"] or HYPERPARAMETERS["frames"]),
     }
     return {
         "name": f"demo on {dataset['name']}",

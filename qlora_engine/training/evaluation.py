@@ -61,7 +61,7 @@ class Evaluator:
                 tokens += batch.supervised
                 answers.extend(self._answers(part))
                 progress(start + len(part), len(self.examples))
-        counted = len({answer.video for answer in answers}) >= FEWEST_CLIPS_FOR_EXACT_MATCH
+        counted = len({answer.video or answer.prompt for answer in answers}) >= FEWEST_CLIPS_FOR_EXACT_MATCH
         evaluation = Evaluation(
             examples=len(self.examples),
             loss=loss / tokens if tokens else None,

@@ -77,8 +77,8 @@ def cautions(
         found.append(
             _caution(
                 "nothing_held_out",
-                "there are fewer than 5 different clips, so all are trained on and nothing is evaluated;"
-                " add clips",
+                "there are fewer than 5 different clips or texts, so all are trained on and nothing is"
+                " evaluated; add some",
             )
         )
     if len(evaluated) < len(split.held_out):

@@ -40,6 +40,28 @@ def test_a_caption_longer_than_the_context_is_named_before_training(
     assert recorded.of("training_began") == []
 
 
+def test_text_and_longer_conversations_are_trained_on_beside_clips(
+    make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
+) -> None:
+    spec = make_spec(max_steps=2, seed=3)
+    manifest = read_manifest(Path(spec.manifest_file))
+    longer = tuple(
+        example.model_copy(
+            update={
+                "clip": None if example.row % 3 == 0 else example.clip,
+                "messages": example.messages if example.row % 2 else example.messages * 2,
+            }
+        )
+        for example in manifest.examples
+    )
+    file = tmp_path / "changed.json"
+    file.write_text(Manifest(clips=manifest.clips, examples=longer).model_dump_json(), "utf-8")
+    train(spec.model_copy(update={"manifest_file": str(file)}), recorded, no_stop, CPU)
+    (began,) = recorded.of("training_began")
+    assert began.training_examples + began.held_out_examples == len(manifest.examples)
+    assert recorded.of("training_done")
+
+
 def test_a_control_token_is_named_before_training(
     make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
 ) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from command_api.imports.errors import SourceFailed
 from command_api.imports.layout import placed
+from schemas.datasets import CAPTIONS_NAMES
 from schemas.imports import Collection
 
 
@@ -38,6 +39,12 @@ def test_sources_without_one(paths: list[str], collection: Collection, code: str
     with pytest.raises(SourceFailed) as caught:
         placed(paths, collection)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", CAPTIONS_NAMES)
+def test_captions_of_every_format_begin_a_dataset(name: str) -> None:
+    paths = [f"x/{name}", "x/captions.validation.json", "x/a.mp4", "notes.json"]
+    assert set(placed(paths, "datasets").values()) == {name, "captions.validation.json", "a.mp4"}
 
 
 def test_the_folder_nearest_to_the_top_counts() -> None:

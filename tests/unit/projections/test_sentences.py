@@ -37,3 +37,11 @@ def test_numbers_and_reasons_are_told() -> None:
         == "Attempt 1 failed (oom): out of memory."
     )
     assert sentence(dataset.DatasetDeleted()) == "The dataset was deleted."
+
+
+def test_rows_left_out_of_a_dataset_are_told() -> None:
+    validated = next(event for event in EVERY_EVENT if isinstance(event, dataset.DatasetValidated))
+    facts = validated.facts.model_copy(update={"refused_rows": 2, "rows": 62})
+    assert sentence(validated) == "The dataset is ready: 60 clips, 60 examples."
+    left_out = validated.model_copy(update={"facts": facts})
+    assert sentence(left_out) == "The dataset is ready: 60 clips, 60 examples; 2 rows left out."
