@@ -19,7 +19,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from qlora_engine.adapters.injection import inject
 from qlora_engine.data.collate import Collator, Sample, normalised
-from qlora_engine.data.frames import ClipFrames
+from qlora_engine.data.frames import ClipFrames, shown_clip
 from qlora_engine.errors import ClipShapeRefused, ControlTokenInCaption, ModelRefused
 from qlora_engine.models.families import qwen2_5_vl, qwen3_vl, qwen_vl
 from qlora_engine.models.families.base import Moments, Said, Shown, Vision, exchange, row_positions
@@ -31,7 +31,7 @@ from qlora_engine.training.attempt import read_manifest, train
 from qlora_engine.training.forward import Runner
 from schemas.datasets import Example, Manifest, Turn, one_turn
 from schemas.training import Hyperparameters, ModelValidationSpec
-from tests.engine.conftest import MakeSpec, Recorded
+from tests.engine.conftest import MakeSpec, Recorded, frames_of
 
 CPU = torch.device("cpu")
 SEEING = ("smolvlm", "qwen2_5_vl", "qwen3_vl")
@@ -177,6 +177,18 @@ def test_answers_to_many_questions_are_the_answers_to_each(name: str, base: Any)
         together = runner.answers(collator.questions(examples), 6)
         alone = [runner.answers(collator.questions([example]), 6)[0] for example in examples]
     assert together == alone
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_tokens_are_counted_without_decoding(name: str, base: Any, clips: Path, manifest_file: Path) -> None:
+    loaded: Loaded = base(name)
+    manifest = read_manifest(manifest_file)
+    frames = frames_of(clips, manifest_file, loaded.vision)
+    collator = Collator(loaded.prompts, frames, loaded.context_tokens)
+    for known, example in zip(manifest.clips[:3], manifest.examples[:3], strict=True):
+        assert known.path == example.clip
+        counted = collator.encoded(example, shown_clip(known, loaded.vision, frames.sampling))
+        assert counted.ids == tuple(collator.sample(example).ids.tolist())
 
 
 @pytest.mark.parametrize("name", RECIPES)
