@@ -6,6 +6,7 @@ import sys
 
 from benchmarks.report import show, versions
 
+ENGINE = ("torch", "transformers", "peft", "bitsandbytes")
 BENCHMARKS = {
     "append": ("commands and imported events per second, against the stock recorder", ()),
     "api": ("job submissions and reads by 20 concurrent clients", ()),
@@ -14,15 +15,13 @@ BENCHMARKS = {
     "latency": ("from a committed command to the frame at a WebSocket client", ()),
     "rebuild": ("the job views folded anew, against the stock runner, under reads", ()),
     "refill": ("a lost stream filled again from the log", ()),
-    "engine": (
-        "step time and memory against a plain training loop",
-        ("torch", "transformers", "peft", "bitsandbytes"),
-    ),
+    "engine.plain": ("step time and memory against a plain training loop", ENGINE),
+    "engine.video": ("frames of clips: speed, exactness, memory, waiting", (*ENGINE, "av")),
     "verify": ("offline verification of an export", ()),
     "soak": ("a stream of tiny jobs under random kills", ()),
 }
 
-QUICK = ("append", "catchup", "growth", "latency", "rebuild", "refill", "verify")
+QUICK = ("append", "catchup", "engine.video", "growth", "latency", "rebuild", "refill", "verify")
 
 
 def main() -> int:
