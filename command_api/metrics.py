@@ -83,6 +83,11 @@ AUDIT_FINDINGS = Gauge(
     "What was found to differ from the log and still does.",
     ("check", "subject"),
 )
+AUDIT_INCOMPARABLE = Gauge(
+    "kinora_audit_incomparable",
+    "1 while a read model cannot be compared with the log: its tables are missing or another release's.",
+    ("view",),
+)
 AUDITED_STREAMS = Counter(
     "kinora_audited_aggregates_total",
     "Aggregates that were folded again, by what came of it: same, differs, or parked.",

@@ -67,6 +67,22 @@ class Compared:
     differences: tuple[Difference, ...]
 
 
+async def comparable(connection: AsyncConnection[Any], view: View) -> str | None:
+    """Why the view cannot be compared with the log now; None when it can."""
+    active = await _active(connection, view.name)
+    if active is None:
+        return "it was never built"
+    if active.version != view.version:
+        return f"its tables are of version {active.version}, and this release reads version {view.version}"
+    for table in view.tables:
+        try:
+            async with connection.transaction():
+                await next_rows(connection, view, table, "", 1)
+        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
+            return str(error).splitlines()[0]
+    return None
+
+
 async def compare_streams(
     connection: AsyncConnection[Any], view: View, stream_ids: Sequence[str]
 ) -> Compared | None:

@@ -19,6 +19,7 @@ from projections.audit import (
     Difference,
     any_streams,
     changed_streams,
+    comparable,
     compare_streams,
     next_rows,
     next_streams,
@@ -45,6 +46,7 @@ class ReadModelAudit:
     views: Sequence[View]
     findings: Findings
     _seen: int = field(default=0, init=False)
+    _incomparable: dict[str, str | None] = field(default_factory=dict, init=False)
 
     async def round(self) -> None:
         """Look at one sample in every view."""
@@ -55,11 +57,21 @@ class ReadModelAudit:
         after = await sweeps.cursor_of(self.connection, sweeps.STREAMS)
         swept = await next_streams(self.connection, after, SWEPT)
         for view in self.views:
+            await self._tell_whether_comparable(view)
             known = {each.about for each in self.findings.open if each.name == view.name}
             await self._look(view, sorted(sample | set(swept) | known))
         await self._note(sweeps.STREAMS, swept)
         for view in self.views:
             await self._sweep_rows(view)
+
+    async def _tell_whether_comparable(self, view: View) -> None:
+        """A view that nobody compares is one of which nobody knows whether it is right."""
+        reason = await comparable(self.connection, view)
+        metrics.AUDIT_INCOMPARABLE.labels(view.name).set(reason is not None)
+        if reason != self._incomparable.get(view.name):
+            if reason is not None:
+                logger.warning("audit: %s cannot be compared now: %s", view.name, reason)
+            self._incomparable[view.name] = reason
 
     async def _sweep_rows(self, view: View) -> None:
         """Rows that no stream of the log explains are found from their side only."""
@@ -98,9 +110,8 @@ class ReadModelAudit:
     async def _differences(self, view: View, stream_ids: Sequence[str]) -> Sequence[Difference]:
         try:
             found = await compare_streams(self.connection, view, stream_ids)
-        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
-            logger.info("audit: %s cannot be compared now: %s", view.name, str(error).splitlines()[0])
-            return ()
+        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName):
+            return ()  # a rebuild just swapped it; the next round tells if it stays so
         if found is None:
             return ()
         counts = {"same": found.same, "differs": len(found.differences), "parked": len(found.parked)}

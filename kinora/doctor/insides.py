@@ -21,9 +21,11 @@ from command_api.webhooks.delivery_log import FailingWebhook, failing_webhooks
 from kinora.doctor.finding import Finding, bad, doubtful, fine
 from kinora.doctor.service import clock_of
 from kinora.local.folder import DataFolder
+from projections.audit import comparable
 from projections.catalogue import statuses
 from projections.parking import ParkedStream, parked_streams
 from projections.reader import read_head, read_log_id
+from projections.registry import VIEWS
 from projections.views.findings import Finding as OpenFinding
 from projections.views.findings import findings
 from schemas.settings import MetricsSettings
@@ -140,6 +142,16 @@ async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
         bad("auditor", f"{each.subject} differs from the log for {each.about}: {each.detail}", each.remedy)
         for each in found
         if each.check != "log"
+    ]
+    told += [
+        doubtful(
+            "auditor",
+            f"nobody knows whether {view.name} is right, for it cannot be compared with the log: {reason}",
+            f"start kinora projections of this release; when that does not help: kinora projections rebuild"
+            f" {view.name}",
+        )
+        for view in VIEWS
+        if (reason := await comparable(connection, view)) is not None
     ]
     if STREAM not in walks or STREAMS not in walks:
         return [*told, doubtful("auditor", "has compared nothing yet", "start it: kinora auditor")]

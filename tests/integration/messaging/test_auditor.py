@@ -20,6 +20,7 @@ from command_api.messaging.epochs import before_first, epoch_of
 from command_api.messaging.topology import events_config
 from command_api.nats_auth.rights import auditor_rights
 from command_api.settings import AuditorSettings
+from kinora.doctor import insides
 from projections import run as projecting
 from projections.rebuild import rebuild
 from projections.registry import VIEWS, view_named
@@ -272,6 +273,26 @@ async def test_a_parked_stream_is_no_finding(audited: Audited) -> None:
             return (REGISTRY.get_sample_value("kinora_audited_aggregates_total", labels) or 0) > before + 1
 
         await eventually(looked, "a look at the parked stream")
+    assert await asyncio.to_thread(audited.findings) == []
+
+
+async def test_a_view_that_cannot_be_compared_is_told_until_it_can(
+    audited: Audited, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def told(value: float) -> bool:
+        return REGISTRY.get_sample_value("kinora_audit_incomparable", {"view": "agents"}) == value
+
+    audited.execute("UPDATE projections.views SET version = version + 1 WHERE view = 'agents'")
+    async with audited.auditing((view_named("agents"),)):
+        await eventually(lambda: told(1), "the metric")
+        assert "agents cannot be compared now: its tables are of version" in caplog.text
+        async with await psycopg.AsyncConnection.connect(audited.conninfo, autocommit=True) as connection:
+            (said,) = [each for each in await insides._audit(connection) if "agents" in each.detail]
+        assert said.verdict == "warning"
+        assert said.remedy.endswith("kinora projections rebuild agents")
+        audited.execute("UPDATE projections.views SET version = version - 1 WHERE view = 'agents'")
+        await eventually(lambda: told(0), "the end of it")
+    assert caplog.text.count("cannot be compared") == 1
     assert await asyncio.to_thread(audited.findings) == []
 
 
