@@ -100,10 +100,9 @@ def _protocol(header_seconds: float) -> type[H11Protocol]:
 
         def shutdown(self) -> None:
             super().shutdown()
-            # Answers that have an end may come to it.
-            if self.cycle is not None and self.cycle.scope["state"].get(ENDLESS):
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
+            # Answers that have an end may come to it; the others are told to.
+            if self.cycle is not None and (stopping := self.cycle.scope["state"].get(ENDLESS)) is not None:
+                stopping.set()
 
         def _wait_for_headers(self) -> None:
             if self._reading_headers is None and not self._upgraded and not self.transport.is_closing():

@@ -20,7 +20,7 @@ from projections.reader import LogRow
 
 RETRY_SECONDS = 2
 ENDLESS = "endless"
-"""Set in a request's state when its answer has no end: whoever stops the service has to end it."""
+"""In a request's state, where its answer has no end: an event for whoever stops the service to set."""
 
 _HEADERS = {
     # Proxies must neither keep nor pack nor collect what has to arrive now.
@@ -54,12 +54,13 @@ class EventStream(Response):
         self._source = source
         self._slots = slots
         self._sending = asyncio.Lock()
+        self._stopping = asyncio.Event()
         self._out: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._slots.hold(self._caller.user_id), FEED_CONNECTIONS.track_inprogress():
             self._out = send
-            scope["state"][ENDLESS] = True
+            scope["state"][ENDLESS] = self._stopping
             self._parts.connections.add(self)
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -85,6 +86,7 @@ class EventStream(Response):
                 group.create_task(self._expire(), name="feed-expiry")
                 group.create_task(self._lose_rights(), name="feed-rights-end")
                 group.create_task(self._be_forgotten(), name="feed-erased")
+                group.create_task(self._stop(), name="feed-stop")
                 group.create_task(self._run(), name="feed-stream")
         except* Closing as ended:
             closing = next(error for error in ended.exceptions if isinstance(error, Closing))
@@ -142,6 +144,10 @@ class EventStream(Response):
     async def _be_forgotten(self) -> NoReturn:
         await self._parts.erased.wait(self._caller.user_id)
         raise Closing(frames.UNAUTHENTICATED, "the access token's owner was erased")
+
+    async def _stop(self) -> NoReturn:
+        await self._stopping.wait()
+        raise Closing(frames.RESTARTING, "the service stops; connect again, and go on from the last id")
 
 
 def named(frame: frames.Frame, position: int | None = None) -> bytes:

@@ -14,6 +14,8 @@ SUBPROTOCOL = "kinora.events.v1"
 SCOPE = "events:subscribe"
 """What whoever follows needs."""
 
+RESTARTING = 1012
+"""What a WebSocket is closed with, too, when the service stops."""
 BAD_FRAME = 4400
 UNAUTHENTICATED = 4401
 FORBIDDEN = 4403

@@ -1,14 +1,24 @@
 """Forgetting a person: nothing of them can be read any more, and every proof of the log stays valid."""
 
 import asyncio
+import gzip
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from command_api.backup.create import Source, back_up
+from command_api.backup.folder import BackupFolder
+from command_api.backup.restore import restore
+from command_api.backup.verify import check_rows
 from command_api.credentials.personal import PersonKey
+from command_api.credentials.store import Credentials
+from command_api.eventlog.log import EventLog
 from command_api.feed import frames
+from command_api.pool import open_pool
+from schemas.settings import PostgresSettings, S3Settings
 from tests.integration.api.following import following
 from tests.integration.api.running import PASSWORD, Account, Person, Visit
 from tests.integration.api.stories import register
@@ -123,6 +133,26 @@ async def test_ciphertext_stays_and_its_key_is_gone(visit: Visit) -> None:
         await credentials.person_key(ada.user_id)
     (still, *_) = await asyncio.to_thread(parts.log.read_stream, ada.user_id)
     assert still == registered
+
+
+async def test_a_backup_made_afterwards_does_not_bring_the_person_back(
+    visit: Visit, database: PostgresSettings, s3: S3Settings, tmp_path: Path
+) -> None:
+    name = canary()
+    ada = await sign_up(visit, name, f"signup-{name}")
+    assert (await erase(ada, ada.user_id))[0] == 200
+    settings = visit.service.parts.settings
+    folder = BackupFolder(tmp_path / "backup")
+    await back_up(Source(settings.postgres, settings.s3), folder, None)
+    parts = (folder.root / part.path for part in folder.manifest().parts)
+    assert [part.name for part in parts if name.encode() in gzip.decompress(part.read_bytes())] == []
+    await restore(folder, check_rows(folder), database, s3)
+    with EventLog.open(database) as log:
+        restored = await asyncio.to_thread(log.read_stream, ada.user_id)
+    assert restored[-1].event.TYPE == "kinora.user.erased"
+    async with open_pool(database.conninfo(), application_name="test") as pool:
+        with pytest.raises(Exception, match="has no key"):
+            await Credentials.from_secrets(pool, settings.secrets).person_key(ada.user_id)
 
 
 async def test_an_erased_person_is_a_stranger_at_once(visit: Visit) -> None:

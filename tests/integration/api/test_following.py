@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -13,10 +13,13 @@ import pytest
 from command_api.feed import frames
 from command_api.feed.tickets import Tickets
 from tests.integration.api.following import Follower, following, raw_socket
-from tests.integration.api.running import Account, Person, Service, Visit
+from tests.integration.api.running import Account, Backing, Person, Service, Visit, running_service
 from tests.integration.api.stories import Agent, ready_inputs, register, request_job, start_training, train
 
 T = TypeVar("T")
+
+GRACE_SECONDS = 5
+"""After which a service that stops cuts off whatever is still being answered."""
 
 
 async def there(service: Service, work: Coroutine[Any, Any, T]) -> T:
@@ -99,6 +102,27 @@ async def test_a_stream_is_resumed_by_its_last_id(visit: Visit) -> None:
     async with streaming(ada.http, last, after=0, log_id=hello.data["log_id"]) as stream:
         _, *rest, _ = await stream.until("caught_up")
         assert [message.id for message in rest] == [*(message.id for message in history[2:]), live.id]
+
+
+async def test_streams_end_when_the_service_does(service: Service) -> None:
+    """Neither is cut off nor waited for: the answer comes to its end, and the service with it."""
+    settings = service.parts.settings
+    backing = Backing(settings.postgres, settings.nats, settings.s3, settings.secrets)
+    loop = asyncio.get_running_loop()
+    with ExitStack() as stack:
+        stopping = await asyncio.to_thread(stack.enter_context, running_service(backing, projecting=False))
+        async with Visit(stopping) as visit:
+            ada = await visit.sign_up()
+            async with streaming(ada.http, **{"from": "earliest"}) as stream:
+                await stream.until("caught_up")
+                began = loop.time()
+                ending = asyncio.create_task(asyncio.to_thread(stack.close))
+                *_, closing = await stream.until("closing")
+                assert closing.data["code"] == frames.RESTARTING
+                with pytest.raises(EOFError):
+                    await stream.next()
+                await ending
+                assert loop.time() - began < GRACE_SECONDS
 
 
 async def test_a_stream_of_another_log_is_reset(visit: Visit, ada: Person) -> None:

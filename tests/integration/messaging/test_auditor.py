@@ -228,6 +228,37 @@ async def test_a_fault_in_the_middle_of_the_stream_has_it_filled_anew(
     assert len(await asyncio.to_thread(audited.findings)) == 2
 
 
+async def test_a_second_auditor_waits_and_ends_what_a_killed_one_began(
+    audited: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("command_api.messaging.relay.CHECK_SECONDS", 0.5)
+    world, outside = audited.world, audited.outside
+    await some_events(world, 20)
+    await outside.caught_up(world.log)
+    settings = AuditorSettings(postgres=audited.postgres, nats=audited.nats, round_seconds=0.05, effort=1)
+    ready, stop = (asyncio.Event(), asyncio.Event()), asyncio.Event()
+    first, second = (asyncio.create_task(auditor.run(settings, stop, ready=each.set)) for each in ready)
+    await asyncio.wait({asyncio.create_task(each.wait()) for each in ready}, return_when="FIRST_COMPLETED")
+    one, other = (first, 1) if ready[0].is_set() else (second, 0)
+    await audited.whole_rounds(1)
+    assert not ready[other].is_set()
+    await _break_in_the_middle(outside, "hole")
+    await audited.found(1)
+    one.cancel()  # in the middle of the repair, which is the relay's
+    await asyncio.wait({one})
+    async with asyncio.timeout(20):
+        await ready[other].wait()
+    opened, resolved = await audited.found(2)
+    assert isinstance(opened, FindingOpened)
+    assert isinstance(resolved, FindingResolved)
+    await outside.in_epoch(2, world.log)
+    await audited.whole_rounds(1)
+    stop.set()
+    await asyncio.wait({first, second})
+    await check(world, outside, epoch=2)
+    assert len(await asyncio.to_thread(audited.findings)) == 2
+
+
 async def test_under_load_with_lag_rebuilds_and_refills_nothing_is_found(
     audited: Audited, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,6 +320,31 @@ async def test_a_crash_between_answer_and_commit_sends_it_again_under_the_same_i
     assert desk.statuses() == ["delivered"]
 
 
+async def test_killed_amid_many_deliveries_it_loses_none(desk: Desk, inbox: Inbox) -> None:
+    """What was answered and what was not, what is under way and what waits: the next one sends all of it."""
+    await desk.subscribe(inbox.url)
+    wanted = await desk.happen(12)
+    answered = 0
+
+    async def every_other(got: Got) -> web.StreamResponse:
+        nonlocal answered
+        if inbox.got.index(got) % 2:
+            await asyncio.sleep(60)
+        answered += 1
+        return web.Response()
+
+    inbox.answering = every_other
+    killed = await desk.webhooks()
+    started = await killed.look()
+    await until(lambda: answered > 0 and inbox.busy > 0 and len(inbox.got) == started)
+    for task in list(killed._tasks):
+        task.cancel()
+    inbox.answering = None
+    await delivered(await desk.webhooks())
+    assert set(inbox.ids) == set(wanted)
+    assert desk.statuses() == ["delivered"] * 12
+
+
 async def test_a_database_that_is_away_when_the_answer_came_costs_a_repetition_only(
     desk: Desk, inbox: Inbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
