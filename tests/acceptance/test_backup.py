@@ -15,7 +15,7 @@ from schemas.envelope import stored_bytes
 from tests.service import Service, job_events, running_service, types, wait_until
 from tests.system_fixtures import Registered
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 IDEMPOTENCY_KEY = "from-before-the-backup"
 
@@ -137,13 +137,6 @@ def test_followers_of_the_old_log_start_over(moved: Moved) -> None:
     assert json.loads(tail.stdout.splitlines()[0])["position"] < moved.position
 
 
-def test_new_jobs_run(moved: Moved, registered: Registered) -> None:
-    """Before the next test, which waits for the lease of the job that nobody holds any more."""
-    with moved.new.client() as client:
-        job = client.post("/jobs", job_body(registered, 2, "new"))
-        succeeded(client, job["id"])
-
-
 def test_the_job_that_was_running_goes_on_as_another_attempt(moved: Moved) -> None:
     with moved.new.client() as client:
         wait_until(
@@ -157,6 +150,13 @@ def test_the_job_that_was_running_goes_on_as_another_attempt(moved: Moved) -> No
         story = types(job_events(client, moved.running))
         client.post(f"/jobs/{moved.running}/stop", {"mode": "immediate"})
     assert "lease_expired" in story or "attempt_released" in story
+
+
+def test_new_jobs_run(moved: Moved, registered: Registered) -> None:
+    """After the test before, whose job the only agent would train first once its lease has ended."""
+    with moved.new.client() as client:
+        job = client.post("/jobs", job_body(registered, 2, "new"))
+        succeeded(client, job["id"])
 
 
 def test_places_in_use_and_wrong_passphrases_are_refused(moved: Moved) -> None:
