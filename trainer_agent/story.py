@@ -119,6 +119,8 @@ def _figures(evaluation: Evaluation) -> str:
         return "nothing is held out"
     right = evaluation.exact_match
     answers = "too few clips for exact match" if right is None else f"exact match {right:.1%}"
+    if evaluation.token_accuracy is not None:
+        answers = f"token accuracy {evaluation.token_accuracy:.1%}, {answers}"
     return f"loss {evaluation.loss:.4f}, {answers}, {_count(evaluation.examples, 'row')}"
 
 

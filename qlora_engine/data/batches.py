@@ -7,10 +7,12 @@ decoded again. Free of torch.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import ceil
 from typing import Protocol
 
 from qlora_engine.data.packing import pack
 from qlora_engine.data.samples import Sampler
+from schemas.training import Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,17 @@ class StepsOfTokens:
     def rows(self, epoch: int) -> list[tuple[int, ...]]:
         """All rows of an epoch: every sample is in exactly one."""
         return _rows(self.sampler, epoch, self.lengths, self.tokens_per_micro_batch)
+
+
+def planned(hyperparameters: Hyperparameters, lengths: Sequence[int]) -> Steps:
+    """The steps of a training on examples of these lengths, in tokens."""
+    sampler = Sampler(len(lengths), hyperparameters.seed)
+    budget = hyperparameters.tokens_per_micro_batch
+    if hyperparameters.tokens_per_step is not None and budget is not None:
+        rows = ceil(hyperparameters.tokens_per_step / budget)
+        return StepsOfTokens(sampler, rows, tuple(lengths), budget)
+    size = hyperparameters.batch_size
+    return StepsOfExamples(sampler, size, hyperparameters.micro_batch_size or size, lengths, budget)
 
 
 @lru_cache(maxsize=2)

@@ -44,19 +44,30 @@ class Batch:
     ids: torch.Tensor
     """[rows, length]"""
     mask: torch.Tensor | None
-    """1 where a token stands, 0 on padding; None for packed rows, which positions tell apart."""
+    """1 where a token stands, 0 on padding; None for one packed row, which has none."""
     labels: torch.Tensor
     positions: torch.Tensor
     """[rows, P, length]"""
     clips: tuple[tuple[ClipFrames, ...], ...]
     """Each row's, in the order of their placeholders."""
-    tokens: int
-    """Tokens that are not padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each sample, in their order."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return sum(self.lengths)
 
     @property
     def supervised(self) -> int:
         """Tokens that the loss is computed on."""
         return int((self.labels != IGNORED).sum())
+
+    @property
+    def supervised_lengths(self) -> list[int]:
+        """The same by sample, of one packed row."""
+        parts = torch.split(self.labels[0], list(self.lengths))
+        return [int((labels != IGNORED).sum()) for labels in parts]
 
     @property
     def position_ids(self) -> torch.Tensor:
@@ -65,24 +76,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def parts(self, size: int) -> list["Batch"]:
-        """The same rows in forward passes of at most `size`, each without needless padding."""
-        return [self._part(start, start + size) for start in range(0, len(self), size)]
-
-    def _part(self, start: int, end: int) -> "Batch":
-        if self.mask is None:
-            raise ValueError("packed rows are not split again")
-        mask = self.mask[start:end]
-        width = int(mask.sum(dim=1).max())
-        return Batch(
-            ids=self.ids[start:end, :width],
-            mask=mask[:, :width],
-            labels=self.labels[start:end, :width],
-            positions=self.positions[start:end, :, :width],
-            clips=self.clips[start:end],
-            tokens=int(mask.sum()),
-        )
 
 
 def padded(samples: Sequence[Sample], pad_token_id: int) -> Batch:
@@ -96,28 +89,23 @@ def padded(samples: Sequence[Sample], pad_token_id: int) -> Batch:
         labels=torch.stack([_wider(sample.labels, width, IGNORED) for sample in samples]),
         positions=torch.stack([_wider(sample.positions, width, 0) for sample in samples]),
         clips=tuple(() if sample.clip is None else (sample.clip,) for sample in samples),
-        tokens=int(mask.sum()),
+        lengths=tuple(map(len, samples)),
     )
 
 
-def packed(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> Batch:
-    """Several samples a row, exactly: none sees another (`row_positions` says why).
+def packed(samples: Sequence[Sample]) -> Batch:
+    """All samples in one row without padding; `models.attention` keeps them apart by their lengths."""
 
-    Padding at a row's end stands at position 0, so each of its tokens is a sample of its own.
-    """
-    width = max(sum(map(len, row)) for row in rows)
-
-    def joined(field: str, fill: int) -> torch.Tensor:
-        joint = [torch.cat([getattr(sample, field) for sample in row], dim=-1) for row in rows]
-        return torch.stack([_wider(tensor, width, fill) for tensor in joint])
+    def joined(field: str) -> torch.Tensor:
+        return torch.cat([getattr(sample, field) for sample in samples], dim=-1)[None]
 
     return Batch(
-        ids=joined("ids", pad_token_id),
+        ids=joined("ids"),
         mask=None,
-        labels=joined("labels", IGNORED),
-        positions=joined("positions", 0),
-        clips=tuple(tuple(sample.clip for sample in row if sample.clip is not None) for row in rows),
-        tokens=sum(len(sample) for row in rows for sample in row),
+        labels=joined("labels"),
+        positions=joined("positions"),
+        clips=(tuple(sample.clip for sample in samples if sample.clip is not None),),
+        lengths=tuple(map(len, samples)),
     )
 
 
@@ -152,17 +140,19 @@ class Collator:
         shown = None if clip is None else clip.shown
         encoded = self.encoded(example, shown)
         ids = torch.tensor(encoded.ids)
+        labels = ids.masked_fill(~torch.tensor(encoded.supervised), IGNORED)
+        labels[0] = IGNORED  # nothing of this sample says what its first token is
         return Sample(
             ids=ids,
-            labels=ids.masked_fill(~torch.tensor(encoded.supervised), IGNORED),
+            labels=labels,
             positions=self.prompts.positions(encoded.ids, shown),
             clip=clip,
         )
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """The examples as padded rows; errors as in `sample`."""
+        """The examples in one packed row, which has no padding; errors as in `sample`."""
         self.frames.ahead(example.clip for example in examples if example.clip)
-        return padded([self.sample(example) for example in examples], self.prompts.pad_token_id)
+        return packed([self.sample(example) for example in examples])
 
     def questions(self, examples: Sequence[Example]) -> Questions:
         """As `batch`, but without the last answers."""

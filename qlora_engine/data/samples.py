@@ -70,11 +70,6 @@ class Sampler:
         return taken
 
 
-def batch(sampler: Sampler, examples: Sequence[Example], step: int, size: int) -> list[Example]:
-    """The examples of optimizer step `step`, counted from 1."""
-    return [examples[index] for index in sampler.take((step - 1) * size, size)]
-
-
 @lru_cache(maxsize=2)
 def _order(examples: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(sorted(range(examples), key=lambda index: _rank(seed, f"{epoch}:{index}")))

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from qlora_engine.device import best_device
 from qlora_engine.errors import ModelRefused
+from qlora_engine.models.attention import attend_by_sample
 from qlora_engine.models.families import preprocessor
 from qlora_engine.models.families.base import Family, Prompts, Vision
 from qlora_engine.models.families.registry import family_for
@@ -174,6 +175,7 @@ def load_model(source: str, device: torch.device | None = None, quantization: Qu
     tokenizer = load_tokenizer(folder)
     _check_vocabulary(tokenizer, model)
     parameters = _freeze(model, device)
+    attend_by_sample(model)
     return Loaded(
         model=model,
         tokenizer=tokenizer,

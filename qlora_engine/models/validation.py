@@ -124,7 +124,7 @@ def take_training_step(loaded: Loaded) -> None:
     probe = PROBE if shown is not None else PROBE.model_copy(update={"clip": ""})
     collator = Collator(loaded.prompts, _Noise(shown), loaded.context_tokens)
     try:
-        loss = Runner(injected.model, loaded).loss(collator.batch([probe]))
+        loss = Runner(injected.model, loaded).loss(collator.batch([probe])).total
         loss.backward()  # type: ignore[no-untyped-call]
     except SequenceTooLong as error:
         raise ModelRefused(

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import ValidationError
 
 from qlora_engine.adapters.injection import inject
 from qlora_engine.adapters.parameter_groups import parameter_groups
+from qlora_engine.data.batches import Cursor, planned
 from qlora_engine.data.collate import Collator
 from qlora_engine.data.decoders import Decoders
 from qlora_engine.data.frame_cache import FrameCache
@@ -23,13 +23,15 @@ from qlora_engine.models.quantization import Quantization
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
-from qlora_engine.training.evaluation import Answer, Evaluator
+from qlora_engine.training.evaluation import Answer, Evaluator, Phase
 from qlora_engine.training.export import Exporter, write_answers
 from qlora_engine.training.forward import Runner
+from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.loop import Emit, Loop
-from qlora_engine.training.preflight import cautions, check_captions, check_clips
+from qlora_engine.training.optimizers import make_optimizer, not_paged
+from qlora_engine.training.preflight import cautions, check_budget, check_captions, check_clips
 from qlora_engine.training.schedule import learning_rate_factor
-from qlora_engine.updates import EvaluationDone, Preparing, TrainingBegan, TrainingDone, TrainingStopped
+from qlora_engine.updates import Logged, Preparing, TrainingBegan, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
 from schemas.training import TrainingSpec, total_steps
 
@@ -71,7 +73,6 @@ def _run(attempt: "_Attempt", emit: Emit, stop: StopWish) -> None:
 class _Attempt:
     spec: TrainingSpec
     loop: Loop
-    evaluator: Evaluator
     exporter: Exporter
     frames: Frames
     start_step: int
@@ -82,23 +83,18 @@ class _Attempt:
     def _output(self) -> Path:
         return Path(self.spec.output_folder)
 
-    def evaluate(self, phase: Literal["before", "during", "after"]) -> None:
-        emit, total = self.loop.emit, len(self.evaluator.examples)
-        emit(Preparing(phase="evaluating", total=total))
-        with span(emit, "evaluate", phase=phase, step=self.loop.state.step, examples=total):
-            measured = self.evaluator.measure(
-                self.loop.stop,
-                lambda done, total: emit(Preparing(phase="evaluating", done=done, total=total)),
-            )
+    def evaluate(self, phase: Phase) -> None:
+        measured = self.loop.evaluate(phase)
         if measured is not None:
             self.answers = measured.answers
-            emit(EvaluationDone(step=self.loop.state.step, phase=phase, evaluation=measured.evaluation))
 
     def finish(self) -> None:
         state = self.loop.state
         self.loop.emit(Preparing(phase="saving"))
         folder = self._write_adapter()
         write_answers(folder, self.answers)
+        if (outliers := self.loop.keepsakes.write_outliers(folder, self.loop.examples)) is not None:
+            self.loop.emit(outliers)
         self.loop.emit(
             TrainingDone(
                 steps=state.step,
@@ -163,24 +159,22 @@ def _prepare(
         cache=_frame_cache(spec),
     )
     collator = Collator(base.prompts, frames, base.context_tokens)
-    answer_tokens = check_captions(manifest, collator, base.vision, sampling, emit)
+    tokens = check_captions(manifest, collator, base.vision, sampling, emit)
+    check_budget(examples.training, tokens, hyperparameters)
     evaluated = sampled(examples.held_out, hyperparameters.seed)
     base_sha256 = folder_sha256(base.folder)
     with span(emit, "inject adapters", rank=hyperparameters.rank):
         injected = inject(base, hyperparameters)
     exporter = Exporter(base, injected, hyperparameters, base_sha256)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(injected, hyperparameters),
-        lr=hyperparameters.learning_rate,
-        weight_decay=hyperparameters.weight_decay,
-    )
+    optimizer = make_optimizer(parameter_groups(injected, hyperparameters), hyperparameters, device)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(hyperparameters, steps))
     identity = Identity(hyperparameters, base_sha256, file_sha256(Path(spec.manifest_file)))
-    checkpoints = Checkpoints(output, injected, optimizer, scheduler, exporter, series, identity)
-    state = TrainingState(0, 0, None, None, 0.0)
+    keepsakes = Keepsakes(len(examples.training))
+    checkpoints = Checkpoints(output, injected, optimizer, scheduler, exporter, series, identity, keepsakes)
+    state = TrainingState(0, Cursor(), None, None, 0.0)
     if spec.resume is not None:
         state = checkpoints.restore(Path(spec.resume.folder), spec.resume.step)
-    runner = Runner(injected.model, base)
+    runner = Runner(injected.model, base, hyperparameters.loss_chunk_tokens)
     emit(
         TrainingBegan(
             family=base.family.name,
@@ -194,26 +188,36 @@ def _prepare(
             device=device_name(device),
         )
     )
-    for caution in cautions(examples, evaluated, answer_tokens, hyperparameters):
+    for caution in cautions(examples, evaluated, tokens, hyperparameters):
         emit(caution)
+    if (unpaged := not_paged(hyperparameters, device)) is not None:
+        emit(Logged(level="warning", code="not_paged", message=unpaged))
+    lengths = [tokens[example.where].whole for example in examples.training]
     loop = Loop(
         runner=runner,
         injected=injected,
         collator=collator,
         examples=examples.training,
+        plan=planned(hyperparameters, lengths),
         hyperparameters=hyperparameters,
         optimizer=optimizer,
         scheduler=scheduler,
+        evaluator=Evaluator(
+            runner,
+            collator,
+            evaluated,
+            hyperparameters.micro_batch_size or hyperparameters.batch_size,
+            hyperparameters.max_new_tokens,
+        ),
         checkpoints=checkpoints,
+        keepsakes=keepsakes,
         steps=steps,
         state=state,
         emit=emit,
         stop=stop,
         series=series,
     )
-    micro = hyperparameters.micro_batch_size or hyperparameters.batch_size
-    evaluator = Evaluator(runner, collator, evaluated, micro, hyperparameters.max_new_tokens)
-    return _Attempt(spec, loop, evaluator, exporter, frames, state.step)
+    return _Attempt(spec, loop, exporter, frames, state.step)
 
 
 def _frame_cache(spec: TrainingSpec) -> FrameCache | None:

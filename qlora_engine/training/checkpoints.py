@@ -20,18 +20,23 @@ from safetensors.torch import load_file, save_file
 
 from qlora_engine.adapters.files import WEIGHTS_FILE, restore_weights
 from qlora_engine.adapters.injection import Injected
+from qlora_engine.data.batches import Cursor
 from qlora_engine.errors import CheckpointUnusable
 from qlora_engine.fingerprints import file_sha256
 from qlora_engine.training.export import Exporter
+from qlora_engine.training.keepsakes import Keepsakes
 from schemas.training import CHECKPOINT_MISMATCH, Hyperparameters
 
 KEPT = 2
-FORMAT = 2
+FORMAT = 3
 MANIFEST_FILE = "checkpoint.json"
 STATE_FILE = "state.json"
 TENSORS_FILE = "optimizer.safetensors"
 SERIES_FILE = "series.jsonl"
 RANDOM = "random/"
+KEPT_TENSORS = "kept/"
+NUMBER = "#"
+"""Marks what an optimizer keeps as a number and not as a tensor."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,22 @@ class TrainingState:
     """Where a training stands, apart from tensors."""
 
     step: int
-    cursor: int
-    """Examples taken from the sampler so far."""
+    cursor: Cursor
+    """What was taken from the sampler so far. Nothing else is needed to go on: see `data.batches`."""
     loss_first: float | None
     loss_last: float | None
     seconds: float
     """Time spent training so far, in all attempts."""
+    best_loss: float | None = None
+    """The lowest held-out loss, where early stopping looks for it."""
+    best_step: int | None = None
+    worse: int = 0
+    """Evaluations since then."""
+
+    @classmethod
+    def of(cls, described: dict[str, Any]) -> "TrainingState":
+        """From JSON."""
+        return cls(**described | {"cursor": Cursor(**described["cursor"])})
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,7 @@ class Checkpoints:
     exporter: Exporter
     series: Path
     identity: Identity
+    keepsakes: Keepsakes
 
     def write(self, state: TrainingState) -> Path:
         """A complete folder, renamed into place; older ones but the last are removed."""
@@ -136,7 +152,7 @@ class Checkpoints:
                     " begin anew",
                     code=CHECKPOINT_MISMATCH,
                 )
-            state = TrainingState(**described["training"])
+            state = TrainingState.of(described["training"])
             if others := self.identity.differences(described["identity"]):
                 raise CheckpointUnusable(
                     f"{folder.name} is of another training ({'; '.join(others)}); begin anew",
@@ -158,10 +174,15 @@ class Checkpoints:
         for name, parameter in by_name.items():
             prefix = f"{name}/"
             self.optimizer.state[parameter] = {
-                key.removeprefix(prefix): _placed(key, tensor, parameter)
+                key.removeprefix(prefix).removesuffix(NUMBER): _placed(key, tensor, parameter)
                 for key, tensor in tensors.items()
                 if key.startswith(prefix)
             }
+        self.keepsakes.tensors = {
+            key.removeprefix(KEPT_TENSORS): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(KEPT_TENSORS)
+        }
         self.scheduler.load_state_dict(described["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -174,8 +195,13 @@ class Checkpoints:
         tensors = {}
         for name, parameter in self.injected.trainable():
             for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
-        return tensors | _random_states()
+                if isinstance(value, torch.Tensor):
+                    # bitsandbytes shares its tables between parameters, and a file cannot.
+                    tensors[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
+                else:
+                    tensors[f"{name}/{key}{NUMBER}"] = torch.tensor(value)
+        kept = {KEPT_TENSORS + name: tensor for name, tensor in self.keepsakes.tensors.items()}
+        return tensors | kept | _random_states()
 
     def _forget_old(self) -> None:
         kept = sorted(self.folder.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
@@ -220,10 +246,14 @@ def _sync(path: Path) -> None:
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """The parts of a scheduler's state that are data; its lambdas are made again from the hyperparameters."""
-    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {"lr_lambdas": [None]}
+    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {
+        "lr_lambdas": [None] * len(state["lr_lambdas"])
+    }
 
 
-def _placed(key: str, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+def _placed(key: str, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | float:
+    if key.endswith(NUMBER):
+        return tensor.item()
     # AdamW keeps its step counters on the CPU, whatever the device.
     return tensor if key.endswith("/step") else tensor.to(parameter.device)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,9 @@ from schemas.events.job import Evaluation
 
 FEWEST_CLIPS_FOR_EXACT_MATCH = 8
 """Below that a share of right answers says nothing."""
+
+
+Phase = Literal["before", "during", "after"]
 
 
 class Answer(Message):
@@ -39,7 +42,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Held-out loss and exact match."""
+    """Held-out loss, token accuracy and exact match."""
 
     runner: Runner
     collator: Collator
@@ -49,22 +52,24 @@ class Evaluator:
 
     def measure(self, stop: StopWish, progress: Callable[[int, int], None]) -> Measured | None:
         """One pass over the held-out examples; None when a stop was asked for on the way."""
-        loss, tokens = 0.0, 0
+        loss, tokens, right = 0.0, 0, 0
         answers: list[Answer] = []
         with undisturbed(self.runner.model, self.runner.base.device):
             for start in range(0, len(self.examples), self.batch_size):
                 if stop.mode is not None:
                     return None
                 part = self.examples[start : start + self.batch_size]
-                batch = self.collator.batch(part)
-                loss += float(self.runner.loss(batch))
-                tokens += batch.supervised
+                found = self.runner.loss(self.collator.batch(part))
+                loss += float(found.total)
+                tokens += len(found.tokens)
+                right += int(found.right.sum())
                 answers.extend(self._answers(part))
                 progress(start + len(part), len(self.examples))
         counted = len({answer.video or answer.prompt for answer in answers}) >= FEWEST_CLIPS_FOR_EXACT_MATCH
         evaluation = Evaluation(
             examples=len(self.examples),
             loss=loss / tokens if tokens else None,
+            token_accuracy=right / tokens if tokens else None,
             exact_match=sum(answer.right for answer in answers) / len(answers) if counted else None,
         )
         return Measured(evaluation, tuple(answers))

@@ -10,8 +10,9 @@ import torch
 from qlora_engine.adapters.temporal import showing
 from qlora_engine.data.collate import Batch, Questions, normalised
 from qlora_engine.data.frames import ClipFrames
+from qlora_engine.models.attention import packed_mask
 from qlora_engine.models.loading import Loaded
-from qlora_engine.training.loss import predicting, summed_loss
+from qlora_engine.training.loss import Loss, chunked_loss, predicting, supervised
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Runner:
 
     model: Any
     base: Loaded
+    loss_chunk: int = 1024
+    """Supervised tokens whose logits are made at once."""
 
     def _precision(self) -> AbstractContextManager[None]:
         """LoRA weights stay float32; on CUDA they are multiplied in bfloat16, unless float32 was chosen."""
@@ -39,20 +42,36 @@ class Runner:
             [[normalised(clip, vision, self.base.device, self.base.dtype) for clip in row] for row in rows],
         )
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy summed over the supervised tokens; logits are made only where a label needs them."""
-        ids, labels = batch.ids.to(self.base.device), batch.labels.to(self.base.device)
-        wanted = predicting(labels)
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy of the supervised tokens, of one packed row or of padded ones."""
+        labels = batch.labels.to(self.base.device)
+        hidden = self._hidden(batch)[predicting(labels)]
+        return chunked_loss(hidden, self._whole.get_output_embeddings(), supervised(labels), self.loss_chunk)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """[rows, tokens, vocabulary]: all of them, which is much for a long row."""
+        head = self._whole.get_output_embeddings()
+        with self._precision():
+            return head(self._hidden(batch).to(head.weight.dtype))  # type: ignore[no-any-return]
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """What the last layer says to each token, [rows, tokens, width]."""
+        mask = packed_mask(batch.lengths) if batch.mask is None else batch.mask.to(self.base.device)
+        ids = batch.ids.to(self.base.device)
         with self._precision(), self._showing(batch.clips):
-            output = self.model(
+            output = self._whole.base_model(
                 input_ids=ids,
-                attention_mask=None if batch.mask is None else batch.mask.to(self.base.device),
+                attention_mask=mask,
                 position_ids=batch.position_ids.to(self.base.device),
-                logits_to_keep=wanted,
                 use_cache=False,
                 **self._vision(ids, batch.clips),
             )
-        return summed_loss(output.logits, labels)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    @property
+    def _whole(self) -> Any:
+        """The transformers model, with adapters in it or without."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def answers(self, questions: Questions, max_new_tokens: int) -> list[str]:
         """Greedy answers."""

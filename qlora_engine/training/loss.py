@@ -33,6 +33,12 @@ def predicting(labels: torch.Tensor) -> torch.Tensor:
     return functional.pad(labels[:, 1:] != IGNORED, (0, 1), value=False)
 
 
+def supervised(labels: torch.Tensor) -> torch.Tensor:
+    """The labels themselves, where there are some, in their order."""
+    shifted = labels[:, 1:]
+    return shifted[shifted != IGNORED]
+
+
 def chunked_loss(hidden: torch.Tensor, head: Any, targets: torch.Tensor, chunk: int) -> Loss:
     """Cross-entropy of `head(hidden)`, [supervised, width], against `targets`, [supervised].
 
@@ -78,9 +84,3 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(gradients[0].to(gradient.dtype)), None, None, None, None
-
-
-def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the supervised tokens; `logits` are those at `predicting(labels)`."""
-    shifted = labels[:, 1:]
-    return functional.cross_entropy(logits.float(), shifted[shifted != IGNORED], reduction="sum")

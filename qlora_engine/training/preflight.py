@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from qlora_engine.data.collate import Collator
 from qlora_engine.data.frames import shown_clip
@@ -19,6 +20,13 @@ from schemas.datasets import Example, Manifest
 from schemas.training import Hyperparameters
 
 ROWS_PER_UPDATE = 1000
+
+
+class Tokens(NamedTuple):
+    """Of one row of the captions file."""
+
+    whole: int
+    supervised: int
 
 
 def check_clips(manifest: Manifest, folder: Path, sampling: Sampling) -> None:
@@ -42,8 +50,8 @@ def check_captions(
     vision: Vision | None,
     sampling: Sampling,
     emit: Callable[[Update], None],
-) -> dict[str, int]:
-    """The number of answer tokens of every row, by `Example.where`.
+) -> dict[str, Tokens]:
+    """What every row comes to, by `Example.where`.
 
     Nothing is decoded: see `shown_clip`.
 
@@ -52,12 +60,12 @@ def check_captions(
         ModelRefused: the model sees no clips (code ``no_vision``).
     """
     shown = {clip.path: shown_clip(clip, vision, sampling) for clip in manifest.clips}
-    lengths: dict[str, int] = {}
+    lengths: dict[str, Tokens] = {}
     refusals: list[EngineError] = []
     for done, example in enumerate(manifest.examples, start=1):
         try:
             encoded = collator.encoded(example, shown[example.clip] if example.clip else None)
-            lengths[example.where] = sum(encoded.supervised)
+            lengths[example.where] = Tokens(len(encoded.ids), sum(encoded.supervised))
         except (SequenceTooLong, ControlTokenInCaption) as refusal:
             refusals.append(refusal)
         if done % ROWS_PER_UPDATE == 0:
@@ -68,8 +76,26 @@ def check_captions(
     return lengths
 
 
+def check_budget(
+    examples: Sequence[Example], lengths: dict[str, Tokens], hyperparameters: Hyperparameters
+) -> None:
+    """
+    Raises:
+        SequenceTooLong: a row does not fit into tokens_per_micro_batch.
+    """
+    budget = hyperparameters.tokens_per_micro_batch
+    if budget is None or not examples:
+        return
+    longest = max(examples, key=lambda example: lengths[example.where].whole)
+    if (tokens := lengths[longest.where].whole) > budget:
+        raise SequenceTooLong(
+            f"{longest.where} makes {tokens} tokens, but tokens_per_micro_batch is {budget};"
+            f" raise it to at least {tokens}, lower frames or shorten the caption"
+        )
+
+
 def cautions(
-    split: Split, evaluated: Sequence[Example], lengths: dict[str, int], hyperparameters: Hyperparameters
+    split: Split, evaluated: Sequence[Example], lengths: dict[str, Tokens], hyperparameters: Hyperparameters
 ) -> list[Logged]:
     """What people should know about their data before they trust the figures."""
     found = []
@@ -90,9 +116,9 @@ def cautions(
             )
         )
     limit = hyperparameters.max_new_tokens
-    cut = sum(lengths[example.where] - 1 > limit for example in evaluated)  # its end need not be generated
+    cut = sum(lengths[example.where].supervised - 1 > limit for example in evaluated)
     if cut:
-        longest = max(lengths[example.where] for example in evaluated)
+        longest = max(lengths[example.where].supervised for example in evaluated)
         found.append(
             _caution(
                 "answers_cut",

@@ -43,6 +43,8 @@ class Evaluation(Message):
     """Mean cross-entropy per response token; None without held-out clips."""
     exact_match: float | None
     """Share of held-out clips answered word for word; None below 8 clips."""
+    token_accuracy: float | None = None
+    """Share of response tokens that were the likeliest, given the right ones before them."""
 
 
 @REGISTRY.register

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qlora_engine.training.attention import attend_by_sample, packed_mask
+from qlora_engine.models.attention import attend_by_sample, packed_mask
 from qlora_engine.training.loss import chunked_loss
 
 VOCABULARY = 500

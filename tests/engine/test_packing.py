@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qlora_engine.data.batches import Cursor, StepsOfExamples, StepsOfTokens
 from qlora_engine.data.packing import pack
 from qlora_engine.data.samples import Sampler
-from qlora_engine.training.attention import NEGLIGIBLE, WASTE, grouped
+from qlora_engine.models.attention import NEGLIGIBLE, WASTE, grouped
 
 BUDGET = 256
 lengths = st.lists(st.integers(1, BUDGET), min_size=1, max_size=120)

@@ -9,7 +9,7 @@ from qlora_engine.data.samples import Split
 from qlora_engine.errors import ControlTokenInCaption, SequenceTooLong
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import read_manifest, train
-from qlora_engine.training.preflight import cautions
+from qlora_engine.training.preflight import Tokens, cautions
 from schemas.datasets import Example, Manifest, one_turn
 from schemas.training import Hyperparameters, TrainingSpec
 from tests.engine.conftest import MakeSpec, Recorded
@@ -62,6 +62,16 @@ def test_text_and_longer_conversations_are_trained_on_beside_clips(
     assert recorded.of("training_done")
 
 
+def test_a_row_longer_than_the_token_budget_is_named_before_training(
+    make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
+) -> None:
+    chosen = make_spec(tokens_per_micro_batch=128, held_out_fraction=0)
+    spec = with_responses(chosen, tmp_path, {7: "ab " * 200})
+    with pytest.raises(SequenceTooLong, match=r":7 makes \d+ tokens, but tokens_per_micro_batch is 128"):
+        train(spec, recorded, no_stop, CPU)
+    assert recorded.of("training_began") == []
+
+
 def test_a_control_token_is_named_before_training(
     make_spec: MakeSpec, tmp_path: Path, recorded: Recorded, no_stop: StopWish
 ) -> None:
@@ -89,7 +99,7 @@ def test_a_training_without_doubts_says_nothing(
 
 def test_an_evaluation_that_is_not_what_was_asked_for() -> None:
     rows = tuple(Example(clip="a", prompt="?", response="!", row=row) for row in (1, 2))
-    lengths = {row.where: 2 for row in rows}
+    lengths = {row.where: Tokens(9, 2) for row in rows}
     nothing = cautions(Split(training=rows, held_out=()), (), lengths, Hyperparameters())
     assert [caution.code for caution in nothing] == ["nothing_held_out"]
     wanted = Hyperparameters(held_out_fraction=0)

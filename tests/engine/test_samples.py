@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from qlora_engine.data.samples import Sampler, batch, sampled, split
+from qlora_engine.data.samples import Sampler, sampled, split
 from schemas.datasets import Clip, Example, Manifest, one_turn
 from schemas.training import Hyperparameters, held_out_count, total_steps
 
@@ -109,13 +109,6 @@ def test_every_epoch_takes_every_example_once_in_another_order() -> None:
     assert stream[:10] != stream[10:20]
     assert sampler.take(13, 7) == stream[13:20]
     assert sampler.take(0, 25) == stream[:25]
-
-
-def test_a_batch_is_found_without_the_ones_before_it() -> None:
-    examples = manifest(7).examples
-    sampler = Sampler(len(examples), 0)
-    in_turn = [batch(sampler, examples, step, 4) for step in range(1, 9)]
-    assert batch(Sampler(len(examples), 0), examples, 6, 4) == in_turn[5]
 
 
 def test_total_steps() -> None:

@@ -79,7 +79,7 @@ def batch(loaded: Loaded, clips: Path, manifest_file: Path, examples: tuple[Exam
 
 
 def loss_of(injected: Injected, loaded: Loaded, batch: Batch) -> torch.Tensor:
-    return Runner(injected.model, loaded).loss(batch)
+    return Runner(injected.model, loaded).loss(batch).total
 
 
 def conv(clip: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_packed_rows_and_samples_without_a_clip_change_nothing(
     with torch.no_grad():
         alone = [float(loss_of(injected, loaded, padded([sample], pad))) for sample in samples]
         together = float(loss_of(injected, loaded, padded(samples, pad)))
-        in_rows = float(loss_of(injected, loaded, packed([samples[:3], samples[3:]], pad)))
+        in_rows = float(loss_of(injected, loaded, packed(samples)))
     assert together == pytest.approx(sum(alone), abs=1e-4)
     assert in_rows == pytest.approx(sum(alone), abs=1e-4)
 
@@ -184,7 +184,7 @@ def test_it_is_merged_only_while_its_temporal_part_is_zero(
         kernel.zero_()
     merged = Runner(model.merge_and_unload(safe_merge=True), loaded)
     with torch.no_grad():
-        assert torch.allclose(merged.loss(batch), loss_of(injected, loaded, batch), rtol=1e-5)
+        assert torch.allclose(merged.loss(batch).total, loss_of(injected, loaded, batch), rtol=1e-5)
 
 
 def test_nobody_loads_it_without_its_temporal_part(
@@ -197,7 +197,7 @@ def test_nobody_loads_it_without_its_temporal_part(
 
     again = load_model(str(tiny), CPU)
     model = load_adapter(again.model, tmp_path)
-    assert torch.equal(Runner(model, again).loss(batch), loss_of(injected, loaded, batch))
+    assert torch.equal(Runner(model, again).loss(batch).total, loss_of(injected, loaded, batch))
 
     weights = load_file(tmp_path / WEIGHTS_FILE)
     dropped = next(name for name in weights if ".lora_temporal." in name)

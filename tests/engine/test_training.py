@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from qlora_engine.adapters.injection import Injected, inject
 from qlora_engine.data.collate import IGNORED, Collator
+from qlora_engine.data.samples import split
 from qlora_engine.errors import CheckpointUnusable, FramesExceedClip, NonFiniteLoss
 from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.stopping import StopWish
@@ -19,7 +21,8 @@ from qlora_engine.training.attempt import read_manifest, train
 from qlora_engine.training.checkpoints import KEPT, Identity, verify
 from qlora_engine.training.evaluation import Evaluator, undisturbed
 from qlora_engine.training.forward import Runner
-from schemas.datasets import Example
+from qlora_engine.training.loss import Loss
+from schemas.datasets import Example, one_turn
 from schemas.training import Hyperparameters, ResumePoint, TrainingSpec
 from tests.engine.conftest import MakeSpec, Recorded, frames_of
 
@@ -68,13 +71,12 @@ def test_only_the_answer_and_its_end_are_supervised(
     collator: Collator, examples: tuple[Example, ...], loaded: Loaded
 ) -> None:
     batch = collator.batch(examples)
-    for row, example in enumerate(examples):
-        supervised = batch.ids[row][batch.labels[row] != IGNORED].tolist()
+    parts = zip(batch.ids[0].split(batch.lengths), batch.labels[0].split(batch.lengths), strict=True)
+    for example, (ids, labels) in zip(examples, parts, strict=True):
+        supervised = ids[labels != IGNORED].tolist()
         assert supervised[-1] == loaded.prompts.end_token_id
         assert loaded.tokenizer.decode(supervised[:-1]) == f" {example.response}"
-        assert batch.mask is not None
-        assert batch.labels[row][batch.mask[row] == 0].eq(IGNORED).all()
-    assert batch.tokens == int((batch.ids != loaded.prompts.pad_token_id).sum())
+    assert batch.tokens == batch.ids.numel() == int((batch.ids != loaded.prompts.pad_token_id).sum())
 
 
 def test_a_split_batch_has_the_same_gradient(
@@ -85,10 +87,11 @@ def test_a_split_batch_has_the_same_gradient(
     injected.model.train()
     runner = Runner(injected.model, loaded)
     batch = collator.batch(examples)
-    whole = gradients(injected, runner.loss(batch) / batch.supervised)
+    whole = gradients(injected, runner.loss(batch).total / batch.supervised)
     parts: dict[str, torch.Tensor] = {}
-    for part in batch.parts(2):
-        for name, gradient in gradients(injected, runner.loss(part) / batch.supervised).items():
+    for start in range(0, len(examples), 2):
+        part = runner.loss(collator.batch(examples[start : start + 2]))
+        for name, gradient in gradients(injected, part.total / batch.supervised).items():
             parts[name] = parts.get(name, torch.zeros_like(gradient)) + gradient
     scale = max(float(gradient.abs().max()) for gradient in whole.values())
     error = max(float((whole[name] - parts[name]).abs().max()) for name in whole)
@@ -105,13 +108,13 @@ def test_an_evaluation_does_not_change_the_next_gradient(
     runner = Runner(injected.model, loaded)
     batch = collator.batch(examples)
     torch.manual_seed(1)
-    before = gradients(injected, runner.loss(batch))
+    before = gradients(injected, runner.loss(batch).total)
     torch.manual_seed(1)
     with undisturbed(injected.model, CPU):
         runner.loss(batch)
         runner.answers(collator.questions(examples), 4)
         torch.rand(10)
-    after = gradients(injected, runner.loss(batch))
+    after = gradients(injected, runner.loss(batch).total)
     assert injected.model.training
     assert before.keys() == dict(injected.trainable()).keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -188,6 +191,83 @@ def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(make_spec: MakeSpec,
     assert evaluations[0] == evaluations[1]
 
 
+@pytest.mark.parametrize("too_fast", [False, True])
+def test_packed_rows_8_bit_moments_and_early_stopping_resume_bit_for_bit(
+    too_fast: bool, make_spec: MakeSpec, no_stop: StopWish
+) -> None:
+    chosen: dict[str, Any] = {
+        "optimizer": "adamw_8bit",
+        "rank": 64,  # large enough for bitsandbytes to keep moments in 8 bits
+        "dropout": 0.1,
+        "tokens_per_micro_batch": 300,
+        "tokens_per_step": 900,
+        "max_steps": 8,
+        "checkpoint_every_steps": 1 if too_fast else 3,
+        "learning_rate": 1.0 if too_fast else 5e-3,
+        "evaluate_every_steps": 1 if too_fast else 4,
+        "early_stopping_patience": 1,
+        "held_out_fraction": 0.05,
+    }
+    whole, resumed = Recorded(), Recorded()
+    unbroken = make_spec("unbroken", **chosen)
+    train(unbroken, whole, no_stop, CPU)
+    losses = {done.step: done.evaluation.loss for done in whole.of("evaluation_done") if done.step > 0}
+    best = min(losses, key=lambda step: losses[step])
+    (done,) = whole.of("training_done")
+    after = whole.of("evaluation_done")[-1]
+    assert (after.phase, after.step, after.evaluation.loss) == ("after", done.steps, losses[best])
+    assert 0 <= after.evaluation.token_accuracy <= 1
+    messages = {logged.code: logged.message for logged in whole.of("logged")}
+    if too_fast:  # soon a step makes it worse
+        assert messages.keys() == {"stopped_early", "best_adapter_kept"}
+        assert f"adapter of step {best} is kept" in messages["best_adapter_kept"]
+        assert done.steps == best + 1 < 8
+    else:
+        assert messages == {}
+        assert done.steps == best == 8
+
+    checkpoints = Path(unbroken.output_folder).glob("checkpoint-*")
+    first = min(checkpoints, key=lambda folder: int(folder.name.split("-")[1]))
+    start = int(first.name.split("-")[1])
+    state = load_file(first / "optimizer.safetensors")
+    assert any(name.endswith("/state1") and tensor.dtype == torch.uint8 for name, tensor in state.items())
+    again = make_spec("again", ResumePoint(step=start, folder=str(first)), **chosen)
+    train(again, resumed, no_stop, CPU)
+    assert numbers(resumed) == numbers(whole)[start:]
+    expected, found = adapter_of(unbroken), adapter_of(again)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert resumed.of("training_done")[0].steps == done.steps
+
+
+def test_paging_without_a_gpu_is_said_to_be_none(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    train(make_spec(max_steps=1, optimizer="paged_adamw_8bit"), recorded, no_stop, CPU)
+    assert [logged.code for logged in recorded.of("logged")] == ["not_paged"]
+
+
+def test_a_row_that_costs_far_more_than_the_others_is_named(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    spec = make_spec(max_steps=30, batch_size=32)
+    manifest = read_manifest(Path(spec.manifest_file))
+    wrong = split(manifest, 0.2, 0).training[5]
+    examples = tuple(
+        example.model_copy(update={"messages": one_turn(example.prompt, "zq xw 9 vvk")})
+        if example == wrong
+        else example
+        for example in manifest.examples
+    )
+    file = Path(spec.output_folder).parent / "manifest.json"
+    file.write_text(manifest.model_copy(update={"examples": examples}).model_dump_json(), "utf-8")
+    train(spec.model_copy(update={"manifest_file": str(file)}), recorded, no_stop, CPU)
+    (told,) = recorded.of("logged")
+    assert (told.level, told.code) == ("warning", "loss_outliers")
+    assert f"{wrong.where} ({wrong.clip}) " in told.message
+    table = Path(spec.output_folder, "adapter", "loss_outliers.jsonl").read_text("utf-8")
+    assert json.loads(table.splitlines()[0])["row"] == wrong.row
+
+
 def test_a_checkpoint_at_the_last_step_still_ends_in_an_adapter(
     make_spec: MakeSpec, no_stop: StopWish
 ) -> None:
@@ -255,9 +335,10 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
 ) -> None:
     real = Runner.loss
 
-    def poisoned(runner: Runner, batch: Any) -> torch.Tensor:
+    def poisoned(runner: Runner, batch: Any) -> Loss:
         loss = real(runner, batch)
-        return loss * float("nan") if len(recorded.of("step_taken")) == 2 else loss
+        poison = float("nan") if len(recorded.of("step_taken")) == 2 else 1.0
+        return replace(loss, total=loss.total * poison)
 
     monkeypatch.setattr(Runner, "loss", poisoned)
     with pytest.raises(NonFiniteLoss, match="the loss is nan at step 3") as stopped:
@@ -331,7 +412,7 @@ def test_gradient_checkpointing_changes_no_gradient(
             loaded.prompts, frames_of(clips, manifest_file, loaded.vision), loaded.context_tokens
         )
         torch.manual_seed(3)
-        found.append(gradients(injected, Runner(injected.model, loaded).loss(collator.batch(examples))))
+        found.append(gradients(injected, Runner(injected.model, loaded).loss(collator.batch(examples)).total))
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 

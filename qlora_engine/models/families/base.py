@@ -178,8 +178,7 @@ class Prompts(Protocol):
 def row_positions(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """What forward takes as ``position_ids`` for rows of [P, length]: [rows, length] or [P, rows, length].
 
-    With ``attention_mask=None`` and ``use_cache=False``, transformers tells packed samples apart by the text
-    positions, which grow by one within a sample and begin again at 0 (arXiv 2107.02027 calls it packing).
+    In a packed row each sample counts from 0 again (arXiv 2107.02027 calls it packing).
     """
     stacked = torch.stack(list(rows), dim=1)
     return stacked[0] if len(stacked) == 1 else stacked
