@@ -153,6 +153,20 @@ async def finish_tables(connection: AsyncConnection[Any], view: View, schema: st
         await connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table.name)))
 
 
+async def pause_vacuum(connection: AsyncConnection[Any], view: View, schema: str) -> None:
+    """Keep autovacuum from tables that are being filled: it would only go over the same rows again."""
+    for table in view.tables:
+        name = sql.Identifier(schema, table.name)
+        await connection.execute(sql.SQL("ALTER TABLE {} SET (autovacuum_enabled = false)").format(name))
+
+
+async def resume_vacuum(connection: AsyncConnection[Any], view: View, schema: str) -> None:
+    """Undo `pause_vacuum`."""
+    for table in view.tables:
+        name = sql.Identifier(schema, table.name)
+        await connection.execute(sql.SQL("ALTER TABLE {} RESET (autovacuum_enabled)").format(name))
+
+
 async def drop_schema(connection: AsyncConnection[Any], schema: str) -> None:
     await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
 

@@ -200,6 +200,7 @@ class _Builder:
                 [self.view.name, self.generation],
             )
             await catalogue.create_tables(self.connection, self.view, self._next)
+            await catalogue.pause_vacuum(self.connection, self.view, self._next)
             await self.connection.execute(
                 """
                 UPDATE projections.rebuilds
@@ -339,6 +340,7 @@ class _Builder:
             while has_log and (rows := await self._fold_page(position)):
                 position = rows[-1].position
             await self._refuse_more_parked(before)
+            await catalogue.resume_vacuum(self.connection, self.view, self._next)
             await self._rename()
             await self.connection.execute(
                 """

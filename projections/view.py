@@ -13,7 +13,7 @@ from psycopg import AsyncCursor
 from schemas.envelope import Recorded
 
 Census = tuple[tuple[str, tuple[str, ...] | None], ...]
-"""Pairs of a table and event types: one row per stream that has one of these, or with None per event."""
+"""Pairs of a table and event types: a row per stream that begins with one, or with None per event."""
 
 Row = tuple[Any, ...]
 Rows = Mapping[str, Sequence[Row]]

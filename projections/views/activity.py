@@ -98,7 +98,7 @@ def _row(recorded: Recorded) -> Row:
         metadata.workspace_id,
         metadata.actor,
         level,
-        without_nul(words),
+        without_nul(words) if "\x00" in words else words,
         metadata.recorded_at,
     )
 

@@ -15,6 +15,7 @@ from projections.documents import (
     DocumentView,
     StoredDocument,
     ViewModel,
+    alter,
     beginning,
     begun,
     document_row,
@@ -194,11 +195,7 @@ class Jobs(DocumentView[JobView]):
                 wait_reason="The job waits for its inputs to be checked.",
             )
         job = begun(before, recorded)
-        changes = changes_by(job, recorded)
-        changes["status"] = status = phase_after(job.status, event)
-        if status in TERMINAL_PHASES and job.finished_at is None:
-            changes |= _ENDED | {"finished_at": recorded.metadata.recorded_at}
-        return evolved(job, recorded, changes)
+        return evolved(job, recorded, changes_by(job, recorded))
 
     def begin(self) -> "JobFold":
         return JobFold(self)
@@ -233,8 +230,12 @@ class JobFold(DocumentFold[JobView]):
         self._checkpoints: dict[int, Checkpoint] = {}
 
     def add(self, recorded: Recorded) -> None:
-        self.document = self.view.fold(self.document, recorded)
         event = recorded.event
+        if self.document is None or type(event) is events.JobRequested:
+            self.document = self.view.fold(self.document, recorded)
+        else:
+            # Nobody else has it: `shown` and `rows` give copies.
+            alter(self.document, recorded, changes_by(self.document, recorded))
         if type(event) is events.CheckpointSaved:
             self._checkpoints[event.step] = _checkpoint(recorded, event)
 
@@ -267,9 +268,14 @@ def _checkpoint_row(job_id: str, saved: Checkpoint) -> Row:
 
 
 def changes_by(job: JobView, recorded: Recorded) -> dict[str, Any]:
-    """What an event after the first changes beside the status."""
-    change = _CHANGES.get(type(recorded.event))
-    return {} if change is None else change(job, recorded, recorded.event)
+    """What an event after the first changes."""
+    event = recorded.event
+    change = _CHANGES.get(type(event))
+    changes = {} if change is None else change(job, recorded, event)
+    changes["status"] = status = phase_after(job.status, event)
+    if status in TERMINAL_PHASES and job.finished_at is None:
+        changes |= _ENDED | {"finished_at": recorded.metadata.recorded_at}
+    return changes
 
 
 def _planned(job: JobView, recorded: Recorded, event: events.JobPlanned) -> dict[str, Any]:
