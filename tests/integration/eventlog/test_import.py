@@ -49,6 +49,23 @@ def test_a_log_can_be_brought_in_by_parts(database: PostgresSettings, log: Event
     assert [raw.state for raw in log.read_all(0, 1000)] == [row.state for row in ROWS]
 
 
+def test_an_import_leaves_indexes_and_constraints_as_they_were(
+    database: PostgresSettings, log: EventLog
+) -> None:
+    def indexes() -> list[tuple[str, str, bool]]:
+        with psycopg.connect(database.conninfo()) as connection:
+            return connection.execute(
+                "SELECT conname, pg_get_indexdef(indexrelid), indisprimary"
+                " FROM pg_index LEFT JOIN pg_constraint ON conindid = indexrelid"
+                " WHERE indrelid = 'kinora_events'::regclass ORDER BY 2"
+            ).fetchall()
+
+    before = indexes()
+    bring(database, ROWS)
+    assert indexes() == before
+    assert ("kinora_events_pkey", True) in [(name, is_primary) for name, _, is_primary in before]
+
+
 def test_a_row_is_made_of_the_stored_bytes() -> None:
     assert [EventRow.of(row.notification_id, row.state, json.loads(row.state)) for row in ROWS] == list(ROWS)
 
