@@ -16,6 +16,8 @@ from projections.replay import replay_parked
 from projections.settings import ProjectionsSettings
 from projections.view import Rows, Table
 from projections.views import jobs
+from projections.views.activity import Activities, ActivityFold
+from schemas.envelope import Recorded
 from schemas.ids import Prefix, new_id
 from tests.integration.projections.world import (
     Tally,
@@ -265,6 +267,41 @@ async def test_a_stream_that_cannot_be_folded_is_parked_where_it_stopped(
     replayed = await replay_parked(conninfo, Tally(version=2))
     assert (replayed.streams, replayed.events) == ((bad,), 3)
     assert await tallies(connection) == {good: 5, bad: 5}
+
+
+class Halting(Activities):
+    """A row per event, as far as it can be told."""
+
+    version = Activities.version + 1
+
+    def __init__(self, stream_id: str, after: int) -> None:
+        self._stream_id, self._after = stream_id, after
+
+    def begin(self) -> ActivityFold:
+        halting = self
+
+        class Fold(ActivityFold):
+            def add(self, recorded: Recorded) -> None:
+                if (recorded.stream_id, recorded.version) == (halting._stream_id, halting._after + 1):
+                    raise ValueError("no words")
+                super().add(recorded)
+
+        return Fold()
+
+
+async def test_what_waits_in_parked_streams_is_not_asked_for(
+    connection: AsyncConnection[Any], writer: Writer, conninfo: str
+) -> None:
+    good, bad = new_users(2)
+    writer.logins(10, [good, bad])
+    done = await rebuild(conninfo, Halting(bad, 2))
+    assert done.state == "done"
+    assert await scalar(connection, "SELECT count(*) FROM view_activity.activities") == 7
+    (parked,) = await parked_streams(connection)
+    assert (parked.stream_id, parked.events) == (bad, 3)
+    # While the tables were filled, autovacuum left them alone.
+    options = "SELECT reloptions FROM pg_class WHERE oid = 'view_activity.activities'::regclass"
+    assert await scalar(connection, options) is None
 
 
 async def test_a_stream_whose_rows_cannot_be_stored_is_parked_as_a_whole(

@@ -68,7 +68,7 @@ class Tally:
 
     name = "tally"
     types: tuple[str, ...] | None = (UserLoggedIn.TYPE,)
-    census: Census = ()
+    census: Census = (("tallies", (UserLoggedIn.TYPE,)),)
     tables: tuple[Table, ...] = (
         Table(
             name="tallies",
