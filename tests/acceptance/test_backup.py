@@ -85,7 +85,7 @@ def moved(
         first = client.post("/jobs", job_body(registered, 6, "done"), key=IDEMPOTENCY_KEY)
         job = succeeded(client, first["id"])
         running = client.post("/jobs", job_body(registered, 5000, "running"))["id"]
-        wait_until(lambda: client.get(f"/jobs/{running}")["step"] > 8, seconds=90, what="some steps")
+        wait_until(lambda: client.get(f"/jobs/{running}")["step"] > 8, seconds=180, what="some steps")
         service.cli("backup", str(folder / "backup"), "--passphrase-file", str(folder / "passphrase"))
         page = client.get("/events", limit=1)
         client.post(f"/jobs/{running}/stop", {"mode": "immediate"})
