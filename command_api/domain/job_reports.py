@@ -168,7 +168,7 @@ def _has_trained(state: Held) -> bool:
 
 def _fields(body: work.ReportBody) -> dict[str, Any]:
     """The report's own fields, which the event has under the same names."""
-    return {name: getattr(body, name) for name in type(body).model_fields if name != "kind"}
+    return {name: value for name, value in body if name != "kind"}
 
 
 def _out_of_place(state: Held, body: work.ReportBody) -> Conflict:
