@@ -33,6 +33,10 @@ $(DEV_STAMP): $(STAMP) requirements-dev.txt
 .PHONY: install
 install: $(STAMP) ## Create .venv and install Kinora from the lock
 
+.PHONY: bench-install
+bench-install: $(DEV_STAMP) ## Install what the engine is compared with by python -m benchmarks engine.speed
+	$(PIP) install --quiet --constraint requirements.lock --editable '.[bench]'
+
 .PHONY: demo
 demo: $(STAMP) ## Fine-tune a tiny video model end to end (VIDEOS=folder for your own clips)
 	$(BIN)/kinora demo $${VIDEOS:+--videos "$$VIDEOS"}

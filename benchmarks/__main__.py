@@ -15,13 +15,27 @@ BENCHMARKS = {
     "latency": ("from a committed command to the frame at a WebSocket client", ()),
     "rebuild": ("the job views folded anew, against the stock runner, under reads", ()),
     "refill": ("a lost stream filled again from the log", ()),
-    "engine.plain": ("step time and memory against a plain training loop", ENGINE),
+    "engine.packing": ("packed rows against padded batches: exactness, padding, tokens per second", ENGINE),
+    "engine.purity": ("gradients before and after evaluating, generating and saving", ENGINE),
+    "engine.speed": ("time per token and memory against a plain loop and TRL's SFTTrainer", ENGINE),
     "engine.video": ("frames of clips: speed, exactness, memory, waiting", (*ENGINE, "av")),
     "verify": ("offline verification of an export", ()),
     "soak": ("a stream of tiny jobs under random kills", ()),
 }
 
-QUICK = ("append", "catchup", "engine.video", "growth", "latency", "rebuild", "refill", "verify")
+QUICK = (
+    "append",
+    "catchup",
+    "engine.packing",
+    "engine.purity",
+    "engine.speed",
+    "engine.video",
+    "growth",
+    "latency",
+    "rebuild",
+    "refill",
+    "verify",
+)
 
 
 def main() -> int:

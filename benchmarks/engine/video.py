@@ -209,7 +209,7 @@ def _hostile(folder: Path, clips: int) -> list[Result]:
 
 def _training(folder: Path, steps: int) -> list[Result]:
     """Every step wants clips that were never decoded: the worst case, which is a first epoch."""
-    from benchmarks.training_loops import BATCH, make_model
+    from benchmarks.engine.small_model import BATCH, make_model
     from qlora_engine.stopping import StopWish
     from qlora_engine.training.attempt import train
     from qlora_engine.training.loop import Loop

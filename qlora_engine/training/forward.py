@@ -33,7 +33,8 @@ class Runner:
         """Tells temporal-aware layers which clips they see."""
         return showing(self.model, [clip.layout for row in rows for clip in row])
 
-    def _vision(self, ids: torch.Tensor, rows: Sequence[Sequence[ClipFrames]]) -> dict[str, torch.Tensor]:
+    def vision(self, ids: torch.Tensor, rows: Sequence[Sequence[ClipFrames]]) -> dict[str, torch.Tensor]:
+        """What forward and generate take beside ids, mask and positions."""
         vision = self.base.vision
         if vision is None:
             return {}
@@ -64,7 +65,7 @@ class Runner:
                 attention_mask=mask,
                 position_ids=batch.position_ids.to(self.base.device),
                 use_cache=False,
-                **self._vision(ids, batch.clips),
+                **self.vision(ids, batch.clips),
             )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
@@ -86,6 +87,6 @@ class Runner:
                 max_new_tokens=max_new_tokens,
                 eos_token_id=prompts.end_token_id,
                 pad_token_id=prompts.pad_token_id,
-                **self._vision(ids, questions.clips),
+                **self.vision(ids, questions.clips),
             )
         return [prompts.answer(row[ids.shape[1] :].tolist()) for row in generated]
