@@ -15,6 +15,7 @@ BENCHMARKS = {
     "latency": ("from a committed command to the frame at a WebSocket client", ()),
     "rebuild": ("the job views folded anew, against the stock runner, under reads", ()),
     "refill": ("a lost stream filled again from the log", ()),
+    "engine.arrow": ("the order of frames, by ordinary and by temporal-aware LoRA", ENGINE),
     "engine.packing": ("packed rows against padded batches: exactness, padding, tokens per second", ENGINE),
     "engine.purity": ("gradients before and after evaluating, generating and saving", ENGINE),
     "engine.speed": ("time per token and memory against a plain loop and TRL's SFTTrainer", ENGINE),
@@ -26,6 +27,7 @@ BENCHMARKS = {
 QUICK = (
     "append",
     "catchup",
+    "engine.arrow",
     "engine.packing",
     "engine.purity",
     "engine.speed",

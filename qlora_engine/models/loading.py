@@ -160,8 +160,13 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def load_model(source: str, device: torch.device | None = None, quantization: Quantization = NF4) -> Loaded:
-    """The base model in 4 bits, frozen, in evaluation mode.
+def load_model(
+    source: str,
+    device: torch.device | None = None,
+    quantization: Quantization = NF4,
+    family: Family | None = None,
+) -> Loaded:
+    """The base model in 4 bits, frozen, for evaluation; of the family that config.json names by default.
 
     Raises:
         ModelRefused: with a code that names the reason.
@@ -169,7 +174,7 @@ def load_model(source: str, device: torch.device | None = None, quantization: Qu
     device = device or best_device()
     folder = checkpoint_folder(source)
     config = read_config(folder)
-    family = family_for(config["model_type"])
+    family = family or family_for(config["model_type"])
     disable_progress_bar()
     model = _load_quantized(family.model_class(config["model_type"]), folder, device, quantization)
     tokenizer = load_tokenizer(folder)
