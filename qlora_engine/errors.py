@@ -13,6 +13,7 @@ EngineError
 │       └── FramesExceedClip
 ├── SequenceTooLong         an example does not fit into the model's context
 ├── ControlTokenInCaption   a caption holds a token that steers the model
+├── OutOfMemory             memory does not suffice, whatever is done without
 ├── NonFiniteLoss           the numbers blew up before an optimizer step
 └── CheckpointUnusable      a checkpoint is damaged or belongs to another training
 """
@@ -97,6 +98,12 @@ class ControlTokenInCaption(EngineError):
     """A caption holds a token that steers the model, such as the image placeholder."""
 
     code = "control_token_in_caption"
+
+
+class OutOfMemory(EngineError):
+    """Memory does not suffice, and nothing is left to do without."""
+
+    code = "oom"
 
 
 class NonFiniteLoss(EngineError):

@@ -63,6 +63,26 @@ class CheckpointWritten(Message):
     folder: str
 
 
+class OomRecovered(Message):
+    """Memory did not suffice; the same step goes on with less, and what follows does, too."""
+
+    kind: Literal["oom_recovered"] = "oom_recovered"
+    step: int
+    """The step that was being taken; of an evaluation, the last one taken."""
+    site: Literal["forward", "backward", "optimizer", "evaluation"]
+    action: Literal[
+        "split_micro_batch",
+        "gradient_checkpointing",
+        "smaller_loss_chunks",
+        "fewer_frames",
+        "smaller_optimizer_slices",
+        "smaller_evaluation_batch",
+    ]
+    before: int
+    """In the action's unit: tokens, off, tokens, frames, bytes, rows."""
+    after: int
+
+
 class Logged(Message):
     kind: Literal["logged"] = "logged"
     level: Literal["info", "warning", "error"]
@@ -148,6 +168,7 @@ Update = Annotated[
     | StepTaken
     | EvaluationDone
     | CheckpointWritten
+    | OomRecovered
     | Logged
     | TrainingDone
     | TrainingStopped

@@ -112,6 +112,12 @@ class Hyperparameters(AdapterChoices):
     )
     max_new_tokens: int = Field(32, ge=1, le=4096, description="Limit of a generated answer in evaluation.")
     gradient_checkpointing: bool = False
+    oom_fewer_frames: bool = Field(
+        False,
+        description="Where memory does not suffice though micro-batches are split, activations are computed"
+        " twice and logits are made for few tokens at once: go on with half as many frames of each clip,"
+        " which is another training, instead of failing.",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Literal
 from qlora_engine.updates import (
     CheckpointWritten,
     EvaluationDone,
+    OomRecovered,
     Preparing,
     TrainingBegan,
     TrainingDone,
@@ -55,6 +56,8 @@ def of_update(update: Update) -> tuple[Line, ...]:
             return (_evaluated(update),)
         case CheckpointWritten():
             return (_info("checkpoint_written", f"Checkpoint of step {update.step} written"),)
+        case OomRecovered():
+            return (_recovered(update),)
         case TrainingDone():
             return (
                 _info(
@@ -104,6 +107,28 @@ def _began(update: TrainingBegan) -> tuple[Line, ...]:
             if update.start_step == 0
             else f"Going on after step {update.start_step} of {steps}",
         ),
+    )
+
+
+def _recovered(update: OomRecovered) -> Line:
+    """A warning: it goes on, but slower than it could."""
+    match update.action:
+        case "split_micro_batch":
+            done = f"forward passes of {update.before:,} tokens are split to {update.after:,}"
+        case "gradient_checkpointing":
+            done = "gradient checkpointing is on"
+        case "smaller_loss_chunks":
+            done = f"logits are made for {update.after:,} tokens at once instead of {update.before:,}"
+        case "fewer_frames":
+            done = f"clips give {update.after} frames at most instead of {update.before}, as the job allows"
+        case "smaller_optimizer_slices":
+            done = f"the optimizer updates {_size(update.after)} at once instead of {_size(update.before)}"
+        case "smaller_evaluation_batch":
+            done = f"{_count(update.after, 'held-out row')} at once instead of {update.before:,}"
+    return Line(
+        "warning",
+        "oom_recovered",
+        f"Memory did not suffice at step {update.step} ({update.site}); going on with the same step: {done}",
     )
 
 

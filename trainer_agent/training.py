@@ -12,6 +12,7 @@ from qlora_engine.updates import (
     CheckpointWritten,
     EvaluationDone,
     Logged,
+    OomRecovered,
     Preparing,
     StepTaken,
     TrainingBegan,
@@ -182,9 +183,13 @@ class Training:
 
     async def _take_line(self, update: Logged) -> None:
         await self._log.add(Line(update.level, update.code, update.message, source="engine"))
-        if update.level != "info" and self._warned[update.code] < _WARNINGS_PER_CODE:
-            self._warned[update.code] += 1
-            await self._reporter.report(Warned(code=update.code, message=update.message[:_LONGEST_WARNING]))
+        if update.level != "info":
+            await self._warn(update.code, update.message)
+
+    async def _warn(self, code: str, message: str) -> None:
+        if self._warned[code] < _WARNINGS_PER_CODE:
+            self._warned[code] += 1
+            await self._reporter.report(Warned(code=code, message=message[:_LONGEST_WARNING]))
 
     async def _take_milestone(self, update: Update) -> None:
         match update:
@@ -199,6 +204,9 @@ class Training:
                 await self._reporter.report(
                     Evaluated(step=update.step, phase=update.phase, evaluation=update.evaluation)
                 )
+            case OomRecovered():
+                for line in story.of_update(update):
+                    await self._warn(line.code, line.message)
             case CheckpointWritten():
                 await self._checkpoints.add(update.step, self._folder.made_by_engine(update.folder))
             case TrainingDone():

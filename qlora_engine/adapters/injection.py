@@ -62,11 +62,16 @@ def inject(loaded: Loaded, hyperparameters: Hyperparameters) -> Injected:
     check_widths(loaded, layers, hyperparameters)
     config = lora_config(layers, hyperparameters)
     if hyperparameters.gradient_checkpointing:
-        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(loaded)
     model = get_peft_model(loaded.model, config)
     share_shown_clips(model)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Injected(model, trainable)
+
+
+def checkpoint_activations(loaded: Loaded) -> None:
+    """Compute layers again on the way back instead of keeping what they made; no gradient changes."""
+    loaded.model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def check_widths(loaded: Loaded, layers: Container[str], chosen: AdapterChoices) -> None:

@@ -52,6 +52,8 @@ class Batch:
     """Each row's, in the order of their placeholders."""
     lengths: tuple[int, ...]
     """Tokens of each sample, in their order."""
+    with_clip: tuple[bool, ...]
+    """Whether each sample shows a clip."""
 
     @property
     def tokens(self) -> int:
@@ -74,6 +76,22 @@ class Batch:
         """As forward takes them."""
         return row_positions(list(self.positions))
 
+    def part(self, first: int, end: int) -> "Batch":
+        """Samples [first, end) of one packed row; nothing is copied or decoded for it."""
+        if self.mask is not None:
+            raise ValueError("only a packed row can be split between its samples")
+        tokens = slice(sum(self.lengths[:first]), sum(self.lengths[:end]))
+        clips = slice(sum(self.with_clip[:first]), sum(self.with_clip[:end]))
+        return Batch(
+            ids=self.ids[:, tokens],
+            mask=None,
+            labels=self.labels[:, tokens],
+            positions=self.positions[..., tokens],
+            clips=(self.clips[0][clips],),
+            lengths=self.lengths[first:end],
+            with_clip=self.with_clip[first:end],
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -90,6 +108,7 @@ def padded(samples: Sequence[Sample], pad_token_id: int) -> Batch:
         positions=torch.stack([_wider(sample.positions, width, 0) for sample in samples]),
         clips=tuple(() if sample.clip is None else (sample.clip,) for sample in samples),
         lengths=tuple(map(len, samples)),
+        with_clip=tuple(sample.clip is not None for sample in samples),
     )
 
 
@@ -106,6 +125,7 @@ def packed(samples: Sequence[Sample]) -> Batch:
         positions=joined("positions"),
         clips=(tuple(sample.clip for sample in samples if sample.clip is not None),),
         lengths=tuple(map(len, samples)),
+        with_clip=tuple(sample.clip is not None for sample in samples),
     )
 
 

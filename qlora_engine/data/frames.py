@@ -128,6 +128,21 @@ class Frames:
         self._loading: dict[str, Future[ClipFrames]] = {}
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._fewer: dict[int, Frames] = {}
+
+    def fewer(self, divisor: int) -> "Frames":
+        """The same clips with so many times fewer frames; closed together with this one."""
+        if divisor not in self._fewer:
+            self._fewer[divisor] = Frames(
+                self._folder,
+                self._clips.values(),
+                self.sampling.fewer(divisor),
+                self._vision,
+                limit_bytes=self._limit,
+                decode=self._decode,
+                cache=self._cache,
+            )
+        return self._fewer[divisor]
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +156,8 @@ class Frames:
         """Wait for what is being decoded, and drop what is not yet."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        for fewer in self._fewer.values():
+            fewer.close()
 
     def of(self, clip: str) -> ClipFrames:
         """The frames of the clip at this path.

@@ -45,6 +45,17 @@ class Sampling(Message):
             return {"count": self.frames}
         return self.model_dump(mode="json", exclude={"frames"})
 
+    def fewer(self, divisor: int) -> "Sampling":
+        """So many times fewer frames of each clip, but at least one."""
+        rate = self.frames_per_second
+        return Sampling(
+            frames=max(1, self.frames // divisor),
+            frames_per_second=None if rate is None else rate / divisor,
+            min_frames=max(1, self.min_frames // divisor),
+            # A clip may give so many when nothing is said, and the rate is lower now.
+            max_frames=None if self.max_frames is None else max(1, self.max_frames // divisor),
+        )
+
     def count(self, name: str, duration: float, available: int) -> int:
         """Frames to take of the clip `name`, which lasts `duration` seconds and holds `available` frames.
 

@@ -23,6 +23,7 @@ from qlora_engine.models.quantization import Quantization
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
+from qlora_engine.training.economy import Economy
 from qlora_engine.training.evaluation import Answer, Evaluator, Phase
 from qlora_engine.training.export import Exporter, write_answers
 from qlora_engine.training.forward import Runner
@@ -171,7 +172,11 @@ def _prepare(
     identity = Identity(hyperparameters, base_sha256, file_sha256(Path(spec.manifest_file)))
     keepsakes = Keepsakes(len(examples.training))
     checkpoints = Checkpoints(output, injected, optimizer, scheduler, exporter, series, identity, keepsakes)
-    state = TrainingState(0, Cursor(), None, None, 0.0)
+    economy = Economy(
+        gradient_checkpointing=hyperparameters.gradient_checkpointing,
+        loss_chunk=hyperparameters.loss_chunk_tokens,
+    )
+    state = TrainingState(0, Cursor(), None, None, 0.0, economy=economy)
     if spec.resume is not None:
         state = checkpoints.restore(Path(spec.resume.folder), spec.resume.step)
     runner = Runner(injected.model, base, hyperparameters.loss_chunk_tokens)
@@ -216,6 +221,7 @@ def _prepare(
         emit=emit,
         stop=stop,
         series=series,
+        frames=frames,
     )
     return _Attempt(spec, loop, exporter, frames, state.step)
 

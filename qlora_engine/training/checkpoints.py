@@ -23,12 +23,13 @@ from qlora_engine.adapters.injection import Injected
 from qlora_engine.data.batches import Cursor
 from qlora_engine.errors import CheckpointUnusable
 from qlora_engine.fingerprints import file_sha256
+from qlora_engine.training.economy import UNSPARING, Economy
 from qlora_engine.training.export import Exporter
 from qlora_engine.training.keepsakes import Keepsakes
 from schemas.training import CHECKPOINT_MISMATCH, Hyperparameters
 
 KEPT = 2
-FORMAT = 3
+FORMAT = 4
 MANIFEST_FILE = "checkpoint.json"
 STATE_FILE = "state.json"
 TENSORS_FILE = "optimizer.safetensors"
@@ -55,11 +56,18 @@ class TrainingState:
     best_step: int | None = None
     worse: int = 0
     """Evaluations since then."""
+    looked: int = 0
+    """The last step after which everything due was evaluated."""
+    economy: Economy = UNSPARING
 
     @classmethod
     def of(cls, described: dict[str, Any]) -> "TrainingState":
         """From JSON."""
-        return cls(**described | {"cursor": Cursor(**described["cursor"])})
+        nested = {
+            "cursor": Cursor(**described["cursor"]),
+            "economy": Economy(**described["economy"]),
+        }
+        return cls(**described | nested)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from qlora_engine.data.collate import Collator
+from qlora_engine.errors import OutOfMemory
+from qlora_engine.memory import Exhausted, tried
 from qlora_engine.stopping import StopWish
+from qlora_engine.training.economy import Failed
 from qlora_engine.training.forward import Runner
 from schemas.base import Message
 from schemas.datasets import Example
@@ -40,7 +44,11 @@ class Measured:
     answers: tuple[Answer, ...]
 
 
-@dataclass(frozen=True)
+def _give_up(failed: Failed, found: Exhausted) -> None:
+    raise OutOfMemory(f"memory does not suffice for evaluating {failed.samples} examples ({found.message})")
+
+
+@dataclass
 class Evaluator:
     """Held-out loss, token accuracy and exact match."""
 
@@ -50,21 +58,33 @@ class Evaluator:
     batch_size: int
     max_new_tokens: int
 
-    def measure(self, stop: StopWish, progress: Callable[[int, int], None]) -> Measured | None:
-        """One pass over the held-out examples; None when a stop was asked for on the way."""
+    def measure(
+        self,
+        stop: StopWish,
+        progress: Callable[[int, int], None],
+        relieve: Callable[[Failed, Exhausted], None] = _give_up,
+    ) -> Measured | None:
+        """One pass over the held-out examples; None when a stop was asked for on the way.
+
+        Args:
+            relieve: called where memory did not suffice; makes `batch_size` smaller, say, or raises.
+        """
         loss, tokens, right = 0.0, 0, 0
         answers: list[Answer] = []
         with undisturbed(self.runner.model, self.runner.base.device):
-            for start in range(0, len(self.examples), self.batch_size):
+            while len(answers) < len(self.examples):
                 if stop.mode is not None:
                     return None
-                part = self.examples[start : start + self.batch_size]
-                found = self.runner.loss(self.collator.batch(part))
-                loss += float(found.total)
-                tokens += len(found.tokens)
-                right += int(found.right.sum())
-                answers.extend(self._answers(part))
-                progress(start + len(part), len(self.examples))
+                part = self.examples[len(answers) : len(answers) + self.batch_size]
+                found = tried(partial(self._part, part))
+                if isinstance(found, Exhausted):
+                    relieve(self._failed(part), found)
+                    continue
+                loss += found.loss
+                tokens += found.tokens
+                right += found.right
+                answers.extend(found.answers)
+                progress(len(answers), len(self.examples))
         counted = len({answer.video or answer.prompt for answer in answers}) >= FEWEST_CLIPS_FOR_EXACT_MATCH
         evaluation = Evaluation(
             examples=len(self.examples),
@@ -73,6 +93,16 @@ class Evaluator:
             exact_match=sum(answer.right for answer in answers) / len(answers) if counted else None,
         )
         return Measured(evaluation, tuple(answers))
+
+    def _part(self, examples: Sequence[Example]) -> "_Part":
+        found = self.runner.loss(self.collator.batch(examples))
+        return _Part(
+            float(found.total), len(found.tokens), int(found.right.sum()), tuple(self._answers(examples))
+        )
+
+    def _failed(self, examples: Sequence[Example]) -> Failed:
+        batch = self.collator.batch(examples)
+        return Failed("evaluation", len(examples), batch.tokens, batch.supervised)
 
     def _answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         answers = self.runner.answers(self.collator.questions(examples), self.max_new_tokens)
@@ -84,6 +114,16 @@ class Evaluator:
                 answer=answer,
                 right=answer == example.response.strip(),
             )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sums over some examples."""
+
+    loss: float
+    tokens: int
+    right: int
+    answers: tuple[Answer, ...]
 
 
 @contextmanager

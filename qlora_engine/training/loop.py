@@ -3,30 +3,38 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from qlora_engine.adapters.injection import Injected
+from qlora_engine.adapters.injection import Injected, checkpoint_activations
 from qlora_engine.data.batches import Cursor, Step, Steps
 from qlora_engine.data.collate import Batch, Collator
-from qlora_engine.errors import NonFiniteLoss
-from qlora_engine.memory import peak_memory_bytes
+from qlora_engine.data.frames import Frames
+from qlora_engine.errors import NonFiniteLoss, OutOfMemory
+from qlora_engine.memory import Exhausted, peak_memory_bytes, tried
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.checkpoints import Checkpoints, TrainingState
+from qlora_engine.training.economy import Economy, Failed, Site, next_rung
 from qlora_engine.training.evaluation import Evaluator, Measured, Phase
+from qlora_engine.training.evidence import RowLoss, write_evidence
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.keepsakes import Keepsakes
+from qlora_engine.training.optimizer_step import step_by_slices
+from qlora_engine.training.passes import Pass, passes
+from qlora_engine.training.random_states import RandomStates
 from qlora_engine.updates import (
     Alive,
     CheckpointWritten,
     EvaluationDone,
     Logged,
+    OomRecovered,
     Preparing,
     StepTaken,
     Update,
@@ -50,6 +58,8 @@ class Prepared:
 
     step: Step
     rows: tuple[Batch, ...]
+    frames_divisor: int
+    """See `Economy`."""
 
     @property
     def tokens(self) -> int:
@@ -81,11 +91,23 @@ class Loop:
     emit: Emit
     stop: StopWish
     series: Path
+    frames: Frames
     _recent: list[float] = field(default_factory=list)
+    _failing: Failed = field(default_factory=lambda: Failed("forward"))
+    """What is being computed: if memory does not suffice, it was this."""
+    _rows: list[RowLoss] = field(default_factory=list)
+    """Of the present step."""
+
+    def __post_init__(self) -> None:
+        self.economy = self.state.economy
+        """The rungs taken when memory did not suffice; it only ever gets thriftier."""
+        self._economise(self.economy)
 
     def run(self) -> None:
         """Train up to the last step, to early stopping, or to the first step after a stop was asked for."""
         self.injected.model.train()
+        if self.state.looked != self.state.step:  # stopped in the middle of an evaluation
+            self._look()
         with self._ahead() as prepared:
             for ahead in prepared:
                 if self.stop.mode is not None:
@@ -106,6 +128,7 @@ class Loop:
             measured = self.evaluator.measure(
                 self.stop,
                 lambda done, total: self.emit(Preparing(phase="evaluating", done=done, total=total)),
+                self._relieve,
             )
         if measured is not None:
             self.emit(EvaluationDone(step=self.state.step, phase=phase, evaluation=measured.evaluation))
@@ -113,6 +136,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
+        self.state = replace(self.state, economy=self.economy)
         folder = self.checkpoints.write(self.state)
         self.emit(CheckpointWritten(step=self.state.step, folder=str(folder)))
 
@@ -121,17 +145,13 @@ class Loop:
     def _take(self, ahead: Future[Prepared]) -> None:
         began = time.perf_counter()
         number = self.state.step + 1
-        prepared = ahead.result()
-        loss = self._accumulate(prepared, number)
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(
-                [parameter for _, parameter in self.injected.trainable()], self.hyperparameters.max_grad_norm
-            )
-        )
-        if not math.isfinite(norm):
-            raise self._non_finite("the gradient norm", norm, number)
+        prepared, loss, norm = self._gradient(ahead.result(), number)
         rate = float(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
+        step_by_slices(
+            self.optimizer,
+            lambda: self.economy.optimizer_slice,
+            lambda found: self._relieve(Failed("optimizer"), found),
+        )
         self.scheduler.step()
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - began
@@ -155,31 +175,81 @@ class Loop:
             )
         )
 
+    def _gradient(self, prepared: Prepared, number: int) -> tuple[Prepared, float, float]:
+        """The step's loss and the norm of its gradient, which is left in the parameters, clipped.
+
+        Where memory does not suffice, the same step is computed again, with the same random numbers.
+        """
+        random = RandomStates.now(self.runner.base.device)
+        while True:
+            if prepared.frames_divisor != self.economy.frames_divisor:
+                prepared = self._prepared(prepared.step)
+            found = tried(partial(self._tried_gradient, prepared, number))
+            if not isinstance(found, Exhausted):
+                return prepared, *found
+            self.optimizer.zero_grad()
+            random.restore()
+            self._relieve(self._failing, found)
+
+    def _tried_gradient(self, prepared: Prepared, number: int) -> tuple[float, float]:
+        loss = self._accumulate(prepared, number)
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(
+                [parameter for _, parameter in self.injected.trainable()], self.hyperparameters.max_grad_norm
+            )
+        )
+        if not math.isfinite(norm):
+            raise self._non_finite("the gradient norm", norm, number)
+        return loss, norm
+
     def _accumulate(self, prepared: Prepared, number: int) -> float:
         """The step's loss per supervised token; its exact gradient is left in the parameters."""
         supervised = prepared.supervised
         total = 0.0
+        self._rows = []
         spoken = time.perf_counter()
         for row, samples in zip(prepared.rows, prepared.step.rows, strict=True):
-            loss = self.runner.loss(row)
-            value = float(loss.total.detach()) / supervised
-            if not math.isfinite(value):
-                raise self._non_finite("the loss", value, number)
-            (loss.total / supervised).backward()  # type: ignore[no-untyped-call]
-            total += value
-            for sample, tokens in zip(
-                samples, torch.split(loss.tokens.cpu(), row.supervised_lengths), strict=True
-            ):
-                self.keepsakes.saw(sample, float(tokens.mean()))
-            if time.perf_counter() - spoken > ALIVE_SECONDS:
-                self.emit(Alive())
-                spoken = time.perf_counter()
+            with closing(self._passes(row)) as parts:
+                for part in parts:
+                    total += self._pass(part, samples[part.first : part.end], supervised, number)
+                    if time.perf_counter() - spoken > ALIVE_SECONDS:
+                        self.emit(Alive())
+                        spoken = time.perf_counter()
         return total
 
+    def _pass(self, part: Pass, samples: Sequence[int], supervised: int, number: int) -> float:
+        """One forward and one backward pass."""
+        self._failing = _failing("forward", part.batch)
+        loss = self.runner.loss(part.batch)
+        shares = torch.split(loss.tokens.cpu(), part.batch.supervised_lengths)
+        for sample, tokens in zip(samples, shares, strict=True):
+            self._rows.append(RowLoss.of(self.examples[sample], float(tokens.mean())))
+            self.keepsakes.saw(sample, float(tokens.mean()))
+        value = float(loss.total.detach()) / supervised
+        if not math.isfinite(value):
+            raise self._non_finite("the loss", value, number)
+        self._failing = _failing("backward", part.batch)
+        (loss.total / supervised).backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _passes(self, row: Batch) -> Generator[Pass]:
+        family = self.runner.base.family
+        return passes(
+            self.injected.model,
+            lambda layer: family.modality(layer) in ("vision", "connector"),
+            self.runner.base.device,
+            row,
+            self.economy.tokens_per_pass,
+        )
+
     def _non_finite(self, what: str, value: float, number: int) -> NonFiniteLoss:
+        evidence = write_evidence(
+            self.series.parent, self.series, what, value, number, self._rows, self.injected.trainable()
+        )
+        self.emit(evidence)
         return NonFiniteLoss(
             f"{what} is {value} at step {number}; the step was not taken. Lower learning_rate"
-            f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm"
+            f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm. {evidence.message}"
         )
 
     def _report(self, point: ProgressPoint) -> None:
@@ -202,19 +272,13 @@ class Loop:
     def _ahead(self) -> Iterator[Iterator[Future[Prepared]]]:
         """The remaining steps, each decoded and encoded while those before it train."""
 
-        def prepare(step: Step) -> Prepared:
-            return Prepared(
-                step,
-                tuple(self.collator.batch([self.examples[sample] for sample in row]) for row in step.rows),
-            )
-
         def generate(pool: ThreadPoolExecutor) -> Iterator[Future[Prepared]]:
             waiting: list[Future[Prepared]] = []
             cursor: Cursor = self.state.cursor
             for _ in range(self.state.step, self.steps):
                 step = self.plan.at(cursor)
                 cursor = step.after
-                waiting.append(pool.submit(prepare, step))
+                waiting.append(pool.submit(self._prepared, step))
                 if len(waiting) > AHEAD:
                     yield waiting.pop(0)
             yield from waiting
@@ -224,6 +288,46 @@ class Loop:
                 yield generate(pool)
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _prepared(self, step: Step) -> Prepared:
+        divisor, collator = self.economy.frames_divisor, self.collator
+        rows = tuple(collator.batch([self.examples[sample] for sample in row]) for row in step.rows)
+        return Prepared(step, rows, divisor)
+
+    # ---- where memory does not suffice -------------------------------------------------------------------
+
+    def _relieve(self, failed: Failed, found: Exhausted) -> None:
+        """Take the next rung.
+
+        Raises:
+            OutOfMemory: there is none.
+        """
+        number = self.state.step + (failed.site != "evaluation")
+        rung = next_rung(self.economy, failed, fewer_frames=self.hyperparameters.oom_fewer_frames)
+        if rung is None:
+            raise OutOfMemory(
+                f"memory does not suffice ({failed.site}, step {number}: {found.message}), though"
+                f" {self.economy.described}; lower frames, rank or batch_size, or choose a larger device"
+            )
+        self._economise(rung.economy)
+        self.emit(
+            OomRecovered(
+                step=number, site=failed.site, action=rung.action, before=rung.before, after=rung.after
+            )
+        )
+
+    def _economise(self, economy: Economy) -> None:
+        """Live by `economy` from here on."""
+        self.runner = replace(self.runner, loss_chunk=economy.loss_chunk)
+        self.evaluator.runner = self.runner
+        if economy.evaluated_at_once is not None:
+            self.evaluator.batch_size = economy.evaluated_at_once
+        if economy.gradient_checkpointing and not self.hyperparameters.gradient_checkpointing:
+            checkpoint_activations(self.runner.base)
+        if economy.frames_divisor > 1:
+            source = self.frames.fewer(economy.frames_divisor)
+            self.collator = self.evaluator.collator = replace(self.collator, frames=source)
+        self.economy = economy  # last: steps that are being prepared count as made by the one before
 
     # ---- early stopping ----------------------------------------------------------------------------------
 
@@ -237,9 +341,13 @@ class Loop:
         """Evaluate where it is due; at the last step that is done anyway."""
         every = self.hyperparameters.evaluate_every_steps
         if every is None or self.state.step % every or self.state.step == self.steps:
+            self.state = replace(self.state, looked=self.state.step)
             return
         measured = self.evaluate("during")
+        if measured is None:
+            return
         self._compare(measured)
+        self.state = replace(self.state, looked=self.state.step)
         if self._fell_behind:
             self._log(
                 "stopped_early",
@@ -248,8 +356,8 @@ class Loop:
                 f" {self.state.step} of {self.steps}",
             )
 
-    def _compare(self, measured: Measured | None) -> None:
-        if self.hyperparameters.early_stopping_patience is None or measured is None:
+    def _compare(self, measured: Measured) -> None:
+        if self.hyperparameters.early_stopping_patience is None:
             return
         loss = measured.evaluation.loss
         if loss is not None and (self.state.best_loss is None or loss < self.state.best_loss):
@@ -263,7 +371,10 @@ class Loop:
         if self.hyperparameters.early_stopping_patience is None:
             return
         if not self._fell_behind:  # the last steps were not measured yet
-            self._compare(self.evaluate("during"))
+            measured = self.evaluate("during")
+            if measured is None:
+                return
+            self._compare(measured)
         if self.state.best_step is None or self.state.best_step == self.state.step:
             return
         self.keepsakes.give_best(self.injected)
@@ -275,3 +386,13 @@ class Loop:
 
     def _log(self, code: str, message: str) -> None:
         self.emit(Logged(level="info", code=code, message=message))
+
+
+def _failing(site: Site, batch: Batch) -> Failed:
+    return Failed(
+        site,
+        samples=len(batch.lengths),
+        tokens=batch.tokens,
+        supervised=batch.supervised,
+        frames=max((clip.layout.frames for clip in batch.clips[0]), default=0),
+    )

@@ -5,6 +5,7 @@ import pytest
 from qlora_engine.updates import (
     CheckpointWritten,
     EvaluationDone,
+    OomRecovered,
     Preparing,
     StepTaken,
     TrainingBegan,
@@ -81,6 +82,11 @@ def test_preparations_are_told_once() -> None:
     assert messages(Preparing(phase="evaluating", total=24)) == ["Evaluating 24 held-out rows"]
     assert messages(Preparing(phase="evaluating", done=8, total=24)) == []
     assert messages(Preparing(phase="evaluating", total=0)) == []
+    recovered = OomRecovered(step=9, site="backward", action="split_micro_batch", before=4096, after=2048)
+    assert messages(recovered) == [
+        "Memory did not suffice at step 9 (backward); going on with the same step: forward passes of 4,096"
+        " tokens are split to 2,048"
+    ]
     assert messages(CheckpointWritten(step=8, folder="x")) == ["Checkpoint of step 8 written"]
 
 
