@@ -91,7 +91,8 @@ class Loop:
     emit: Emit
     stop: StopWish
     series: Path
-    frames: Frames
+    frames: Frames | None = None
+    """Where fewer frames of each clip could come from."""
     _recent: list[float] = field(default_factory=list)
     _failing: Failed = field(default_factory=lambda: Failed("forward"))
     """What is being computed: if memory does not suffice, it was this."""
@@ -303,7 +304,8 @@ class Loop:
             OutOfMemory: there is none.
         """
         number = self.state.step + (failed.site != "evaluation")
-        rung = next_rung(self.economy, failed, fewer_frames=self.hyperparameters.oom_fewer_frames)
+        fewer_frames = self.hyperparameters.oom_fewer_frames and self.frames is not None
+        rung = next_rung(self.economy, failed, fewer_frames=fewer_frames)
         if rung is None:
             raise OutOfMemory(
                 f"memory does not suffice ({failed.site}, step {number}: {found.message}), though"
@@ -324,7 +326,7 @@ class Loop:
             self.evaluator.batch_size = economy.evaluated_at_once
         if economy.gradient_checkpointing and not self.hyperparameters.gradient_checkpointing:
             checkpoint_activations(self.runner.base)
-        if economy.frames_divisor > 1:
+        if economy.frames_divisor > 1 and self.frames is not None:
             source = self.frames.fewer(economy.frames_divisor)
             self.collator = self.evaluator.collator = replace(self.collator, frames=source)
         self.economy = economy  # last: steps that are being prepared count as made by the one before
