@@ -18,16 +18,20 @@ MOST_FRAMES = 512
 class Hyperparameters(AdapterChoices):
     """Everything a person may choose for a job; the defaults train a small video model sensibly."""
 
-    learning_rate: float = Field(2e-4, gt=0, le=1)
+    learning_rate: float = Field(
+        2e-4, gt=0, le=1, description="At its peak, after the warm-up; of the LoRA A matrices."
+    )
     optimizer: Optimizer = Field(
         "adamw",
         description="AdamW with moments in 32 or in 8 bits; paged ones move to main memory when a CUDA device"
         " runs short.",
     )
-    schedule: Schedule = "cosine"
+    schedule: Schedule = Field("cosine", description="How the learning rate falls after the warm-up.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps spent warming up.")
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0, le=1e6)
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of AdamW.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1e6, description="Norm to which the gradient of all adapters together is clipped."
+    )
     batch_size: int = Field(
         8, ge=1, le=4096, description="Examples per optimizer step; ignored with tokens_per_step."
     )
@@ -96,7 +100,12 @@ class Hyperparameters(AdapterChoices):
         description="Share of the clips, or of the rows without one, kept for evaluation; a dataset"
         " with a split of its own keeps to that.",
     )
-    checkpoint_every_steps: int = Field(50, ge=1, le=10_000_000)
+    checkpoint_every_steps: int = Field(
+        50,
+        ge=1,
+        le=10_000_000,
+        description="Optimizer steps between checkpoints; a lost attempt goes on from the last one.",
+    )
     evaluate_every_steps: int | None = Field(
         None,
         ge=1,
@@ -110,15 +119,25 @@ class Hyperparameters(AdapterChoices):
         description="Evaluations without a lower held-out loss after which the training ends. The best"
         " adapter is kept. Needs evaluate_every_steps.",
     )
-    max_new_tokens: int = Field(32, ge=1, le=4096, description="Limit of a generated answer in evaluation.")
-    gradient_checkpointing: bool = False
+    max_new_tokens: int = Field(
+        32, ge=1, le=4096, description="Tokens to which a generated answer in evaluation is limited."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, more time."
+    )
     oom_fewer_frames: bool = Field(
         False,
         description="Where memory does not suffice though micro-batches are split, activations are computed"
         " twice and logits are made for few tokens at once: go on with half as many frames of each clip,"
         " which is another training, instead of failing.",
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Of the split, the order of examples, dropout and initial weights: same seed, same data,"
+        " same machine, same adapter, bit for bit.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

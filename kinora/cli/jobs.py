@@ -1,7 +1,8 @@
 """`kinora jobs`: submit, list, show, watch, logs, stop, fetch the adapter."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from kinora.cli.output import (
 )
 from kinora.client import Client, Json, at
 from kinora.feed import follow
+from kinora.parameters import Parameter, parameters
 from kinora.watch import JobProgress, duration, percent, picture
 from schemas.errors import KinoraError
 from schemas.training import Hyperparameters
@@ -82,7 +84,14 @@ def submit(
     frames: Annotated[str | None, typer.Option(help="Frames per clip.", metavar="NUMBER")] = None,
     seed: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
     parameter: Annotated[
-        list[str] | None, typer.Option("-p", "--parameter", help="Any hyperparameter, as name=value.")
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--parameter",
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any hyperparameter; `kinora jobs parameters` lists them. May be given several times.",
+        ),
     ] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "normal",
     pool: Annotated[str, typer.Option(help="Agents that may take it.")] = "default",
@@ -119,6 +128,27 @@ def submit(
         _warn_of_empty_pool(client, pool)
         if watch:
             _leave(_watch_live(client, job))
+
+
+@app.command("parameters")
+@door
+def list_parameters(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Only those with one of these in their name.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what `jobs submit -p NAME=VALUE` takes: defaults, what is allowed, what it means."""
+    rows = [
+        parameter._asdict()
+        for parameter in parameters()
+        if not names or any(part in parameter.name for part in names)
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    columns: dict[str, Callable[[Json], str]] = {name: itemgetter(name) for name in Parameter._fields}
+    print_table(rows, columns, "No hyperparameter has that in its name. See them all: kinora jobs parameters")
 
 
 @app.command()
