@@ -93,6 +93,8 @@ def _after(progress: JobProgress, event: Event) -> JobProgress:
             return replace(progress, before=event.evaluation)
         case job.JobEvaluated(phase="after"):
             return replace(progress, after=event.evaluation)
+        case job.RankChanged():
+            return replace(progress, note=f"ranks {event.kept} after step {event.step}")
         case job.JobProgressed():
             return _after_points(progress, event)
         case job.CheckpointSaved():

@@ -272,6 +272,27 @@ def _evaluated(event: job.JobEvaluated) -> str:
     )
 
 
+def _rank_changed(event: job.RankChanged) -> str:
+    parts = {
+        part: (sum(layer.before for layer in layers), sum(layer.after for layer in layers))
+        for part in dict.fromkeys(layer.part for layer in event.layers)
+        if (layers := [layer for layer in event.layers if layer.part == part])
+    }
+    moved = ", ".join(f"{part} {before} → {after}" for part, (before, after) in parts.items())
+    what = (
+        f"Rank was given out after step {event.step}"
+        if event.kept == "allocated"
+        else f"Every layer got the same rank after step {event.step}"
+    )
+    tried = ""
+    if event.trial is not None:
+        tried = (
+            f"; held-out loss {event.trial.allocated_loss:.4f} allocated,"
+            f" {event.trial.uniform_loss:.4f} uniform"
+        )
+    return f"{what}: {moved} ({event.parameters_after:,} parameters){tried}."
+
+
 def _warning(event: job.WarningRaised) -> str:
     return f"Warning {event.code}{_because(event.message)}"
 
@@ -306,6 +327,7 @@ _words(
     ),
 )
 _words(job.JobEvaluated, _evaluated)
+_words(job.RankChanged, _rank_changed)
 _words(job.JobProgressed, _progressed)
 _words(job.CheckpointSaved, lambda e: f"The checkpoint of step {e.step} is stored.")
 _words(

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter
 from schemas.base import Message
 from schemas.datasets import DatasetFacts, ModelFacts, Problem
 from schemas.events.agent import Capabilities
-from schemas.events.job import Evaluation, ProgressPoint
+from schemas.events.job import Evaluation, LayerRank, ProgressPoint, RankTrial
 from schemas.training import AdapterFacts, EngineSpec
 
 
@@ -53,6 +53,18 @@ class EvaluationDone(Message):
     step: int
     phase: Literal["before", "during", "after"]
     evaluation: Evaluation
+
+
+class RankChanged(Message):
+    """Layers got more rank after `step` steps; the training goes on with these."""
+
+    kind: Literal["rank_changed"] = "rank_changed"
+    step: int
+    kept: Literal["allocated", "uniform"]
+    trial: RankTrial | None
+    parameters_before: int
+    parameters_after: int
+    layers: tuple[LayerRank, ...]
 
 
 class CheckpointWritten(Message):
@@ -167,6 +179,7 @@ Update = Annotated[
     | TrainingBegan
     | StepTaken
     | EvaluationDone
+    | RankChanged
     | CheckpointWritten
     | OomRecovered
     | Logged

@@ -21,6 +21,8 @@ LayerPattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*]+$", ma
 
 MODALITIES: tuple[Modality, ...] = ("vision", "connector", "text")
 MOST_PATTERNS = 256
+LATEST_ALLOCATION = 0.75
+"""Share of the steps after which no more rank is given out."""
 TEMPORAL_KERNEL: Literal[3] = 3
 TEMPORAL_LEARNING_RATE_RATIO = 10.0
 
@@ -61,6 +63,44 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
 }
 
 
+class RankAllocation(Message):
+    """Rank goes where the gradients ask for it, at no more parameters than `rank` for every layer takes."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    floor_rank: int = Field(
+        1, ge=1, le=511, description="Rank of every layer at the beginning, and the least it keeps."
+    )
+    max_rank: int | None = Field(
+        None, ge=1, le=512, description="Most rank that a layer gets; 4 times rank when absent."
+    )
+    part_floor: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of the parameters it would have with rank everywhere that each part (vision,"
+        " connector, text) keeps at least.",
+    )
+    explore_ratio: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="Share of the steps taken at floor_rank; the gradients of the last of them decide.",
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="Portions that the parameters are given out in, each after as many steps as"
+        " explore_ratio says and by gradients taken then.",
+    )
+    gate: bool = Field(
+        True,
+        description="Keep the allocation only if, a few steps on, its held-out loss is not above that of rank"
+        " everywhere, trained on the same batches from the same state; else every layer gets rank.",
+    )
+
+
 class AdapterChoices(Message):
     """What is trained, beside what: the part of the hyperparameters that shapes the adapter."""
 
@@ -83,6 +123,11 @@ class AdapterChoices(Message):
         {},
         max_length=MOST_PATTERNS,
         description="Other alphas for some layers, in the same way as rank_pattern.",
+    )
+    rank_allocation: RankAllocation | None = Field(
+        None,
+        description="Let the training find out which layers need how much rank, across vision, connector and"
+        " text; {} for the defaults. Every layer has rank when absent.",
     )
     lora_variant: LoraVariant = Field(
         "lora", description="dora: the base's weights are also scaled row by row (DoRA, arXiv:2402.09353)."
@@ -147,7 +192,42 @@ class AdapterChoices(Message):
                         f"{name} names {pattern!r}, but target_modalities {self.target_modalities} does not;"
                         f" add it there, or take it out of {name}"
                     )
+        if self.rank_allocation is not None:
+            yield from self._allocation_refusals(self.rank_allocation)
         yield from self._temporal_refusals()
+
+    def _allocation_refusals(self, chosen: RankAllocation) -> Iterator[str]:
+        if self.rank_pattern:
+            yield (
+                "rank_pattern and rank_allocation both say which rank a layer gets; leave one out"
+                " (target_modalities still says which parts take part)"
+            )
+        if self.init_lora_weights != "default":
+            yield (
+                f"init_lora_weights is {self.init_lora_weights!r}, which begins by the rank, and"
+                " rank_allocation changes that later; use 'default', or leave rank_allocation out"
+            )
+        if chosen.floor_rank >= self.rank:
+            yield (
+                f"rank_allocation.floor_rank {chosen.floor_rank} leaves nothing of rank {self.rank} to give"
+                " out; lower floor_rank or raise rank"
+            )
+        elif chosen.rounds > self.rank - chosen.floor_rank:
+            yield (
+                f"rank_allocation.rounds {chosen.rounds} is more than the {self.rank - chosen.floor_rank}"
+                f" ranks between floor_rank {chosen.floor_rank} and rank {self.rank}; lower it"
+            )
+        if chosen.max_rank is not None and chosen.max_rank < self.rank:
+            yield (
+                f"rank_allocation.max_rank {chosen.max_rank} is below rank {self.rank}: the parameters could"
+                " not be given out; raise max_rank or lower rank"
+            )
+        if chosen.rounds * chosen.explore_ratio > LATEST_ALLOCATION:
+            yield (
+                f"rank_allocation.rounds {chosen.rounds} times explore_ratio {chosen.explore_ratio:g} gives"
+                f" out the last ranks after {chosen.rounds * chosen.explore_ratio:.0%} of the steps, too late"
+                f" for them to learn; lower one, to {LATEST_ALLOCATION:.0%} or less"
+            )
 
     def _temporal_refusals(self) -> Iterator[str]:
         if self.temporal:

@@ -163,6 +163,11 @@ class Hyperparameters(AdapterChoices):
                 f"early_stopping_patience {self.early_stopping_patience} looks at the held-out loss, but"
                 " held_out_fraction is 0; raise it, or leave early_stopping_patience out"
             )
+        if self.rank_allocation is not None and self.rank_allocation.gate and self.held_out_fraction == 0:
+            raise ValueError(
+                "rank_allocation.gate looks at the held-out loss, but held_out_fraction is 0; raise it, or"
+                " set rank_allocation.gate to false"
+            )
         self._check_frames()
         fastest = max(self.lora_plus_ratio, self.temporal_learning_rate_ratio if self.temporal else 1)
         if self.learning_rate * fastest > 1:
@@ -299,3 +304,6 @@ class AdapterFacts(Message):
     double_quantization: bool = True
     compute_dtype: ComputeDtype = "float32"
     """Never ``auto``: what it was trained in."""
+    lowest_rank: int | None = None
+    """Of any layer; which has which, `adapter_config.json` says. None: `rank` everywhere."""
+    highest_rank: int | None = None

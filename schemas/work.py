@@ -13,7 +13,7 @@ from pydantic import Field
 from schemas.base import Message
 from schemas.datasets import DatasetFacts, ModelFacts, Problem
 from schemas.events.agent import Capabilities
-from schemas.events.job import Evaluation, ProgressPoint
+from schemas.events.job import MOST_RANKS_TOLD, Evaluation, LayerRank, ProgressPoint, RankTrial
 from schemas.ids import Sha256, WorkItemId
 from schemas.objects import FileEntry, StoredObject
 from schemas.training import AdapterFacts, Hyperparameters
@@ -226,6 +226,18 @@ class Evaluated(Message):
     evaluation: Evaluation
 
 
+class Reranked(Message):
+    """Layers got more rank; see `RankChanged`."""
+
+    kind: Literal["reranked"] = "reranked"
+    step: int = Field(ge=0)
+    kept: Literal["allocated", "uniform"]
+    trial: RankTrial | None = None
+    parameters_before: int
+    parameters_after: int
+    layers: tuple[LayerRank, ...] = Field(max_length=MOST_RANKS_TOLD)
+
+
 class Progressed(Message):
     kind: Literal["progressed"] = "progressed"
     step: int = Field(ge=0)
@@ -311,6 +323,7 @@ ReportBody = Annotated[
     | Released
     | Started
     | Evaluated
+    | Reranked
     | Progressed
     | CheckpointStored
     | LogStored

@@ -7,7 +7,7 @@ from schemas.datasets import DatasetFacts, ModelFacts, Problem
 from schemas.envelope import Metadata, Recorded
 from schemas.events import Event, agent, dataset, finding, identity, job, model, subscription
 from schemas.events.agent import Capabilities
-from schemas.events.job import Evaluation, PinnedInput, ProgressPoint
+from schemas.events.job import Evaluation, LayerRank, PinnedInput, ProgressPoint, RankTrial
 from schemas.ids import Prefix, derived_id, new_id
 from schemas.imports import ImportSource
 from schemas.objects import StoredObject
@@ -94,6 +94,21 @@ def evaluated(attempt: int, step: int, phase: str, exact_match: float) -> job.Jo
     )
 
 
+def reranked(attempt: int, step: int) -> job.RankChanged:
+    return job.RankChanged(
+        attempt=attempt,
+        step=step,
+        kept="allocated",
+        trial=RankTrial(steps=2, examples=12, allocated_loss=1.4, uniform_loss=1.45),
+        parameters_before=400,
+        parameters_after=1000,
+        layers=(
+            LayerRank(layer="vision.q_proj", part="vision", before=1, after=3),
+            LayerRank(layer="layers.0.q_proj", part="text", before=1, after=2),
+        ),
+    )
+
+
 def admitted(name: str = "shapes") -> list[Event]:
     """A job from its request to its place in the queue."""
     return [
@@ -133,6 +148,7 @@ def whole_job(name: str = "shapes", job_id: str = JOB) -> list[Event]:
         *taken(1),
         evaluated(1, 0, "before", 0.0),
         progressed(1, 1, 5),
+        reranked(1, 5),
         job.CheckpointSaved(attempt=1, step=6, objects=(stored("optimizer.safetensors"),)),
         progressed(1, 6, 8),
         job.LogSegmentStored(attempt=1, segment=1, content="log", lines=4, object=stored("1.log")),

@@ -10,6 +10,7 @@ from qlora_engine.updates import (
     EvaluationDone,
     OomRecovered,
     Preparing,
+    RankChanged,
     TrainingBegan,
     TrainingDone,
     TrainingStopped,
@@ -54,6 +55,8 @@ def of_update(update: Update) -> tuple[Line, ...]:
             return _began(update)
         case EvaluationDone():
             return (_evaluated(update),)
+        case RankChanged():
+            return (_reranked(update),)
         case CheckpointWritten():
             return (_info("checkpoint_written", f"Checkpoint of step {update.step} written"),)
         case OomRecovered():
@@ -136,6 +139,29 @@ def _evaluated(update: EvaluationDone) -> Line:
     return _info(
         "evaluated",
         f"Evaluation {_EVALUATED[update.phase]} (step {update.step}): {_figures(update.evaluation)}",
+    )
+
+
+def _reranked(update: RankChanged) -> Line:
+    ranks: dict[str, list[int]] = {}
+    for layer in update.layers:
+        ranks.setdefault(layer.part, []).append(layer.after)
+    table = ", ".join(
+        f"{part} {min(after)} to {max(after)} in {_count(len(after), 'layer')}"
+        for part, after in ranks.items()
+    )
+    what = "Ranks given out" if update.kept == "allocated" else "The same rank for every layer kept"
+    trial = update.trial
+    why = (
+        ""
+        if trial is None
+        else f"; held-out loss after {_count(trial.steps, 'step')} of trial {trial.allocated_loss:.4f}"
+        f" allocated, {trial.uniform_loss:.4f} uniform"
+    )
+    return _info(
+        "rank_changed",
+        f"{what} after step {update.step}: {table},"
+        f" {update.parameters_before:,} → {update.parameters_after:,} parameters{why}",
     )
 
 

@@ -14,6 +14,7 @@ from qlora_engine.updates import (
     Logged,
     OomRecovered,
     Preparing,
+    RankChanged,
     StepTaken,
     TrainingBegan,
     TrainingDone,
@@ -31,6 +32,7 @@ from schemas.work import (
     HeldItem,
     Progressed,
     Released,
+    Reranked,
     Started,
     Stopped,
     TelemetryLine,
@@ -207,6 +209,8 @@ class Training:
             case OomRecovered():
                 for line in story.of_update(update):
                     await self._warn(line.code, line.message)
+            case RankChanged():
+                await self._reporter.report(Reranked(**update.model_dump(exclude={"kind"})))
             case CheckpointWritten():
                 await self._checkpoints.add(update.step, self._folder.made_by_engine(update.folder))
             case TrainingDone():

@@ -48,6 +48,7 @@ from schemas.events.job import (
     JobValidationStarted,
     LeaseExpired,
     LogSegmentStored,
+    RankChanged,
     TrainingFinished,
     TrainingStarted,
     WarningRaised,
@@ -95,7 +96,7 @@ def _while_held(state: Held, event: Event) -> JobState:
         case AttemptReleased() | AgentDeclined():
             fruitless = state.history.fruitless + 1 if before_training(state) else 0
             return replace(state, history=replace(state.history, fruitless=fruitless))
-        case JobEvaluated() | LogSegmentStored() | WarningRaised():
+        case JobEvaluated() | RankChanged() | LogSegmentStored() | WarningRaised():
             return state
         case JobProgressed(step=step):
             return replace(state, history=replace(state.history, step=step))

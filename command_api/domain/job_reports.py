@@ -35,6 +35,7 @@ from schemas.events.job import (
     JobStopped,
     JobSucceeded,
     LogSegmentStored,
+    RankChanged,
     TrainingFinished,
     TrainingStarted,
     WarningRaised,
@@ -87,7 +88,12 @@ def _decide(state: Held, report: work.Report) -> list[Event]:
         case work.Failed(code=code, message=message, retryable=retryable):
             return job_endings.failed(state, code, message, retryable=retryable)
         case (
-            work.Evaluated() | work.Progressed() | work.CheckpointStored() | work.LogStored() | work.Warned()
+            work.Evaluated()
+            | work.Reranked()
+            | work.Progressed()
+            | work.CheckpointStored()
+            | work.LogStored()
+            | work.Warned()
         ):
             return _noted(state, report.body)
         case work.DatasetJudged() | work.ModelJudged():
@@ -135,16 +141,20 @@ def _adapter(state: Held, job_id: str, uploaded: work.AdapterUploaded) -> list[E
             raise _out_of_place(state, uploaded)
 
 
-Noted = work.Evaluated | work.Progressed | work.CheckpointStored | work.LogStored | work.Warned
+Noted = (
+    work.Evaluated | work.Reranked | work.Progressed | work.CheckpointStored | work.LogStored | work.Warned
+)
 
 
 def _noted(state: Held, body: Noted) -> list[Event]:
     attempt = state.history.attempt
-    if isinstance(body, work.Progressed | work.CheckpointStored) and not _has_trained(state):
+    if isinstance(body, work.Reranked | work.Progressed | work.CheckpointStored) and not _has_trained(state):
         raise _out_of_place(state, body)
     match body:
         case work.Evaluated(step=step, phase=phase, evaluation=evaluation):
             return [JobEvaluated(attempt=attempt, step=step, phase=phase, evaluation=evaluation)]
+        case work.Reranked():
+            return [RankChanged(attempt=attempt, **_fields(body))]
         case work.Progressed(step=step):
             if step <= state.history.step:
                 return []

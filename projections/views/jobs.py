@@ -164,6 +164,7 @@ class Jobs(DocumentView[JobView]):
         events.AttemptFailed.TYPE,
         events.TrainingStarted.TYPE,
         events.JobEvaluated.TYPE,
+        events.RankChanged.TYPE,
         events.JobProgressed.TYPE,
         events.CheckpointSaved.TYPE,
         events.LogSegmentStored.TYPE,

@@ -27,9 +27,7 @@ class AdapterUnusable(EngineError):
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the two files into `folder`, which exists; nothing in them names a folder of ours."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(adapter_weights(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = model.peft_config["default"]
     config.save_pretrained(folder)
     described = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
@@ -40,6 +38,15 @@ def save_adapter(model: Any, folder: Path) -> None:
         "target_modules": sorted(described["target_modules"]),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of the adapter's tensors in main memory, by the names that they are saved under."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

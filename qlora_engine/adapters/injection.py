@@ -1,13 +1,14 @@
 """Puts LoRA layers beside the quantised layers of the chosen modalities, by PEFT's public means."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 
 from qlora_engine.adapters.patterns import resolved
+from qlora_engine.adapters.ranks.resize import alpha_at
 from qlora_engine.adapters.temporal import TemporalLoraConfig, share_shown_clips
 from qlora_engine.errors import ModelRefused
 from qlora_engine.models.loading import Loaded
@@ -20,7 +21,15 @@ class Injected:
     """A model whose only trainable parameters are LoRA's."""
 
     model: Any
-    trainable_parameters: int
+    parts: Mapping[str, Modality] = field(default_factory=dict)
+    """Of every adapted layer."""
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    """By layer, at the chosen rank."""
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Their number now: ranks may change."""
+        return sum(parameter.numel() for _, parameter in self.trainable())
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and parameters, in the model's order."""
@@ -51,8 +60,10 @@ def target_modules(loaded: Loaded, modalities: Sequence[Modality]) -> dict[str, 
     return dict(sorted(found.items()))
 
 
-def inject(loaded: Loaded, hyperparameters: Hyperparameters) -> Injected:
+def inject(loaded: Loaded, hyperparameters: Hyperparameters, rank: int | None = None) -> Injected:
     """Add LoRA to `loaded.model`, in place; the seed decides A, and B is zero: nothing changes yet.
+
+    With `rank`, every layer begins with this one, at the scale that the chosen rank has.
 
     Raises:
         ModelRefused: a modality or an entry of a pattern meets no layer, or a choice does not fit the model.
@@ -61,12 +72,17 @@ def inject(loaded: Loaded, hyperparameters: Hyperparameters) -> Injected:
     layers = target_modules(loaded, hyperparameters.target_modalities)
     check_widths(loaded, layers, hyperparameters)
     config = lora_config(layers, hyperparameters)
+    alphas = {layer: config.alpha_pattern.get(layer, hyperparameters.alpha) for layer in layers}
+    if rank is not None:
+        config.rank_pattern = dict.fromkeys(layers, rank)
+        config.alpha_pattern = {
+            layer: alpha_at(rank, alpha, hyperparameters) for layer, alpha in alphas.items()
+        }
     if hyperparameters.gradient_checkpointing:
         checkpoint_activations(loaded)
     model = get_peft_model(loaded.model, config)
     share_shown_clips(model)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Injected(model, trainable)
+    return Injected(model, layers, alphas)
 
 
 def checkpoint_activations(loaded: Loaded) -> None:

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 
 from qlora_engine.adapters.injection import inject
 from qlora_engine.adapters.parameter_groups import parameter_groups
+from qlora_engine.adapters.ranks.resize import Resizing
+from qlora_engine.adapters.ranks.rounds import not_planned, planned_rounds
 from qlora_engine.data.batches import Cursor, planned
 from qlora_engine.data.collate import Collator
 from qlora_engine.data.decoders import Decoders
@@ -31,6 +33,7 @@ from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.loop import Emit, Loop
 from qlora_engine.training.optimizers import make_optimizer, not_paged
 from qlora_engine.training.preflight import cautions, check_budget, check_captions, check_clips
+from qlora_engine.training.rank_phase import rank_phase
 from qlora_engine.training.schedule import learning_rate_factor
 from qlora_engine.updates import Logged, Preparing, TrainingBegan, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
@@ -164,14 +167,18 @@ def _prepare(
     check_budget(examples.training, tokens, hyperparameters)
     evaluated = sampled(examples.held_out, hyperparameters.seed)
     base_sha256 = folder_sha256(base.folder)
+    rounds = planned_rounds(hyperparameters, steps, len(evaluated))
     with span(emit, "inject adapters", rank=hyperparameters.rank):
-        injected = inject(base, hyperparameters)
+        injected = inject(base, hyperparameters, None if rounds is None else rounds.floor_rank)
     exporter = Exporter(base, injected, hyperparameters, base_sha256)
     optimizer = make_optimizer(parameter_groups(injected, hyperparameters), hyperparameters, device)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(hyperparameters, steps))
     identity = Identity(hyperparameters, base_sha256, file_sha256(Path(spec.manifest_file)))
     keepsakes = Keepsakes(len(examples.training))
-    checkpoints = Checkpoints(output, injected, optimizer, scheduler, exporter, series, identity, keepsakes)
+    resizing = Resizing(injected.model, optimizer, hyperparameters, injected.alphas)
+    checkpoints = Checkpoints(
+        output, injected, optimizer, scheduler, exporter, series, identity, keepsakes, resizing
+    )
     economy = Economy(
         gradient_checkpointing=hyperparameters.gradient_checkpointing,
         loss_chunk=hyperparameters.loss_chunk_tokens,
@@ -197,6 +204,8 @@ def _prepare(
         emit(caution)
     if (unpaged := not_paged(hyperparameters, device)) is not None:
         emit(Logged(level="warning", code="not_paged", message=unpaged))
+    if rounds is None and hyperparameters.rank_allocation is not None:
+        emit(Logged(level="warning", code="rank_not_allocated", message=not_planned(steps, len(evaluated))))
     lengths = [tokens[example.where].whole for example in examples.training]
     loop = Loop(
         runner=runner,
@@ -216,6 +225,7 @@ def _prepare(
         ),
         checkpoints=checkpoints,
         keepsakes=keepsakes,
+        ranks=None if rounds is None else rank_phase(injected.parts, resizing, rounds, keepsakes),
         steps=steps,
         state=state,
         emit=emit,

@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from qlora_engine.adapters.files import WEIGHTS_FILE, restore_weights
+from qlora_engine.adapters.files import WEIGHTS_FILE, adapter_weights, restore_weights
 from qlora_engine.adapters.injection import Injected
+from qlora_engine.adapters.ranks.resize import Resizing, ranks_in
 from qlora_engine.data.batches import Cursor
 from qlora_engine.errors import CheckpointUnusable
 from qlora_engine.fingerprints import file_sha256
@@ -102,6 +103,17 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A moment of a training, whole: in memory, or read from a checkpoint."""
+
+    weights: dict[str, torch.Tensor]
+    """The adapter's, as they are saved."""
+    tensors: dict[str, torch.Tensor]
+    """Moments, keepsakes and random states."""
+    described: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Checkpoints:
     """Writes and reads the checkpoints of one training."""
 
@@ -113,6 +125,7 @@ class Checkpoints:
     series: Path
     identity: Identity
     keepsakes: Keepsakes
+    resizing: Resizing
 
     def write(self, state: TrainingState) -> Path:
         """A complete folder, renamed into place; older ones but the last are removed."""
@@ -133,17 +146,50 @@ class Checkpoints:
 
     def _fill(self, partial: Path, state: TrainingState) -> None:
         self.exporter.write(partial, state.step)
-        save_file(self._tensors(), partial / TENSORS_FILE)
-        described = {
-            "format": FORMAT,
-            "training": asdict(state),
-            "identity": self.identity.described(),
-            "scheduler": _plain(self.scheduler.state_dict()),
-            "python_random": random.getstate(),
-        }
+        held = self.hold(state)
+        save_file(held.tensors, partial / TENSORS_FILE)
+        described = {"format": FORMAT, "identity": self.identity.described()} | held.described
         (partial / STATE_FILE).write_text(json.dumps(described, allow_nan=False) + "\n", "utf-8")
         shutil.copyfile(self.series, partial / SERIES_FILE)
         _write_manifest(partial)
+
+    def hold(self, state: TrainingState) -> Held:
+        """Everything but the series, in main memory."""
+        return Held(
+            weights=adapter_weights(self.injected.model),
+            tensors=self._tensors(),
+            described={
+                "training": asdict(state),
+                "scheduler": _plain(self.scheduler.state_dict()),
+                "python_random": random.getstate(),
+            },
+        )
+
+    def put_back(self, held: Held) -> TrainingState:
+        """Go back to where `held` was held, ranks included."""
+        self.resizing.shape(ranks_in(held.weights))
+        restore_weights(self.injected.model, held.weights)
+        by_name = dict(self.injected.trainable())
+        for name, parameter in by_name.items():
+            prefix = f"{name}/"
+            self.optimizer.state[parameter] = {
+                key.removeprefix(prefix).removesuffix(NUMBER): _placed(key, tensor, parameter)
+                for key, tensor in held.tensors.items()
+                if key.startswith(prefix)
+            }
+        self.keepsakes.tensors.clear()
+        self.keepsakes.tensors |= {
+            key.removeprefix(KEPT_TENSORS): tensor.clone()
+            for key, tensor in held.tensors.items()
+            if key.startswith(KEPT_TENSORS)
+        }
+        self.scheduler.load_state_dict(held.described["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        version, internal, gauss = held.described["python_random"]
+        random.setstate((version, tuple(internal), gauss))
+        _restore_random(held.tensors)
+        return TrainingState.of(held.described["training"])
 
     def restore(self, folder: Path, step: int) -> TrainingState:
         """Put model, optimizer, schedule and random states back to where `folder` was written, at `step`.
@@ -168,36 +214,14 @@ class Checkpoints:
                 )
             if state.step != step:
                 raise CheckpointUnusable(f"{folder.name} is of step {state.step}, not {step}; begin anew")
-            self._restore(folder, described)
+            held = Held(load_file(folder / WEIGHTS_FILE), load_file(folder / TENSORS_FILE), described)
+            self.put_back(held)
+            shutil.copyfile(folder / SERIES_FILE, self.series)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointUnusable(
                 f"{folder.name} cannot be read ({error}); resume from an older one"
             ) from error
         return state
-
-    def _restore(self, folder: Path, described: dict[str, Any]) -> None:
-        restore_weights(self.injected.model, load_file(folder / WEIGHTS_FILE))
-        tensors = load_file(folder / TENSORS_FILE)
-        by_name = dict(self.injected.trainable())
-        for name, parameter in by_name.items():
-            prefix = f"{name}/"
-            self.optimizer.state[parameter] = {
-                key.removeprefix(prefix).removesuffix(NUMBER): _placed(key, tensor, parameter)
-                for key, tensor in tensors.items()
-                if key.startswith(prefix)
-            }
-        self.keepsakes.tensors = {
-            key.removeprefix(KEPT_TENSORS): tensor
-            for key, tensor in tensors.items()
-            if key.startswith(KEPT_TENSORS)
-        }
-        self.scheduler.load_state_dict(described["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-        shutil.copyfile(folder / SERIES_FILE, self.series)
-        version, internal, gauss = described["python_random"]
-        random.setstate((version, tuple(internal), gauss))
-        _restore_random(tensors)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
@@ -208,7 +232,10 @@ class Checkpoints:
                     tensors[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
                 else:
                     tensors[f"{name}/{key}{NUMBER}"] = torch.tensor(value)
-        kept = {KEPT_TENSORS + name: tensor for name, tensor in self.keepsakes.tensors.items()}
+        kept = {
+            KEPT_TENSORS + name: tensor.detach().cpu().clone()
+            for name, tensor in self.keepsakes.tensors.items()
+        }
         return tensors | kept | _random_states()
 
     def _forget_old(self) -> None:

@@ -94,6 +94,29 @@ class Evaluator:
         )
         return Measured(evaluation, tuple(answers))
 
+    def some(self, most: int) -> Sequence[Example]:
+        """At most so many of the examples, evenly taken from all."""
+        return self.examples[:: max(1, -(-len(self.examples) // most))]
+
+    def loss(
+        self, examples: Sequence[Example], relieve: Callable[[Failed, Exhausted], None] = _give_up
+    ) -> float:
+        """Of these examples, per response token, without a trace; `relieve` is as in `measure`."""
+        loss, tokens, done = 0.0, 0, 0
+        with undisturbed(self.runner.model, self.runner.base.device):
+            while done < len(examples):
+                part = examples[done : done + self.batch_size]
+                found = tried(partial(self._loss, part))
+                if isinstance(found, Exhausted):
+                    relieve(self._failed(part), found)
+                    continue
+                loss, tokens, done = loss + found[0], tokens + found[1], done + len(part)
+        return loss / tokens
+
+    def _loss(self, examples: Sequence[Example]) -> tuple[float, int]:
+        found = self.runner.loss(self.collator.batch(examples))
+        return float(found.total), len(found.tokens)
+
     def _part(self, examples: Sequence[Example]) -> "_Part":
         found = self.runner.loss(self.collator.batch(examples))
         return _Part(

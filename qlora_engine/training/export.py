@@ -10,6 +10,7 @@ import torch
 
 from qlora_engine.adapters.files import save_adapter
 from qlora_engine.adapters.injection import Injected
+from qlora_engine.adapters.ranks.resize import ranks_of
 from qlora_engine.data.sampling import Sampling
 from qlora_engine.models.families.base import Vision
 from qlora_engine.models.loading import Loaded
@@ -25,7 +26,7 @@ tags: [lora, qlora, video-text-to-text]
 ---
 # {architecture} adapter
 
-{kind} adapter of rank {facts.rank} (alpha {facts.alpha:g}), trained for {facts.steps} steps on a base in
+{kind} adapter of {ranks} (alpha {alpha}), trained for {facts.steps} steps on a base in
 {facts.quantization} (bitsandbytes, {double} double quantisation, {facts.compute_dtype} compute). SHA-256 over
 the base's files: `{facts.base_model_sha256}`.
 
@@ -80,6 +81,8 @@ class Exporter:
     base_model_sha256: str
 
     def facts(self, steps: int) -> AdapterFacts:
+        ranks = set(ranks_of(self.injected.model).values())
+        uniform = ranks == {self.hyperparameters.rank}
         return AdapterFacts(
             family=self.base.family.name,
             base_model_sha256=self.base_model_sha256,
@@ -92,6 +95,8 @@ class Exporter:
             quantization=self.hyperparameters.quantization,
             double_quantization=self.hyperparameters.double_quantization,
             compute_dtype="bfloat16" if self.base.dtype == torch.bfloat16 else "float32",
+            lowest_rank=None if uniform else min(ranks),
+            highest_rank=None if uniform else max(ranks),
         )
 
     def write(self, folder: Path, steps: int) -> AdapterFacts:
@@ -102,6 +107,7 @@ class Exporter:
         card = CARD.format(
             architecture=type(self.base.model).__name__,
             facts=facts,
+            **_ranks(facts),
             double="with" if facts.double_quantization else "without",
             **(TEMPORAL if facts.temporal else STOCK),
             facts_file=FACTS_FILE,
@@ -111,9 +117,12 @@ class Exporter:
         return facts
 
     def _description(self, facts: AdapterFacts) -> dict[str, Any]:
+        config = self.injected.model.peft_config["default"]
         return {
             "facts": facts.model_dump(mode="json"),
             "hyperparameters": self.hyperparameters.model_dump(mode="json"),
+            "rank_pattern": config.rank_pattern,
+            "alpha_pattern": config.alpha_pattern,
             "frames": None if self.base.vision is None else self._frames(self.base.vision),
             "prompt": "the chat template, the video first and then the text, as the processor makes it",
         }
@@ -127,6 +136,16 @@ class Exporter:
             "mean": list(vision.mean),
             "std": list(vision.std),
         }
+
+
+def _ranks(facts: AdapterFacts) -> dict[str, str]:
+    """For the card."""
+    if facts.lowest_rank is None:
+        return {"ranks": f"rank {facts.rank}", "alpha": f"{facts.alpha:g}"}
+    return {
+        "ranks": f"ranks {facts.lowest_rank} to {facts.highest_rank}",
+        "alpha": f"{facts.alpha:g} for rank {facts.rank}, others by layer",
+    }
 
 
 def write_answers(folder: Path, answers: Sequence[Answer]) -> None:

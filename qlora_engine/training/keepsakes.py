@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from qlora_engine.adapters.injection import Injected
+from qlora_engine.adapters.ranks.resize import ADAPTER, PREFIX, Resizing, adapted_layers
 from qlora_engine.updates import Logged
 from schemas.datasets import Example
 
@@ -43,8 +44,14 @@ class Keepsakes:
         for name, parameter in injected.trainable():
             self.tensors[BEST + name] = parameter.detach().cpu().clone()
 
-    def give_best(self, injected: Injected) -> None:
-        """Put the adapter back to where it was best."""
+    def give_best(self, injected: Injected, resizing: Resizing) -> None:
+        """Put the adapter back to where it was best, with the ranks it had there."""
+        resizing.shape(
+            {
+                layer: len(self.tensors[f"{BEST}{PREFIX}{layer}.lora_A.{ADAPTER}.weight"])
+                for layer in adapted_layers(injected.model)
+            }
+        )
         with torch.no_grad():
             for name, parameter in injected.trainable():
                 parameter.copy_(self.tensors[BEST + name])

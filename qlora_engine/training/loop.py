@@ -3,16 +3,18 @@
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from qlora_engine.adapters.injection import Injected, checkpoint_activations
+from qlora_engine.adapters.ranks.resize import ranks_of
 from qlora_engine.data.batches import Cursor, Step, Steps
 from qlora_engine.data.collate import Batch, Collator
 from qlora_engine.data.frames import Frames
@@ -29,6 +31,7 @@ from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.optimizer_step import step_by_slices
 from qlora_engine.training.passes import Pass, passes
 from qlora_engine.training.random_states import RandomStates
+from qlora_engine.training.rank_phase import RankPhase
 from qlora_engine.updates import (
     Alive,
     CheckpointWritten,
@@ -40,7 +43,7 @@ from qlora_engine.updates import (
     Update,
 )
 from schemas.datasets import Example
-from schemas.events.job import ProgressPoint
+from schemas.events.job import ProgressPoint, RankTrial
 from schemas.training import Hyperparameters
 
 Emit = Callable[[Update], None]
@@ -71,6 +74,25 @@ class Prepared:
         return sum(row.supervised for row in self.rows)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken, as it is told."""
+
+    point: ProgressPoint
+    after: Cursor
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One way of a trial."""
+
+    taken: tuple[Taken, ...]
+    judged: int
+    """Held-out examples."""
+    loss: float
+    """Theirs, after the steps."""
+
+
 @dataclass
 class Loop:
     """One attempt's way through the optimizer steps; `state` is where it stands."""
@@ -86,6 +108,7 @@ class Loop:
     evaluator: Evaluator
     checkpoints: Checkpoints
     keepsakes: Keepsakes
+    ranks: RankPhase | None
     steps: int
     state: TrainingState
     emit: Emit
@@ -115,9 +138,14 @@ class Loop:
                     return
                 if self._fell_behind:
                     break
-                self._take(ahead)
+                before = self.state.step
+                if self.ranks is not None and self.ranks.due(before):
+                    if not self._give_out_ranks(self.ranks, ahead, prepared):
+                        return
+                else:
+                    self._report(self._take(ahead))
                 self._look()
-                if self.state.step % self.hyperparameters.checkpoint_every_steps == 0:
+                if self._passed(self.hyperparameters.checkpoint_every_steps, before):
                     self.save()
         self._end_with_the_best()
 
@@ -143,7 +171,7 @@ class Loop:
 
     # ---- one step ----------------------------------------------------------------------------------------
 
-    def _take(self, ahead: Future[Prepared]) -> None:
+    def _take(self, ahead: Future[Prepared]) -> Taken:
         began = time.perf_counter()
         number = self.state.step + 1
         prepared, loss, norm = self._gradient(ahead.result(), number)
@@ -164,17 +192,16 @@ class Loop:
             loss_last=loss,
             seconds=self.state.seconds + seconds,
         )
-        self._report(
-            ProgressPoint(
-                step=number,
-                loss=loss,
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens=prepared.tokens,
-                tokens_per_second=prepared.tokens / seconds,
-                step_seconds=seconds,
-            )
+        point = ProgressPoint(
+            step=number,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=prepared.tokens,
+            tokens_per_second=prepared.tokens / seconds,
+            step_seconds=seconds,
         )
+        return Taken(point, prepared.step.after)
 
     def _gradient(self, prepared: Prepared, number: int) -> tuple[Prepared, float, float]:
         """The step's loss and the norm of its gradient, which is left in the parameters, clipped.
@@ -193,7 +220,8 @@ class Loop:
             self._relieve(self._failing, found)
 
     def _tried_gradient(self, prepared: Prepared, number: int) -> tuple[float, float]:
-        loss = self._accumulate(prepared, number)
+        with nullcontext() if self.ranks is None else self.ranks.watching(number):
+            loss = self._accumulate(prepared, number)
         norm = float(
             torch.nn.utils.clip_grad_norm_(
                 [parameter for _, parameter in self.injected.trainable()], self.hyperparameters.max_grad_norm
@@ -253,14 +281,15 @@ class Loop:
             f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm. {evidence.message}"
         )
 
-    def _report(self, point: ProgressPoint) -> None:
+    def _report(self, taken: Taken) -> None:
+        point = taken.point
         with self.series.open("a", encoding="utf-8") as series:
             series.write(json.dumps(point.model_dump(mode="json")) + "\n")
         self._recent = [*self._recent[1 - RECENT_STEPS :], point.step_seconds]
         self.emit(
             StepTaken(
                 total_steps=self.steps,
-                epoch=self.state.cursor.examples / len(self.examples),
+                epoch=taken.after.examples / len(self.examples),
                 point=point,
                 eta_seconds=sum(self._recent) / len(self._recent) * (self.steps - point.step),
                 peak_memory_bytes=peak_memory_bytes(self.runner.base.device),
@@ -331,6 +360,56 @@ class Loop:
             self.collator = self.evaluator.collator = replace(self.collator, frames=source)
         self.economy = economy  # last: steps that are being prepared count as made by the one before
 
+    # ---- ranks -------------------------------------------------------------------------------------------
+
+    def _give_out_ranks(
+        self, phase: RankPhase, first: Future[Prepared], rest: Iterator[Future[Prepared]]
+    ) -> bool:
+        """Change ranks and take the next steps with them; False when a stop was asked for, and nothing done.
+
+        No checkpoint falls in between: whoever resumes from an older one does the same again.
+        """
+        step, before = self.state.step, ranks_of(self.injected.model)
+        allocated = phase.allocated(step)
+        if not phase.tries_both(step):
+            phase.grow(allocated, step)
+            self.emit(phase.told(before, step, None))
+            self._report(self._take(first))
+            return True
+        start = self.checkpoints.hold(self.state)
+        batches = [first, *islice(rest, phase.rounds.trial - 1)]
+        even = self._try(phase, phase.even(step), batches)
+        arrived = self.checkpoints.hold(self.state)
+        self.state = self.checkpoints.put_back(start)
+        ours = self._try(phase, allocated, batches) if even is not None else None
+        if even is None or ours is None:
+            self.state = self.checkpoints.put_back(start)
+            return False
+        trial = RankTrial(
+            steps=len(batches), examples=even.judged, allocated_loss=ours.loss, uniform_loss=even.loss
+        )
+        if not trial.passed:
+            self.state = self.checkpoints.put_back(arrived)
+            phase.grow(phase.uniform(), step)
+        self.emit(phase.told(before, step, trial))
+        for taken in (ours if trial.passed else even).taken:
+            self._report(taken)
+        return True
+
+    def _try(
+        self, phase: RankPhase, ranks: Mapping[str, int], batches: Sequence[Future[Prepared]]
+    ) -> Tried | None:
+        """Train with these ranks from here; None when a stop was asked for."""
+        phase.grow(ranks, self.state.step)
+        taken = []
+        for batch in batches:
+            if self.stop.mode is not None:
+                return None
+            taken.append(self._take(batch))
+            self.emit(Alive())
+        judged = self.evaluator.some(phase.rounds.judged)
+        return Tried(tuple(taken), len(judged), self.evaluator.loss(judged, self._relieve))
+
     # ---- early stopping ----------------------------------------------------------------------------------
 
     @property
@@ -339,10 +418,14 @@ class Loop:
         patience = self.hyperparameters.early_stopping_patience
         return patience is not None and self.state.worse >= patience
 
+    def _passed(self, every: int, before: int) -> bool:
+        """Whether something that is due at every so many steps was reached since step `before`."""
+        return self.state.step // every > before // every
+
     def _look(self) -> None:
         """Evaluate where it is due; at the last step that is done anyway."""
         every = self.hyperparameters.evaluate_every_steps
-        if every is None or self.state.step % every or self.state.step == self.steps:
+        if every is None or not self._passed(every, self.state.looked) or self.state.step == self.steps:
             self.state = replace(self.state, looked=self.state.step)
             return
         measured = self.evaluate("during")
@@ -379,7 +462,7 @@ class Loop:
             self._compare(measured)
         if self.state.best_step is None or self.state.best_step == self.state.step:
             return
-        self.keepsakes.give_best(self.injected)
+        self.keepsakes.give_best(self.injected, self.checkpoints.resizing)
         self._log(
             "best_adapter_kept",
             f"The adapter of step {self.state.best_step} is kept: its held-out loss"

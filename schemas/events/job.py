@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from schemas.adapters import Modality
 from schemas.base import Message
 from schemas.events.registry import REGISTRY, Event
 from schemas.ids import AgentId, DatasetId, ModelId, Sha256, UserId
@@ -45,6 +46,34 @@ class Evaluation(Message):
     """Share of held-out clips answered word for word; None below 8 clips."""
     token_accuracy: float | None = None
     """Share of response tokens that were the likeliest, given the right ones before them."""
+
+
+MOST_RANKS_TOLD = 1000
+"""Layers in one event: a model of 70 billion parameters has fewer."""
+
+
+class LayerRank(Message):
+    """An adapted layer before and after ranks were given out."""
+
+    layer: str
+    part: Modality
+    before: int = Field(ge=1)
+    after: int = Field(ge=1)
+
+
+class RankTrial(Message):
+    """Both ways, trained on the same batches from the same state and judged by the same held-out rows."""
+
+    steps: int = Field(ge=1)
+    examples: int = Field(ge=1)
+    allocated_loss: float = Field(allow_inf_nan=False)
+    """Nats per response token."""
+    uniform_loss: float = Field(allow_inf_nan=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the allocation is not worse."""
+        return self.allocated_loss <= self.uniform_loss
 
 
 @REGISTRY.register
@@ -191,6 +220,23 @@ class JobProgressed(Event):
     """Evenly thinned when there were more than 64 steps."""
     eta_seconds: float | None = None
     peak_memory_bytes: int = 0
+
+
+@REGISTRY.register
+class RankChanged(Event):
+    """Layers got more rank; from here the training goes on with these."""
+
+    TYPE: ClassVar[str] = "kinora.job.rank_changed"
+    attempt: int = Field(ge=1)
+    step: int = Field(ge=0)
+    """Steps taken before."""
+    kept: Literal["allocated", "uniform"]
+    trial: RankTrial | None = None
+    """None where uniform ranks were not tried beside it."""
+    parameters_before: int
+    parameters_after: int
+    layers: tuple[LayerRank, ...] = Field(max_length=MOST_RANKS_TOLD)
+    """Those that changed most, where there are more; `adapter_config.json` has all."""
 
 
 @REGISTRY.register

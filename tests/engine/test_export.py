@@ -35,7 +35,7 @@ def test_a_stranger_gets_the_same_answers(
     collator = Collator(loaded.prompts, frames, loaded.context_tokens)
     examples = read_manifest(manifest_file).examples[:12]
     with torch.no_grad():
-        ours = Runner(Injected(model, 0).model, loaded).answers(collator.questions(examples), 8)
+        ours = Runner(Injected(model).model, loaded).answers(collator.questions(examples), 8)
 
     request = tmp_path / "request.npz"
     pixels = np.stack([frames.of(example.clip).pixels.numpy() for example in examples])

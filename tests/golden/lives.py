@@ -45,6 +45,7 @@ from tests.unit.domain.job_story import (
     EVALUATED,
     FINISHED,
     RELEASED,
+    RERANKED,
     STARTED,
     WARNED,
 )
@@ -413,6 +414,16 @@ def finished_job(_: Life) -> Story:
     yield models.DeleteModel(model_id=output_model_id(s.JOB))
 
 
+def reranked_job(_: Life) -> Story:
+    yield from _queued_job()
+    yield from _trained(1)
+    yield _says(s.JOB, RERANKED)
+    yield _says(s.JOB, _progress(10))
+    yield _says(s.JOB, FINISHED)
+    yield _says(s.JOB, RERANKED)
+    yield _says(s.JOB, _adapter(1))
+
+
 def unlucky_job(_: Life) -> Story:
     yield from _queued_job()
     yield job.ClaimJob(job_id=s.JOB, agent_id=s.AGENT, attempt=1)
@@ -529,6 +540,7 @@ STORIES: dict[str, Callable[[Life], Iterable[Command]]] = {
     "imported_model": imported_model,
     "finding": finding,
     "finished_job": finished_job,
+    "reranked_job": reranked_job,
     "unlucky_job": unlucky_job,
     "stopped_job": stopped_job,
     "refused_job": refused_job,

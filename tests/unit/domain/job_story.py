@@ -26,6 +26,8 @@ from schemas.events.job import (
     JobStopRequested,
     JobSucceeded,
     JobValidationStarted,
+    LayerRank,
+    RankTrial,
     StopMode,
     TrainingFinished,
     TrainingStarted,
@@ -60,6 +62,14 @@ STARTED = work.Started(
     device="cpu",
 )
 EVALUATED = work.Evaluated(step=0, phase="before", evaluation=EVALUATION)
+RERANKED = work.Reranked(
+    step=5,
+    kept="uniform",
+    trial=RankTrial(steps=1, examples=4, allocated_loss=1.5, uniform_loss=1.25),
+    parameters_before=10,
+    parameters_after=80,
+    layers=(LayerRank(layer="layers.0.q_proj", part="text", before=1, after=8),),
+)
 PROGRESSED = work.Progressed(step=5, total_steps=10, epoch=1.0, points=(POINT,))
 CHECKPOINT = work.CheckpointStored(step=5, objects=CHECKPOINT_OBJECTS)
 LOG = work.LogStored(segment=1, content="log", lines=3, object=stored("log-1.txt"))

@@ -23,6 +23,7 @@ from schemas.events.job import (
     JobValidationStarted,
     LeaseExpired,
     LogSegmentStored,
+    RankChanged,
     WarningRaised,
 )
 from schemas.job_status import HELD_PHASES, PHASES, TERMINAL_PHASES, JobPhase
@@ -131,6 +132,10 @@ def test_what_the_holder_measures_is_noted() -> None:
     running.when(says(story.EVALUATED)).then(
         JobEvaluated(attempt=1, step=0, phase="before", evaluation=EVALUATION)
     )
+    running.when(says(story.RERANKED)).then(
+        RankChanged(attempt=1, **story.RERANKED.model_dump(exclude={"kind"}))
+    )
+    job.given(*story.PREPARING).when(says(story.RERANKED)).then_refused("report_out_of_place")
     running.when(says(story.PROGRESSED)).then(
         JobProgressed(attempt=1, step=5, total_steps=10, epoch=1.0, points=(POINT,))
     )

@@ -47,6 +47,7 @@ BODIES: list[work.ReportBody] = [
     story.CHECKPOINT,
     story.LOG,
     story.WARNED,
+    story.RERANKED,
     story.FINISHED,
     story.ADAPTER,
     story.PARTIAL,
@@ -57,7 +58,7 @@ BODIES: list[work.ReportBody] = [
     story.BROKEN,
     work.DatasetJudged(),
 ]
-NEW_EVERY_TIME = (work.Evaluated, work.LogStored, work.Warned)
+NEW_EVERY_TIME = (work.Evaluated, work.Reranked, work.LogStored, work.Warned)
 """Reports that say nothing by which a repeat is known; their sequence number keeps repeats away."""
 
 

@@ -13,6 +13,8 @@ TOGETHER: list[dict[str, Any]] = [
     {"temporal": True, "temporal_kernel": 5, "target_modalities": ["connector"]},
     {"lora_variant": "dora", "rslora": True, "init_lora_weights": "gaussian"},
     {"rank_pattern": {"vision": 4, "layers.0.*": 16}, "alpha_pattern": {"q_proj": 32}},
+    {"rank_allocation": {"rounds": 3, "max_rank": 64}, "temporal": True, "alpha_pattern": {"text": 8}},
+    {"rank_allocation": {"gate": False}, "held_out_fraction": 0, "lora_variant": "dora", "rslora": True},
     {"quantization": "fp4", "double_quantization": False, "compute_dtype": "bfloat16"},
 ]
 APART: list[tuple[dict[str, Any], str]] = [
@@ -25,6 +27,16 @@ APART: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"text": 4}, "target_modalities": ["vision"]}, "rank_pattern names 'text'"),
     ({"alpha_pattern": {"text": 4}, "target_modalities": ["vision"]}, "alpha_pattern names 'text'"),
     ({"target_modalities": ["text", "text"]}, "names a modality twice"),
+    ({"rank_allocation": {}, "rank_pattern": {"text": 4}}, "both say which rank a layer gets; leave one"),
+    (
+        {"rank_allocation": {}, "init_lora_weights": "olora"},
+        "is 'olora', .* use 'default', or leave rank_all",
+    ),
+    ({"rank_allocation": {"floor_rank": 8}}, "leaves nothing of rank 8 to give out; lower floor_rank"),
+    ({"rank_allocation": {"rounds": 4}, "rank": 4}, "rounds 4 is more than the 3 ranks between .* lower it"),
+    ({"rank_allocation": {"max_rank": 7}}, "max_rank 7 is below rank 8.*raise max_rank or lower rank"),
+    ({"rank_allocation": {"rounds": 4, "explore_ratio": 0.2}}, "after 80% of the steps, too late.*to 75%"),
+    ({"rank_allocation": {}, "held_out_fraction": 0}, "held_out_fraction is 0; raise it, or set rank_alloc"),
     ({"rank_pattern": {"q proj (": 4}}, "String should match pattern"),
     ({"rank_pattern": {"q_proj": 0}}, "greater than or equal to 1"),
 ]

@@ -1,0 +1,1 @@
+"""Which layer gets how much rank: gradients are measured, a budget is dealt out, layers are made larger."""
