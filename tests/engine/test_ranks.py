@@ -1,4 +1,4 @@
-"""Growing changes nothing that is said, sketches are of the real gradient, and trainings resume around both."""
+"""Growing changes nothing that is said, sketches are of the real gradient, trainings resume around both."""
 
 import json
 import random
