@@ -26,6 +26,7 @@ def train_with_kinora(folder: Path) -> Timed:
     from benchmarks.engine.ours import Drawer, load, rows, sample_of
     from qlora_engine.adapters.injection import inject
     from qlora_engine.adapters.parameter_groups import parameter_groups
+    from qlora_engine.adapters.ranks.resize import Resizing
     from qlora_engine.data.batches import Cursor, StepsOfTokens, planned
     from qlora_engine.stopping import StopWish
     from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
@@ -73,9 +74,10 @@ def train_with_kinora(folder: Path) -> Timed:
         hyperparameters=hyperparameters, optimizer=optimizer, scheduler=scheduler,
         evaluator=Evaluator(runner, collator, (), BATCH, 1),
         checkpoints=Checkpoints(
-            folder, injected, optimizer, scheduler, exporter, series, identity, keepsakes
+            folder, injected, optimizer, scheduler, exporter, series, identity, keepsakes,
+            Resizing(injected.model, optimizer, hyperparameters, injected.alphas),
         ),
-        keepsakes=keepsakes, steps=steps, state=TrainingState(0, Cursor(), None, None, 0.0), emit=emit,
+        keepsakes=keepsakes, ranks=None, steps=steps, state=TrainingState(0, Cursor(), None, None, 0.0), emit=emit,
         stop=StopWish(), series=series,
     ).run()  # fmt: skip
     return [after - before for before, after in pairwise(ends)], tokens[1:]
