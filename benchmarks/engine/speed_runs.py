@@ -77,8 +77,8 @@ def train_with_kinora(folder: Path) -> Timed:
             folder, injected, optimizer, scheduler, exporter, series, identity, keepsakes,
             Resizing(injected.model, optimizer, hyperparameters, injected.alphas),
         ),
-        keepsakes=keepsakes, ranks=None, steps=steps, state=TrainingState(0, Cursor(), None, None, 0.0), emit=emit,
-        stop=StopWish(), series=series,
+        keepsakes=keepsakes, ranks=None, steps=steps,
+        state=TrainingState(0, Cursor(), None, None, 0.0), emit=emit, stop=StopWish(), series=series,
     ).run()  # fmt: skip
     return [after - before for before, after in pairwise(ends)], tokens[1:]
 
