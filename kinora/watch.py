@@ -1,6 +1,8 @@
 """What a person sees of a running job: a fold over its events, and its live picture in the terminal."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -95,6 +97,8 @@ def _after(progress: JobProgress, event: Event) -> JobProgress:
             return replace(progress, after=event.evaluation)
         case job.RankChanged():
             return replace(progress, note=f"ranks {event.kept} after step {event.step}")
+        case job.JobEvaluated(evaluation=job.Evaluation(loss=float(loss))):
+            return replace(progress, note=f"held-out loss {loss:.4f} at step {event.step}")
         case job.JobProgressed():
             return _after_points(progress, event)
         case job.CheckpointSaved():
@@ -202,17 +206,23 @@ def picture(progress: JobProgress, title: str) -> RenderableType:
     if progress.losses:
         rows.append(Text("loss  " + sparkline([loss for _, loss in progress.losses]), style="dim"))
     if progress.before is not None:
-        rows.append(
-            Text(
-                f"held-out exact match: {percent(progress.before.exact_match)} before"
-                + (f", {percent(progress.after.exact_match)} after" if progress.after else "")
-            )
-        )
+        rows += _measured(progress.before, progress.after)
     if progress.note:
         rows.append(Text(progress.note, style="dim"))
     if progress.error:
         rows.append(Text(progress.error, style="bold red"))
     return Group(*rows)
+
+
+def _measured(before: job.Evaluation, after: job.Evaluation | None) -> Iterator[Text]:
+    """A line for each share that was measured on what is held out."""
+    for name, share in (
+        ("exact match", attrgetter("exact_match")),
+        ("token accuracy", attrgetter("token_accuracy")),
+    ):
+        then = "" if after is None else f", {percent(share(after))} after"
+        if name == "exact match" or share(before) is not None:
+            yield Text(f"held-out {name}: {percent(share(before))} before{then}")
 
 
 _STYLES = {

@@ -265,6 +265,8 @@ def _evaluated(event: job.JobEvaluated) -> str:
         figures.append(f"loss {evaluation.loss:.4f}")
     if evaluation.exact_match is not None:
         figures.append(f"{_percent(evaluation.exact_match)} answered word for word")
+    if evaluation.token_accuracy is not None:
+        figures.append(f"{_percent(evaluation.token_accuracy)} of the tokens right")
     when = {"before": "before", "during": "during", "after": "after"}[event.phase]
     return (
         f"{_count(evaluation.examples, 'held-out example')} evaluated {when} training"

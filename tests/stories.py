@@ -88,7 +88,9 @@ def started(attempt: int, start_step: int = 0) -> job.TrainingStarted:
 
 
 def evaluated(attempt: int, step: int, phase: str, exact_match: float) -> job.JobEvaluated:
-    evaluation = Evaluation(examples=12, loss=1.5, exact_match=exact_match)
+    evaluation = Evaluation(
+        examples=12, loss=1.5, exact_match=exact_match, token_accuracy=(1 + exact_match) / 2
+    )
     return job.JobEvaluated.model_validate(
         {"attempt": attempt, "step": step, "phase": phase, "evaluation": evaluation}
     )

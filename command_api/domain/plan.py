@@ -13,7 +13,8 @@ class Plan:
     total_steps: int
     training_examples: int
     held_out_examples: int
-    epochs: float
+    epochs: float | None
+    """None when steps are counted in tokens: how many an example has, only the model's tokenizer tells."""
 
 
 def plan_training(facts: DatasetFacts, hyperparameters: Hyperparameters) -> Plan:
@@ -23,6 +24,8 @@ def plan_training(facts: DatasetFacts, hyperparameters: Hyperparameters) -> Plan
     steps = total_steps(hyperparameters, training)
     if hyperparameters.max_steps is None:
         return Plan(steps, training, held_out, epochs=hyperparameters.epochs)
+    if hyperparameters.tokens_per_step is not None:
+        return Plan(steps, training, held_out, epochs=None)
     return Plan(steps, training, held_out, epochs=steps * hyperparameters.batch_size / training)
 
 

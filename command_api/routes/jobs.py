@@ -220,7 +220,12 @@ async def metrics(
             step=each.step,
             phase=each.phase,
             attempt=each.attempt,
-            evaluation=Evaluation(examples=each.examples, loss=each.loss, exact_match=each.exact_match),
+            evaluation=Evaluation(
+                examples=each.examples,
+                loss=each.loss,
+                exact_match=each.exact_match,
+                token_accuracy=each.token_accuracy,
+            ),
             evaluated_at=each.evaluated_at.isoformat(),
         )
         for each in found.evaluations

@@ -187,7 +187,6 @@ def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_jso
         print_json(job)
         return
     before, after = job.get("evaluation_before") or {}, job.get("evaluation_after") or {}
-    change = f"{percent(before.get('exact_match'))} → {percent(after.get('exact_match'))}"
     print_facts(
         {
             name: job.get(name)
@@ -195,10 +194,12 @@ def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_jso
         }
         | {
             "step": f"{job['step']}/{job['total_steps'] or '–'}",
+            "epoch": _epochs(job),
             "loss": job.get("loss_last"),
             "waiting": job.get("wait_reason"),
             "ETA": duration(job.get("eta_seconds")) if job["status"] == "running" else None,
-            "exact match": None if before.get("exact_match") is None else change,
+            "exact match": _change(before, after, "exact_match"),
+            "token accuracy": _change(before, after, "token_accuracy"),
             "output model": job.get("output_model_id"),
             "adapter": _no_adapter(job),
             "created": job["created_at"],
@@ -212,6 +213,21 @@ def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_jso
     )
     if job.get("error"):
         talk.print(f"{job['error']['code']}: {job['error']['message']}", style="bold red", markup=False)
+
+
+def _change(before: Json, after: Json, figure: str) -> str | None:
+    """A share before and after the training; None where it was not measured."""
+    if before.get(figure) is None and after.get(figure) is None:
+        return None
+    return f"{percent(before.get(figure))} → {percent(after.get(figure))}"
+
+
+def _epochs(job: Json) -> str | None:
+    """Passes taken, and of how many where that is known: not where steps are counted in tokens."""
+    planned = job.get("epochs")
+    if planned is None:
+        return f"{job['epoch']:.2f}" if job["epoch"] else None
+    return f"{job['epoch']:.2f}/{planned:.2f}"
 
 
 def _no_adapter(job: Json) -> str | None:

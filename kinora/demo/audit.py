@@ -31,6 +31,8 @@ def _details(event: Json) -> str:
     evaluation = payload.get("evaluation")
     if evaluation and evaluation.get("exact_match") is not None:
         shown.append(f"exact_match={evaluation['exact_match']:.2f}")
+    if evaluation and evaluation.get("token_accuracy") is not None:
+        shown.append(f"token_accuracy={evaluation['token_accuracy']:.2f}")
     if "objects" in payload:
         shown.append(f"{len(payload['objects'])} files")
     return " ".join(shown)

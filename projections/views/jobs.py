@@ -85,7 +85,9 @@ class JobView(Document):
     progress: float = 0.0
     """0 to 1."""
     epoch: float = 0.0
+    """Examples taken so far over training examples."""
     epochs: float | None = None
+    """As planned; None before that, and where steps are counted in tokens."""
     training_examples: int | None = None
     held_out_examples: int | None = None
     trainable_parameters: int | None = None
@@ -133,7 +135,7 @@ class JobDetail(JobView):
 
 class Jobs(DocumentView[JobView]):
     name = "jobs"
-    version = 3
+    version = 4
     table: ClassVar[LiteralString] = "jobs"
     model = JobView
     tables = (

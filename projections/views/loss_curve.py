@@ -36,6 +36,7 @@ class EvaluationPoint(ViewModel):
     examples: int
     loss: float | None
     exact_match: float | None
+    token_accuracy: float | None
     evaluated_at: datetime
 
 
@@ -49,7 +50,7 @@ class LossCurve(ViewModel):
 
 class LossCurves:
     name = "loss_curve"
-    version = 1
+    version = 2
     types: tuple[str, ...] | None = (
         events.TrainingStarted.TYPE,
         events.JobProgressed.TYPE,
@@ -86,6 +87,7 @@ class LossCurves:
                 "examples integer NOT NULL",
                 "loss double precision",
                 "exact_match double precision",
+                "token_accuracy double precision",
                 "evaluated_at timestamptz NOT NULL",
             ),
             key="job_id, step, phase",
@@ -158,6 +160,7 @@ class CurveFold:
                     event.evaluation.examples,
                     event.evaluation.loss,
                     event.evaluation.exact_match,
+                    event.evaluation.token_accuracy,
                     recorded.metadata.recorded_at,
                 )
             case _:
@@ -185,12 +188,14 @@ ON CONFLICT (job_id, step) DO UPDATE
 """
 _PUT_EVALUATIONS: LiteralString = """
 INSERT INTO evaluations
-       (job_id, organization_id, step, phase, attempt, examples, loss, exact_match, evaluated_at)
+       (job_id, organization_id, step, phase, attempt, examples, loss, exact_match, token_accuracy,
+        evaluated_at)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::integer[], %s::text[], %s::integer[], %s::integer[],
-                     %s::float8[], %s::float8[], %s::timestamptz[])
+                     %s::float8[], %s::float8[], %s::float8[], %s::timestamptz[])
 ON CONFLICT (job_id, step, phase) DO UPDATE
    SET attempt = excluded.attempt, examples = excluded.examples, loss = excluded.loss,
-       exact_match = excluded.exact_match, evaluated_at = excluded.evaluated_at
+       exact_match = excluded.exact_match, token_accuracy = excluded.token_accuracy,
+       evaluated_at = excluded.evaluated_at
 """
 
 
@@ -226,7 +231,7 @@ async def curve(
     async with connection.cursor(row_factory=class_row(EvaluationPoint)) as cursor:
         await cursor.execute(
             """
-            SELECT step, phase, attempt, examples, loss, exact_match, evaluated_at
+            SELECT step, phase, attempt, examples, loss, exact_match, token_accuracy, evaluated_at
               FROM view_loss_curve.evaluations
              WHERE job_id = %s AND organization_id = %s
              ORDER BY evaluated_at, step

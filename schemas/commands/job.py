@@ -43,7 +43,7 @@ class AdmitJob(Command):
     total_steps: int = Field(ge=1)
     training_examples: int = Field(ge=1)
     held_out_examples: int = Field(ge=0)
-    epochs: float = Field(gt=0)
+    epochs: float | None = Field(gt=0)
 
 
 class RefuseJob(Command):

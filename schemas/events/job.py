@@ -111,7 +111,9 @@ class JobPlanned(Event):
     total_steps: int = Field(ge=1)
     training_examples: int = Field(ge=1)
     held_out_examples: int = Field(ge=0)
-    epochs: float
+    epochs: float | None
+    """Passes over the training examples; None when only the training tells, because its steps are counted in
+    tokens."""
 
 
 @REGISTRY.register

@@ -99,9 +99,9 @@ async def test_the_curve_keeps_the_points_of_the_attempt_that_counts(
         *((step, 1) for step in range(1, 7)),
         *((step, 2) for step in range(7, 13)),
     ]
-    assert [(each.phase, each.step, each.exact_match) for each in curve.evaluations] == [
-        ("before", 0, 0.0),
-        ("after", 12, 0.75),
+    assert [(each.phase, each.step, each.exact_match, each.token_accuracy) for each in curve.evaluations] == [
+        ("before", 0, 0.0, 0.5),
+        ("after", 12, 0.75, 0.875),
     ]
     behind = await loss_curve.curve(connection, ORGANIZATION, JOB, after_step=10)
     assert [point.step for point in behind.points] == [11, 12]

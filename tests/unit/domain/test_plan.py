@@ -30,6 +30,13 @@ def test_max_steps_goes_before_epochs() -> None:
     assert plan_training(FACTS, hyperparameters) == Plan(7, 16, 4, 7.0)
 
 
+def test_steps_counted_in_tokens_leave_the_epochs_open() -> None:
+    chosen = Hyperparameters(
+        tokens_per_step=900, tokens_per_micro_batch=300, max_steps=7, held_out_fraction=0.2
+    )
+    assert plan_training(FACTS, chosen) == Plan(7, 16, 4, epochs=None)
+
+
 @given(st.integers(1, 200), st.integers(1, 5), st.floats(0, 0.9), st.integers(1, 64), st.floats(0.01, 50))
 def test_a_plan_is_always_possible(
     clips: int, per_clip: int, fraction: float, batch_size: int, epochs: float

@@ -4,7 +4,7 @@ import pytest
 
 from projections.sentences import LEVELS, level, sentence, untold
 from schemas.events import REGISTRY, Event, dataset, job
-from tests.stories import EVERY_EVENT
+from tests.stories import EVERY_EVENT, evaluated
 
 
 def test_every_registered_type_has_words() -> None:
@@ -37,6 +37,13 @@ def test_numbers_and_reasons_are_told() -> None:
         == "Attempt 1 failed (oom): out of memory."
     )
     assert sentence(dataset.DatasetDeleted()) == "The dataset was deleted."
+
+
+def test_what_was_measured_is_told() -> None:
+    assert sentence(evaluated(1, 12, "after", 0.75)) == (
+        "12 held-out examples evaluated after training: loss 1.5000, 75 % answered word for word,"
+        " 88 % of the tokens right."
+    )
 
 
 def test_rows_left_out_of_a_dataset_are_told() -> None:
