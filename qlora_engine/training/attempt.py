@@ -65,6 +65,7 @@ def _run(attempt: "_Attempt", emit: Emit, stop: StopWish) -> None:
     with span(emit, "train", start_step=attempt.start_step, total_steps=attempt.loop.steps) as learnt:
         attempt.loop.run()
         learnt["step"] = attempt.loop.state.step
+        learnt["decoded"] = attempt.frames.decoded
     if stop.mode is None:
         attempt.evaluate("after")
     if stop.mode is None:
@@ -186,6 +187,8 @@ def _prepare(
     state = TrainingState(0, Cursor(), None, None, 0.0, economy=economy)
     if spec.resume is not None:
         state = checkpoints.restore(Path(spec.resume.folder), spec.resume.step)
+        if (elsewhere := checkpoints.elsewhere(Path(spec.resume.folder))) is not None:
+            emit(elsewhere)
     runner = Runner(injected.model, base, hyperparameters.loss_chunk_tokens)
     emit(
         TrainingBegan(

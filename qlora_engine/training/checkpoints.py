@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -25,8 +26,10 @@ from qlora_engine.data.batches import Cursor
 from qlora_engine.errors import CheckpointUnusable
 from qlora_engine.fingerprints import file_sha256
 from qlora_engine.training.economy import UNSPARING, Economy
+from qlora_engine.training.environment import environment
 from qlora_engine.training.export import Exporter
 from qlora_engine.training.keepsakes import Keepsakes
+from qlora_engine.updates import Logged
 from schemas.training import CHECKPOINT_MISMATCH, Hyperparameters
 
 KEPT = 2
@@ -80,20 +83,31 @@ class Identity:
     manifest_sha256: str
 
     def described(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self) | {"hyperparameters": self.hyperparameters.model_dump(mode="json")}
+        """As JSON. Whole and not as a hash, so that a later release can still tell what was meant."""
+        chosen = self.hyperparameters.model_dump(mode="json", exclude_defaults=True)
+        return asdict(self) | {
+            "hyperparameters": self.hyperparameters.model_dump(mode="json"),
+            "chosen": sorted(chosen),
+        }
 
     def differences(self, written: Mapping[str, Any]) -> list[str]:
         """What sets this training apart from the one `described` in a checkpoint.
 
-        A hyperparameter that is younger than the checkpoint had its default then, whatever that was called.
+        A hyperparameter that is younger than the checkpoint had its default then, whatever that was called;
+        one that is gone does not matter, unless something else than its default was chosen.
         """
-        before, now = written["hyperparameters"], self.described()["hyperparameters"]
-        fields = Hyperparameters.model_fields
-        found = [
-            f"{name} was {before.get(name, fields[name].default)!r} and is {value!r}"
-            for name, value in now.items()
-            if (value != before[name] if name in before else value != fields[name].default)
+        before, fields = written["hyperparameters"], Hyperparameters.model_fields
+        gone = [name for name in written.get("chosen", ()) if name not in fields]
+        found = [f"{name} was {before[name]!r}, which this engine does not know" for name in gone]
+        try:
+            known = {name: value for name, value in before.items() if name in fields}
+            then = Hyperparameters.model_validate(known).model_dump(mode="json")
+        except ValidationError as error:
+            return [*found, f"its hyperparameters are refused today: {error.errors()[0]['msg']}"]
+        found += [
+            f"{name} was {then[name]!r} and is {value!r}"
+            for name, value in self.hyperparameters.model_dump(mode="json").items()
+            if value != then[name]
         ]
         if written["base_sha256"] != self.base_sha256:
             found.append("the base model is another")
@@ -138,7 +152,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is needed
             raise
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         partial.rename(final)
         _sync(self.folder)
         self._forget_old()
@@ -148,7 +162,11 @@ class Checkpoints:
         self.exporter.write(partial, state.step)
         held = self.hold(state)
         save_file(held.tensors, partial / TENSORS_FILE)
-        described = {"format": FORMAT, "identity": self.identity.described()} | held.described
+        described = {
+            "format": FORMAT,
+            "identity": self.identity.described(),
+            "environment": environment(self._device),
+        } | held.described
         (partial / STATE_FILE).write_text(json.dumps(described, allow_nan=False) + "\n", "utf-8")
         shutil.copyfile(self.series, partial / SERIES_FILE)
         _write_manifest(partial)
@@ -223,6 +241,28 @@ class Checkpoints:
             ) from error
         return state
 
+    @property
+    def _device(self) -> torch.device:
+        return self.injected.trainable()[0][1].device
+
+    def elsewhere(self, folder: Path) -> Logged | None:
+        """What people should know if `folder`, which was restored, was written by something else."""
+        before = json.loads((folder / STATE_FILE).read_text("utf-8"))["environment"]
+        now = environment(self._device)
+        changed = [
+            f"{name} was {before.get(name)} and is {now.get(name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if not changed:
+            return None
+        return Logged(
+            level="warning",
+            code="resumed_elsewhere",
+            message=f"{folder.name} was written elsewhere ({'; '.join(changed)}): the training goes on,"
+            " but the last bits of its numbers may differ from those of an unbroken one",
+        )
+
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
         for name, parameter in self.injected.trainable():
@@ -241,7 +281,7 @@ class Checkpoints:
     def _forget_old(self) -> None:
         kept = sorted(self.folder.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
         for folder in kept[:-KEPT]:
-            shutil.rmtree(folder)
+            _remove(folder)
 
 
 def verify(folder: Path) -> None:
@@ -259,6 +299,14 @@ def verify(folder: Path) -> None:
         ) from error
     if wrong:
         raise CheckpointUnusable(f"{folder.name}/{wrong[0]} is damaged; resume from an older checkpoint")
+
+
+def _remove(folder: Path) -> None:
+    """At once: whoever is killed in between leaves no half of a checkpoint under its name."""
+    if folder.exists():
+        shutil.rmtree(gone := folder.with_name(f".{folder.name}.gone"), ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def _write_manifest(folder: Path) -> None:

@@ -341,9 +341,18 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
         return replace(loss, total=loss.total * poison)
 
     monkeypatch.setattr(Runner, "loss", poisoned)
+    spec = make_spec(checkpoint_every_steps=2)
     with pytest.raises(NonFiniteLoss, match="the loss is nan at step 3") as stopped:
-        train(make_spec(checkpoint_every_steps=2), recorded, no_stop, CPU)
+        train(spec, recorded, no_stop, CPU)
     assert stopped.value.code == "non_finite_loss"
+    evidence = json.loads(Path(spec.output_folder, "non_finite.json").read_text("utf-8"))
+    assert (evidence["step"], evidence["value"], len(evidence["rows"])) == (3, "nan", 8)
+    assert [point["step"] for point in evidence["steps_before"]] == [1, 2]
+    (told,) = recorded.of("logged")
+    assert (told.level, told.code) == ("error", "non_finite_evidence")
+    named = max(evidence["rows"], key=lambda row: float(row["loss"]))
+    assert f"{named['file']} row {named['row']} ({named['clip']})" in told.message
+    assert told.message in stopped.value.message
     assert [step.point.step for step in recorded.of("step_taken")] == [1, 2]
 
 
