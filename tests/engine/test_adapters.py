@@ -8,6 +8,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 
+from benchmarks.engine.purity import make_odd
 from qlora_engine.adapters.files import load_adapter, save_adapter
 from qlora_engine.adapters.injection import inject
 from qlora_engine.adapters.parameter_groups import parameter_groups
@@ -129,3 +130,17 @@ def test_each_kind_of_tensor_has_its_learning_rate(tiny: Path) -> None:
     plain = inject(load_model(str(tiny), CPU), Hyperparameters())
     (only,) = parameter_groups(plain, Hyperparameters())
     assert [id(parameter) for parameter in only["params"]] == [id(each) for _, each in plain.trainable()]
+
+
+@pytest.mark.parametrize("chosen", [{"lora_variant": "dora"}, {"init_lora_weights": "olora"}])
+def test_widths_that_cannot_be_read_back_on_the_cpu_are_refused(
+    chosen: dict[str, Any], tmp_path: Path
+) -> None:
+    loaded = load_model(str(make_odd(tmp_path, "smolvlm")), CPU)
+    ((field, value),) = chosen.items()
+    with pytest.raises(
+        ModelRefused, match=f"{field} is '{value}', .* multiples of 64 only: leave"
+    ) as refused:
+        inject(loaded, Hyperparameters(**chosen))
+    assert refused.value.code == "uneven_width"
+    inject(loaded, Hyperparameters())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from benchmarks.engine.packing import sample
 from qlora_engine.adapters.files import WEIGHTS_FILE, AdapterUnusable, load_adapter, save_adapter
 from qlora_engine.adapters.injection import Injected, inject
 from qlora_engine.adapters.temporal import (
@@ -27,8 +28,10 @@ from qlora_engine.data.collate import Batch, Collator, packed, padded
 from qlora_engine.data.frames import Frames
 from qlora_engine.data.sampling import Sampling
 from qlora_engine.device import one_thread
+from qlora_engine.errors import ModelRefused
 from qlora_engine.models.families.base import ClipLayout
 from qlora_engine.models.loading import Loaded, load_model
+from qlora_engine.models.tiny_random import make_random_model
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import read_manifest, train
 from qlora_engine.training.forward import Runner
@@ -37,6 +40,7 @@ from schemas.training import Hyperparameters, ResumePoint
 from tests.engine.conftest import MakeSpec, Recorded
 
 CPU = torch.device("cpu")
+SEEING = ("smolvlm", "qwen2_5_vl", "qwen3_vl")
 TEMPORAL = Hyperparameters(temporal=True)
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -253,3 +257,26 @@ def test_an_attempt_trains_it_resumes_bit_for_bit_and_says_so(make_spec: MakeSpe
     assert all(bool(kernel.any()) for kernel in kernels)
     assert (done.facts.temporal, done.facts.lora_variant) == (True, "lora")
     assert "load_temporal_adapter" in (adapter / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("architecture", SEEING)
+def test_every_family_lays_its_clips_out_as_its_layers_see_them(architecture: str, tmp_path: Path) -> None:
+    loaded = load_model(str(make_random_model(tmp_path, architecture)), CPU)
+    injected = with_weights(inject(loaded, TEMPORAL))
+    runner = Runner(injected.model, loaded)
+    torch.manual_seed(0)
+    samples = [sample(loaded, frames, words) for frames, words in ((4, 1), (2, 9), (6, 3))]
+    with torch.no_grad():
+        together = runner.logits(packed(samples))[0]
+        alone = torch.cat([runner.logits(packed([each]))[0] for each in samples])
+        for _, kernel in temporal_parameters(injected.model):
+            kernel.zero_()
+        without = runner.logits(packed(samples))[0]
+    assert float((together - alone).abs().max()) <= 1e-4
+    assert float((together - without).abs().max()) > 1e-2
+
+
+def test_a_model_of_text_alone_has_nothing_to_look_along(tmp_path: Path) -> None:
+    loaded = load_model(str(make_random_model(tmp_path, "llama")), CPU)
+    with pytest.raises(ModelRefused, match="temporal is true, but the model is one of text alone"):
+        inject(loaded, TEMPORAL)
