@@ -33,6 +33,8 @@ class JobProgress:
     after: job.Evaluation | None = None
     checkpoints: int = 0
     note: str = ""
+    kept: str = ""
+    """Which adapter early stopping kept, as the end of a note."""
     error: str | None = None
     position: int = 0
     losses: tuple[tuple[int, float], ...] = field(default=(), repr=False)
@@ -121,16 +123,28 @@ def _after(progress: JobProgress, event: Event) -> JobProgress:
                 loss_first=event.loss_first,
                 loss=event.loss_last,
                 eta_seconds=0.0,
-                note="storing the adapter",
+                note=f"storing the adapter{_kept(event)}",
+                kept=_kept(event),
             )
         case job.JobSucceeded():
-            return replace(progress, phase="succeeded", note="every artifact is stored")
+            return replace(
+                progress,
+                phase="succeeded",
+                note=f"every artifact is stored: the adapter{progress.kept}"
+                if progress.kept
+                else "every artifact is stored",
+            )
         case job.JobFailed():
             return replace(progress, phase="failed", note="", error=f"{event.code}: {event.message}")
         case job.JobStopped():
             return replace(progress, phase="cancelled", note=event.reason)
         case _:
             return progress
+
+
+def _kept(event: job.TrainingFinished) -> str:
+    best = "" if event.adapter_step is None else f" of step {event.adapter_step}"
+    return f"{best}; the training ended early" if event.stopped_early else best
 
 
 def _after_points(progress: JobProgress, event: job.JobProgressed) -> JobProgress:

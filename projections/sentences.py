@@ -295,6 +295,16 @@ def _rank_changed(event: job.RankChanged) -> str:
     return f"{what}: {moved} ({event.parameters_after:,} parameters){tried}."
 
 
+def _training_finished(event: job.TrainingFinished) -> str:
+    ended = "ended early," if event.stopped_early else "finished"
+    best = event.adapter_step
+    kept = "" if best is None or best == event.steps else f"; the adapter of step {best} is kept"
+    return (
+        f"Training {ended} after {_count(event.steps, 'step')} in {event.seconds:.1f} s:"
+        f" loss {event.loss_first:.4f} → {event.loss_last:.4f}{kept}."
+    )
+
+
 def _warning(event: job.WarningRaised) -> str:
     return f"Warning {event.code}{_because(event.message)}"
 
@@ -347,13 +357,7 @@ _words(
         + _because(e.reason)
     ),
 )
-_words(
-    job.TrainingFinished,
-    lambda e: (
-        f"Training finished after {_count(e.steps, 'step')} in {e.seconds:.1f} s:"
-        f" loss {e.loss_first:.4f} → {e.loss_last:.4f}."
-    ),
-)
+_words(job.TrainingFinished, _training_finished)
 _words(
     job.AdapterStored,
     lambda e: (

@@ -103,7 +103,7 @@ class Logged(Message):
 
 
 class TrainingDone(Message):
-    """All steps are taken and the adapter is in `adapter_folder`."""
+    """All steps are taken, or early stopping ended them, and the adapter is in `adapter_folder`."""
 
     kind: Literal["training_done"] = "training_done"
     steps: int
@@ -113,6 +113,9 @@ class TrainingDone(Message):
     adapter_folder: str
     series_file: str
     facts: AdapterFacts
+    stopped_early: bool = False
+    adapter_step: int | None = None
+    """Step whose adapter early stopping kept; the last one's when absent."""
 
 
 class TrainingStopped(Message):

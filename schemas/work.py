@@ -276,6 +276,9 @@ class Finished(Message):
     loss_first: float
     loss_last: float
     seconds: float
+    stopped_early: bool = False
+    adapter_step: int | None = None
+    """Step whose adapter early stopping kept; the last one's when absent."""
 
 
 class AdapterUploaded(Message):

@@ -221,6 +221,8 @@ class Training:
                         loss_first=update.loss_first,
                         loss_last=update.loss_last,
                         seconds=update.seconds,
+                        stopped_early=update.stopped_early,
+                        adapter_step=update.adapter_step,
                     )
                 )
                 self._end = update

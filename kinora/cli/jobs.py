@@ -193,7 +193,8 @@ def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_jso
             for name in ("id", "name", "status", "attempt", "agent_id", "dataset_id", "model_id")
         }
         | {
-            "step": f"{job['step']}/{job['total_steps'] or '–'}",
+            "step": f"{job['step']}/{job['total_steps'] or '–'}"
+            + (", ended early" if job.get("stopped_early") else ""),
             "epoch": _epochs(job),
             "loss": job.get("loss_last"),
             "waiting": job.get("wait_reason"),
@@ -201,7 +202,7 @@ def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_jso
             "exact match": _change(before, after, "exact_match"),
             "token accuracy": _change(before, after, "token_accuracy"),
             "output model": job.get("output_model_id"),
-            "adapter": _no_adapter(job),
+            "adapter": _adapter(job),
             "created": job["created_at"],
             "finished": job.get("finished_at"),
         }
@@ -230,8 +231,10 @@ def _epochs(job: Json) -> str | None:
     return f"{job['epoch']:.2f}/{planned:.2f}"
 
 
-def _no_adapter(job: Json) -> str | None:
-    """Why a job that was stopped has none."""
+def _adapter(job: Json) -> str | None:
+    """Which step early stopping took it of, or why a job that was stopped has none."""
+    if job.get("adapter_step") is not None:
+        return f"of step {job['adapter_step']}, whose held-out loss was the lowest"
     stopped = job["status"] == "cancelled" and not job.get("output_model_id")
     return "none: it was stopped before its first step" if stopped and not job["step"] else None
 

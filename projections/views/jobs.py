@@ -101,6 +101,10 @@ class JobView(Document):
     peak_memory_bytes: int = 0
     training_seconds: float | None = None
     """Of the attempt that finished."""
+    stopped_early: bool = False
+    """The training ended before its planned steps, because the held-out loss no longer fell."""
+    adapter_step: int | None = None
+    """Step whose adapter early stopping kept."""
     evaluation_before: events.Evaluation | None = None
     evaluation_during: events.Evaluation | None = None
     evaluation_after: events.Evaluation | None = None
@@ -135,7 +139,7 @@ class JobDetail(JobView):
 
 class Jobs(DocumentView[JobView]):
     name = "jobs"
-    version = 4
+    version = 5
     table: ClassVar[LiteralString] = "jobs"
     model = JobView
     tables = (
@@ -348,6 +352,8 @@ def _finished(job: JobView, recorded: Recorded, event: events.TrainingFinished) 
         "loss_first": job.loss_first if resumed else event.loss_first,
         "loss_last": event.loss_last,
         "training_seconds": event.seconds,
+        "stopped_early": event.stopped_early,
+        "adapter_step": event.adapter_step,
         "eta_seconds": None,
     }
 
@@ -377,6 +383,8 @@ def _queued(job: JobView, recorded: Recorded, event: events.JobQueued) -> dict[s
         "not_before": not_before,
         "wait_reason": _wait_sentence(job, event),
         "resume_step": event.resume_step,
+        "stopped_early": False,
+        "adapter_step": None,
         "checkpoint_step": event.resume_step or None,
         "step": event.resume_step,
         "progress": _share(event.resume_step, job.total_steps),

@@ -108,7 +108,9 @@ class _Attempt:
                 seconds=state.seconds,
                 adapter_folder=str(folder),
                 series_file=str(self.loop.series),
-                facts=self.exporter.facts(state.step),
+                facts=self.exporter.facts(self._adapter_step),
+                stopped_early=state.step < self.loop.steps,
+                adapter_step=self.loop.adapter_step,
             )
         )
 
@@ -125,16 +127,21 @@ class _Attempt:
                 step=state.step,
                 adapter_folder=None if folder is None else str(folder),
                 series_file=str(self.loop.series),
-                facts=None if folder is None else self.exporter.facts(state.step),
+                facts=None if folder is None else self.exporter.facts(self._adapter_step),
             )
         )
 
     def _write_adapter(self) -> Path:
         folder = self._output / ADAPTER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        with span(self.loop.emit, "save adapter", step=self.loop.state.step):
-            self.exporter.write(folder, self.loop.state.step)
+        with span(self.loop.emit, "save adapter", step=self._adapter_step):
+            self.exporter.write(folder, self._adapter_step)
         return folder
+
+    @property
+    def _adapter_step(self) -> int:
+        """Steps that the adapter was trained for."""
+        return self.loop.adapter_step or self.loop.state.step
 
 
 def _prepare(

@@ -116,6 +116,8 @@ class Loop:
     series: Path
     frames: Frames | None = None
     """Where fewer frames of each clip could come from."""
+    adapter_step: int | None = None
+    """The step that early stopping took the adapter of, at the end."""
     _recent: list[float] = field(default_factory=list)
     _failing: Failed = field(default_factory=lambda: Failed("forward"))
     """What is being computed: if memory does not suffice, it was this."""
@@ -460,6 +462,7 @@ class Loop:
             if measured is None:
                 return
             self._compare(measured)
+        self.adapter_step = self.state.best_step
         if self.state.best_step is None or self.state.best_step == self.state.step:
             return
         self.keepsakes.give_best(self.injected, self.checkpoints.resizing)

@@ -284,7 +284,7 @@ class JobStopRequested(Event):
 
 @REGISTRY.register
 class TrainingFinished(Event):
-    """The last step was taken; artifacts are still to be stored."""
+    """The last step was taken, or early stopping ended them; artifacts are still to be stored."""
 
     TYPE: ClassVar[str] = "kinora.job.training_finished"
     attempt: int = Field(ge=1)
@@ -292,6 +292,10 @@ class TrainingFinished(Event):
     loss_first: float
     loss_last: float
     seconds: float
+    stopped_early: bool = False
+    """Ended before the planned steps, because the held-out loss no longer fell."""
+    adapter_step: int | None = None
+    """Step whose adapter early stopping kept; the last one's when absent."""
 
 
 @REGISTRY.register

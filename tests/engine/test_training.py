@@ -225,6 +225,7 @@ def test_packed_rows_8_bit_moments_and_early_stopping_resume_bit_for_bit(
     else:
         assert messages == {}
         assert done.steps == best == 8
+    assert (done.stopped_early, done.adapter_step, done.facts.steps) == (too_fast, best, best)
 
     checkpoints = Path(unbroken.output_folder).glob("checkpoint-*")
     first = min(checkpoints, key=lambda folder: int(folder.name.split("-")[1]))

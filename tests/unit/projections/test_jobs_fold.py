@@ -122,6 +122,22 @@ def test_the_whole_story_ends_well() -> None:
     assert done.version == done.last_position == len(whole_job())
 
 
+def test_an_early_end_is_told_until_the_job_is_tried_again() -> None:
+    early = job.TrainingFinished(
+        attempt=1, steps=8, loss_first=2, loss_last=1, seconds=3, stopped_early=True, adapter_step=4
+    )
+    told = folded(*admitted(), *taken(1), progressed(1, 1, 8), early)
+    assert (told.stopped_early, told.adapter_step, told.step, told.total_steps) == (True, 4, 8, 12)
+    again = folded(
+        *admitted(),
+        *taken(1),
+        early,
+        job.LeaseExpired(attempt=1, agent_id=AGENT),
+        job.JobQueued(attempt=2, reason="lease_expired"),
+    )
+    assert (again.stopped_early, again.adapter_step) == (False, None)
+
+
 def test_a_job_that_began_once_tells_its_own_first_loss() -> None:
     assert folded(*admitted(), *taken(1), progressed(1, 2, 12), *finished(1)).loss_first == 2.5
 

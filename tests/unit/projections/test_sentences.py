@@ -46,6 +46,17 @@ def test_what_was_measured_is_told() -> None:
     )
 
 
+def test_an_early_end_is_told_with_the_adapter_that_is_kept() -> None:
+    early = job.TrainingFinished(
+        attempt=1, steps=60, loss_first=2, loss_last=1, seconds=3, stopped_early=True, adapter_step=40
+    )
+    assert sentence(early) == (
+        "Training ended early, after 60 steps in 3.0 s: loss 2.0000 → 1.0000; the adapter of step 40 is kept."
+    )
+    whole = early.model_copy(update={"stopped_early": False, "adapter_step": 60})
+    assert sentence(whole) == "Training finished after 60 steps in 3.0 s: loss 2.0000 → 1.0000."
+
+
 def test_rows_left_out_of_a_dataset_are_told() -> None:
     validated = next(event for event in EVERY_EVENT if isinstance(event, dataset.DatasetValidated))
     facts = validated.facts.model_copy(update={"refused_rows": 2, "rows": 62})
