@@ -46,20 +46,24 @@ class BadParameter(KinoraError):
 def hyperparameters(flags: Mapping[str, str | None], pairs: Sequence[str]) -> Hyperparameters:
     """The flags that were given, and `name=value` pairs for all others; both mean the same.
 
+    ``group.field=value`` sets a field of a group, or an entry of an object.
+
     Raises:
         BadParameter: naming each field, its value and what is allowed.
     """
     values: dict[str, Any] = {}
     for pair in [*(f"{name}={text}" for name, text in flags.items() if text is not None), *pairs]:
         name, equals, text = pair.partition("=")
-        if not equals or not name:
+        group, dot, inside = name.partition(".")
+        if not equals or not group or bool(dot) != bool(inside):
             raise BadParameter(f"{pair[:80]!r} is not name=value; write for instance -p weight_decay=0.01")
-        if name in values:
+        place, key = (values.setdefault(group, {}), inside) if dot else (values, name)
+        if not isinstance(place, dict) or key in place:
             raise BadParameter(f"{name[:80]} is given twice; leave one out")
         try:
-            values[name] = json.loads(text)
+            place[key] = json.loads(text)
         except (ValueError, RecursionError):
-            values[name] = text
+            place[key] = text
     try:
         return Hyperparameters.model_validate(values)
     except ValidationError as error:

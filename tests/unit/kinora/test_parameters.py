@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kinora.cli.app import app
-from kinora.cli.jobs import hyperparameters
+from kinora.cli.jobs import BadParameter, hyperparameters
 from kinora.parameters import parameters
 from schemas.api import CreateJobBody
 from schemas.training import Hyperparameters
@@ -74,3 +74,31 @@ def test_every_parameter_can_be_set_on_the_command_line(parameter: Any) -> None:
     chosen = hyperparameters({}, [f"{parameter.name}={written}"])
     assert chosen.model_fields_set == {parameter.name}
     assert getattr(chosen, parameter.name) == default
+
+
+def test_fields_of_groups_and_entries_of_objects_are_set_one_by_one() -> None:
+    pairs = ["rank_allocation.floor_rank=2", "rank_allocation.gate=false"]
+    allocation = hyperparameters({}, pairs).rank_allocation
+    assert allocation is not None
+    assert (allocation.floor_rank, allocation.gate) == (2, False)
+    patterns = ["rank_pattern.vision=16", "rank_pattern.layers.0.self_attn.q_proj=4"]
+    assert hyperparameters({}, patterns).rank_pattern == {"vision": 16, "layers.0.self_attn.q_proj": 4}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (["rank_allocation.rounds=2", "rank_allocation.rounds=3"], "rank_allocation.rounds is given twice"),
+        (["rank_allocation.rounds=2", "rank_allocation={}"], "rank_allocation is given twice"),
+        (["rank=4", "rank.x=3"], "rank.x is given twice"),
+        (["rank.=3"], "'rank.=3' is not name=value"),
+        ([".rank=3"], "'.rank=3' is not name=value"),
+        (["rank_allocation.rounds=99"], "rounds is 99; it must be at most 8"),
+        (["rank_allocation.round=2"], 'there is no field "round"; did you mean rounds?'),
+    ],
+)
+def test_what_cannot_be_set_is_said(pairs: list[str], says: str) -> None:
+    with pytest.raises(BadParameter) as refused:
+        hyperparameters({}, pairs)
+    told = [refused.value.message, *(detail.message for detail in refused.value.errors)]
+    assert any(says in each for each in told), told
