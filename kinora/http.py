@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from command_api.feed.event_stream import ENDLESS
+from command_api.endless import ENDLESS
 from command_api.settings import ApiSettings
 from kinora.local.errors import ChildFailed, PortTaken
 

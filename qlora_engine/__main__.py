@@ -6,6 +6,7 @@ import sys
 from typing import BinaryIO
 
 from qlora_engine import process
+from qlora_engine.imports import import_less, uncollected
 from qlora_engine.noise import hush
 
 
@@ -18,10 +19,12 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true", help="say what this machine can do, and end")
     arguments = parser.parse_args()
     hush()
+    import_less()
     updates = _updates(arguments.updates_fd)
     if not arguments.probe:
         process.run(updates, arguments.parent_pid)
-    from qlora_engine.probe import probe
+    with uncollected():
+        from qlora_engine.probe import probe
 
     process.UpdatePipe(updates).emit(probe())
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from qlora_engine.disk import is_disk_full
 from qlora_engine.errors import EngineError
+from qlora_engine.imports import uncollected
 from qlora_engine.parent import ORPHANED, die_with_parent
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
@@ -125,17 +126,20 @@ def dispatch(spec: EngineSpec, pipe: UpdatePipe, stop: StopWish) -> None:
     """Run one spec; what it needs is imported here, because validating videos needs no torch."""
     match spec:
         case TrainingSpec():
-            from qlora_engine.training.attempt import train
+            with uncollected():
+                from qlora_engine.training.attempt import train
 
             train(spec, pipe.emit, stop)
         case DatasetValidationSpec():
-            from qlora_engine.data.validation import validate_dataset
+            with uncollected():
+                from qlora_engine.data.validation import validate_dataset
 
             with span(pipe.emit, "validate dataset"):
                 dataset_verdict = validate_dataset(spec, pipe.emit)
             pipe.emit(dataset_verdict)
         case ModelValidationSpec():
-            from qlora_engine.models.validation import validate_model
+            with uncollected():
+                from qlora_engine.models.validation import validate_model
 
             with span(pipe.emit, "validate model"):
                 model_verdict = validate_model(spec, pipe.emit)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from command_api.auth.tokens import Principal
+from command_api.endless import ENDLESS
 from command_api.feed import frames
 from command_api.feed.parts import Closing, FeedParts
 from command_api.feed.slots import FeedSlots
@@ -19,8 +20,6 @@ from command_api.metrics import FEED_CONNECTIONS
 from projections.reader import LogRow
 
 RETRY_SECONDS = 2
-ENDLESS = "endless"
-"""In a request's state, where its answer has no end: an event for whoever stops the service to set."""
 
 _HEADERS = {
     # Proxies must neither keep nor pack nor collect what has to arrive now.

@@ -1,8 +1,5 @@
 """Judges a base model by using it: load in 4 bits, count layers per part, take one training step."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from qlora_engine.errors import ClipError, EngineError, ModelRefused, SequenceTo
 from qlora_engine.memory import is_out_of_memory
 from qlora_engine.models.families.base import Shown, tried_clip
 from qlora_engine.models.loading import Loaded, load_model
-from qlora_engine.models.template_judge import CPU_SECONDS, EXCHANGE, MEMORY_BYTES, OUT_OF_MEMORY
+from qlora_engine.models.template_judge import EXCHANGE, try_template
 from qlora_engine.models.uneven_widths import USUAL_ERROR, relative_error
 from qlora_engine.models.weights import read_headers
 from qlora_engine.training.forward import Runner
@@ -53,9 +50,10 @@ def check_chat_template(loaded: Loaded) -> None:
     Raises:
         ModelRefused: code ``unusable_chat_template``.
     """
+    shown = _tried(loaded)
     if loaded.prompts.brings_a_template:
-        _judge_template(loaded)
-    loaded.prompts.encode(EXCHANGE, _tried(loaded))
+        try_template(loaded.family, loaded.model.config, loaded.tokenizer, shown)
+    loaded.prompts.encode(EXCHANGE, shown)
 
 
 def _tried(loaded: Loaded) -> Shown | None:
@@ -69,23 +67,6 @@ def _tried(loaded: Loaded) -> Shown | None:
             " upload the checkpoint's own",
             code="bad_config",
         ) from error
-
-
-def _judge_template(loaded: Loaded) -> None:
-    judge = [sys.executable, "-m", "qlora_engine.models.template_judge", str(os.getpid()), str(loaded.folder)]
-    done = subprocess.run(
-        judge, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-    )
-    if done.returncode < 0 or done.returncode == OUT_OF_MEMORY:
-        raise ModelRefused(
-            f"the checkpoint's chat template needs more than {CPU_SECONDS} s or"
-            f" {MEMORY_BYTES >> 30} GiB of memory for one short prompt; correct it, or remove chat_template"
-            " to use the family's own",
-            code="unusable_chat_template",
-        )
-    if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise RuntimeError(f"the chat template could not be tried: {last[:500]}")
 
 
 def check_quantization(loaded: Loaded) -> None:

@@ -34,22 +34,61 @@ def test_the_import_contracts_are_kept() -> None:
 
 @pytest.mark.parametrize("module", CONTROL_PROCESSES.values(), ids=CONTROL_PROCESSES.keys())
 def test_a_control_process_starts_without_torch(module: str) -> None:
-    program = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    loaded = {name.partition(".")[0] for name in _loaded(f"import {module}")}
 
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize(
-    "module", ["qlora_engine.updates", "qlora_engine.data.captions", "qlora_engine.data.video"]
-)
-def test_the_torch_free_parts_of_the_engine_stay_so(module: str) -> None:
-    program = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+MODELS = ("transformers", "peft", "accelerate")
+TORCH = ("torch", "bitsandbytes", *MODELS)
+COMPILERS = ("torch._inductor.compile_fx", "networkx")
+OTHERS_WORK = ("boto3", "pandas", "sklearn", "matplotlib", "trl", "datasets")
 
-    assert "torch" not in json.loads(done.stdout)
+KINDS_OF_WORK = {
+    "updates": ("qlora_engine.updates", (*TORCH, "av", "pyarrow", *OTHERS_WORK)),
+    "captions": ("qlora_engine.data.captions", (*TORCH, *OTHERS_WORK)),
+    "dataset": ("qlora_engine.data.validation", (*TORCH, *OTHERS_WORK)),
+    "decoder": ("qlora_engine.data.decoder", (*TORCH, "pyarrow", *OTHERS_WORK)),
+    "probe": ("qlora_engine.probe", (*MODELS, *COMPILERS, "av", "pyarrow", *OTHERS_WORK)),
+    "model and training": (
+        "qlora_engine.models.validation, qlora_engine.training.attempt",
+        (*COMPILERS, *OTHERS_WORK),
+    ),
+}
+
+
+@pytest.mark.parametrize(("module", "needless"), KINDS_OF_WORK.values(), ids=KINDS_OF_WORK.keys())
+def test_an_engine_imports_what_its_work_needs(module: str, needless: tuple[str, ...]) -> None:
+    assert _loaded(
+        f"from qlora_engine.imports import import_less; import_less(); import {module}"
+    ).isdisjoint(needless)
+
+
+def test_a_template_is_rendered_without_torch() -> None:
+    program = (
+        "from qlora_engine.models.template_renderer import Conversation, _library, rendered;"
+        "line = Conversation(template='{{ messages[0].text }}', messages=({'text': 'said'},),"
+        " ask=False, options={});"
+        "assert rendered(line.model_dump_json().encode(), _library()).text == 'said'"
+    )
+    assert _loaded(program).isdisjoint({"torch", "bitsandbytes", "peft", "accelerate"})
+
+
+def test_a_server_needs_no_feed() -> None:
+    assert _loaded("import kinora.http").isdisjoint({"command_api.feed", "projections"})
+
+
+def _loaded(program: str) -> set[str]:
+    """The modules that a fresh interpreter has after `program`."""
+    told = (
+        "import json; print(json.dumps([name for name, module in sys.modules.items() if module is not None]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; import sys; {told}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as `import_less` does for engines
 
 from qlora_engine.data.frames import Frames
 from qlora_engine.data.sampling import Sampling

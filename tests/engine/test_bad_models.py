@@ -301,6 +301,11 @@ CASES: dict[str, Case] = {
         "unusable_chat_template",
         ("1 GiB of memory", "remove chat_template"),
     ),
+    "a chat template that fills the prompt": Case(
+        containing(TEMPLATE, "{{ 'a' * 2**21 }}"),
+        "unusable_chat_template",
+        ("one short prompt as more than 1048576 characters", "remove chat_template"),
+    ),
     "no processor": Case(
         without("preprocessor_config.json"),
         "missing_processor",
