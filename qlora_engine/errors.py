@@ -14,12 +14,13 @@ EngineError
 ├── SequenceTooLong         an example does not fit into the model's context
 ├── ControlTokenInCaption   a caption holds a token that steers the model
 ├── OutOfMemory             memory does not suffice, whatever is done without
+├── DoesNotFit              the memory that is here cannot suffice
 ├── NonFiniteLoss           the numbers blew up before an optimizer step
 └── CheckpointUnusable      a checkpoint is damaged or belongs to another training
 """
 
 from schemas.errors import KinoraError
-from schemas.training import CHECKPOINT_UNUSABLE
+from schemas.training import CHECKPOINT_UNUSABLE, DOES_NOT_FIT
 
 
 class EngineError(KinoraError):
@@ -104,6 +105,12 @@ class OutOfMemory(EngineError):
     """Memory does not suffice, and nothing is left to do without."""
 
     code = "oom"
+
+
+class DoesNotFit(EngineError):
+    """The training would need more memory than there is; said before the first step, with the sum."""
+
+    code = DOES_NOT_FIT
 
 
 class NonFiniteLoss(EngineError):

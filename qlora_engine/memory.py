@@ -1,8 +1,10 @@
 """How much memory this process may use, and how much it has needed at most."""
 
+import ctypes
 import gc
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +15,10 @@ import torch
 T = TypeVar("T")
 UNTYPED = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What a plain RuntimeError says of a lack of memory."""
+RETURNED_BYTES = 1 << 20
+"""From this size on, a block is returned as soon as it is freed."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -33,6 +39,35 @@ def usable_memory_bytes() -> int:
         if limit.isdigit():
             return min(total, int(limit))
     return total
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What this process may still take, besides what it already holds."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    used = psutil.Process().memory_info().rss
+    return min(psutil.virtual_memory().available, usable_memory_bytes() - used)
+
+
+def held_memory_bytes(device: torch.device) -> int:
+    """What this process holds now, counted as `peak_memory_bytes` does."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def return_memory_at_once() -> None:
+    """Let freed tensors go back to the system, for a fifth more time; where memory is scarce.
+
+    By default glibc keeps what was freed in blocks of up to 32 MiB for later, and blocks of ever new sizes
+    do not fit into it: a process was seen to hold four times what its tensors took.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, RETURNED_BYTES)
+        libc.mallopt(_TRIM_THRESHOLD, RETURNED_BYTES)
+        libc.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from schemas.base import Message
 from schemas.datasets import DatasetFacts, ModelFacts, Problem
 from schemas.events.agent import Capabilities
 from schemas.events.job import Evaluation, LayerRank, ProgressPoint, RankTrial
+from schemas.footprint import Preflight
 from schemas.training import AdapterFacts, EngineSpec
 
 
@@ -35,6 +36,8 @@ class TrainingBegan(Message):
     training_examples: int
     held_out_examples: int
     device: str
+    preflight: Preflight | None = None
+    """What the rest is expected to take."""
 
 
 class StepTaken(Message):

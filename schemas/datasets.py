@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.base import Message
+from schemas.footprint import ModelShape
 from schemas.ids import Sha256
 from schemas.objects import RelativePath
 
@@ -222,3 +223,5 @@ class ModelFacts(Message):
     text_linear_layers: int
     context_tokens: int
     image_size: int
+    shape: ModelShape | None = None
+    """Its sizes, which memory and time of a training follow from; absent where it was validated before."""

@@ -12,116 +12,14 @@ q + k. NF4 takes 4 bits, plus scales of 8 bits per 64 weights and of 32 per 16,3
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import Field
+from typing import Self
 
 from schemas.adapters import Modality
-from schemas.base import Message
-from schemas.events.agent import AgentProfile
+from schemas.events.agent import AgentProfile, Capabilities
+from schemas.footprint import MemoryPart, ModelShape, PartShape, Preflight
 from schemas.training import Hyperparameters
 
 FLOAT = 4
-_GIB = 2**30
-
-
-class LinearShape(Message):
-    """Quantised layers that are alike."""
-
-    inputs: int = Field(ge=1)
-    outputs: int = Field(ge=1)
-    count: int = Field(ge=1)
-
-    @property
-    def weights(self) -> int:
-        return self.inputs * self.outputs * self.count
-
-
-class PartShape(Message):
-    """The vision tower, the connector or the language model, as far as memory and time depend on it."""
-
-    modality: Modality
-    linears: tuple[LinearShape, ...]
-    layers: int = Field(0, ge=0)
-    """Transformer blocks; 0 for a connector."""
-    width: int = Field(0, ge=0)
-    query_width: int = Field(0, ge=0)
-    key_width: int = Field(0, ge=0)
-    mlp_width: int = Field(0, ge=0)
-    gated: bool = False
-    normed_queries: bool = False
-
-    @property
-    def weights(self) -> int:
-        return sum(linear.weights for linear in self.linears)
-
-
-class Sight(Message):
-    """How many tokens a clip becomes."""
-
-    frames_per_step: int = Field(ge=1)
-    patches_per_token: int = Field(ge=1)
-    pixels_per_token: int = Field(ge=0)
-    """0 where every frame is resized to the same square."""
-    least_step_tokens: int = Field(ge=1)
-    most_step_tokens: int = Field(ge=1)
-
-    def tokens(self, width: int, height: int, frames: int) -> int:
-        """About what a clip of this size becomes; exact where frames are resized to a square."""
-        each = round(width * height / self.pixels_per_token) if self.pixels_per_token else 0
-        steps = -(-frames // self.frames_per_step)
-        return steps * min(max(each, self.least_step_tokens), self.most_step_tokens)
-
-
-class ModelShape(Message):
-    """A base model's sizes."""
-
-    parts: tuple[PartShape, ...]
-    dense_parameters: int = Field(ge=0)
-    """Embeddings, norms, convolutions and the head: not quantised."""
-    vocabulary: int = Field(ge=1)
-    stored_bytes: int = Field(0, ge=0)
-    """Of its weight files."""
-    sight: Sight | None = None
-
-    def part(self, modality: Modality) -> PartShape | None:
-        return next((part for part in self.parts if part.modality == modality), None)
-
-
-class MemoryPart(Message):
-    """One summand of the peak."""
-
-    name: str
-    """``base weights``, ``activations`` … in words."""
-    size_bytes: int
-
-
-class Preflight(Message):
-    """What a training is expected to take. Everything here is an estimate."""
-
-    parts: tuple[MemoryPart, ...]
-    """They add up to `peak_bytes`."""
-    peak_bytes: int
-    """Of the GPU's memory, or of the process on a node without one."""
-    host_bytes: int
-    """Of main memory beside it: libraries, frames, decoders."""
-    largest_pass_tokens: int
-    """Tokens of the largest forward pass."""
-    tokens: int
-    """Of all steps."""
-    steps: int
-    teraflops: float
-    """Floating point operations of all steps, in 10**12."""
-    seconds: float | None = None
-    """Of all steps; None before any speed is known."""
-    watt_hours: float | None = None
-    """Estimated from seconds and the power that a node of its kind is assumed to draw."""
-
-    def summed(self) -> str:
-        """``3.21 GiB = base weights 1.20 + activations 2.01``."""
-        told = [part for part in self.parts if part.size_bytes >= 0.005 * _GIB] or list(self.parts[:1])
-        terms = " + ".join(f"{part.name} {part.size_bytes / _GIB:.2f}" for part in told)
-        return f"{self.peak_bytes / _GIB:.2f} GiB = {terms}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +52,9 @@ class Device:
     """Whether the base computes in bfloat16."""
 
     @classmethod
-    def of(cls, profile: AgentProfile, hyperparameters: Hyperparameters) -> "Device":
-        gpu = profile in ("cuda", "jetson")
-        chosen = hyperparameters.compute_dtype
-        return cls(gpu, gpu if chosen == "auto" else chosen == "bfloat16")
+    def of(cls, *, gpu: bool, chosen: Hyperparameters) -> Self:
+        """As the engine chooses what the base computes in."""
+        return cls(gpu, gpu if chosen.compute_dtype == "auto" else chosen.compute_dtype == "bfloat16")
 
     @property
     def number(self) -> int:
@@ -191,7 +88,7 @@ def predict(
 ) -> Preflight:
     """The peak with its parts, and what all steps come to.
 
-    `trainable` are the adapter's parameters, where they were counted.
+    `trainable` are the adapter's parameters, where they were counted; `decoders` are processes.
     """
     trainable = adapter_parameters(shape, chosen) if trainable is None else trainable
     saved, largest_block = _activations(shape, work, chosen, device)
@@ -226,6 +123,43 @@ def predict(
     )
 
 
+def timed(preflight: Preflight, profile: AgentProfile, flops: float | None = None) -> Preflight:
+    """With seconds and energy, at a measured speed or at what nodes of this kind are assumed to reach."""
+    seconds = preflight.teraflops * 1e12 / (flops or FLOPS[profile])
+    watt_hours = seconds * WATTS[profile] / 3600
+    return preflight.model_copy(update={"seconds": seconds, "watt_hours": watt_hours})
+
+
+def room(capabilities: Capabilities) -> int:
+    """Bytes that a training may take on a node; what its GPU has, or its memory without the libraries."""
+    if capabilities.gpu_memory_bytes and capabilities.profile != "jetson":
+        return capabilities.gpu_memory_bytes - CUDA_CONTEXT_BYTES
+    return capabilities.memory_bytes - LIBRARIES_BYTES
+
+
+def least_workload(tokens: float, steps: int, chosen: Hyperparameters) -> Workload:
+    """The least that rows of this average length come to: the largest pass is no smaller than the average.
+
+    For those who know no tokenizer; clips are left to the engine, which knows what each of them becomes.
+    """
+    taken = chosen.batch_size
+    if chosen.tokens_per_micro_batch is not None:
+        in_pass = min(chosen.tokens_per_micro_batch / 2, taken * tokens)
+    else:
+        in_pass = min(chosen.micro_batch_size or taken, taken) * tokens
+    in_step = chosen.tokens_per_step or taken * tokens
+    return Workload(
+        tokens=int(in_pass),
+        supervised=0,
+        patches=0,
+        pixels=0,
+        frame_bytes=0,
+        total_tokens=int(in_step * steps),
+        total_patches=0,
+        steps=steps,
+    )
+
+
 def adapter_parameters(shape: ModelShape, chosen: Hyperparameters) -> int:
     """Of a LoRA of one rank on every targeted layer."""
     return sum(
@@ -251,7 +185,7 @@ def _activations(
     shape: ModelShape, work: Workload, chosen: Hyperparameters, device: Device
 ) -> tuple[int, int]:
     """Bytes kept for the way back, and those of the largest block."""
-    total, largest, reached = 0, 0, False
+    total, largest, reached = 0.0, 0.0, False
     for modality, tokens in _passes(shape, work):
         part = shape.part(modality)
         if part is None:
@@ -262,6 +196,7 @@ def _activations(
             continue
         if not part.layers:
             each = sum((linear.inputs + linear.outputs) * linear.count for linear in part.linears)
+            each += max(linear.inputs for linear in part.linears)  # of the norm before
             total += tokens * each * device.number
             continue
         block = tokens * _saved_per_token(part, chosen, device, adapted)
@@ -317,17 +252,11 @@ def _loss(shape: ModelShape, work: Workload, chosen: Hyperparameters, device: De
 
 
 def _operations(shape: ModelShape, work: Workload, chosen: Hyperparameters) -> float:
-    """4 per weight and token (a frozen base has no weight gradients), 6 where the forward pass is repeated."""
+    """4 per weight and token, for a frozen base has no weight gradients; 6 with the forward pass repeated."""
     each = 6 if chosen.gradient_checkpointing else 4
     merged = work.total_patches / shape.sight.patches_per_token if shape.sight else 0.0
     seen = {"vision": work.total_patches, "connector": merged, "text": work.total_tokens}
-    weights = sum(each * part.weights * seen[part.modality] / max(1, _repeats(part)) for part in shape.parts)
+    weights = sum(each * part.weights * seen[part.modality] for part in shape.parts)
     text = shape.part("text")
     head = (text.width if text else 0) * shape.vocabulary
     return weights + 4 * head * work.total_tokens
-
-
-def _repeats(part: PartShape) -> int:
-    return 1
-
-

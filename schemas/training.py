@@ -227,6 +227,8 @@ def total_steps(hyperparameters: Hyperparameters, training_examples: int) -> int
     return max(1, ceil(examples / hyperparameters.batch_size))
 
 
+DOES_NOT_FIT = "does_not_fit"
+"""The code of a failure for want of memory, said before the first step: another node may take the job."""
 CHECKPOINT_UNUSABLE = "checkpoint_unusable"
 """The code of a failure whose cause is the checkpoint: the next attempt takes the one before it."""
 CHECKPOINT_MISMATCH = "checkpoint_mismatch"
@@ -262,6 +264,8 @@ class TrainingSpec(Message):
     resume: ResumePoint | None = None
     threads: int | None = Field(None, ge=1)
     """CPU threads; all cores when absent."""
+    memory_bytes: int | None = Field(None, ge=1)
+    """What the training may take of the device's memory; all that is free when absent."""
 
 
 class DatasetValidationSpec(Message):

@@ -14,6 +14,7 @@ from schemas.base import Message
 from schemas.datasets import DatasetFacts, ModelFacts, Problem
 from schemas.events.agent import Capabilities
 from schemas.events.job import MOST_RANKS_TOLD, Evaluation, LayerRank, ProgressPoint, RankTrial
+from schemas.footprint import Preflight
 from schemas.ids import Sha256, WorkItemId
 from schemas.objects import FileEntry, StoredObject
 from schemas.training import AdapterFacts, Hyperparameters
@@ -217,6 +218,7 @@ class Started(Message):
     training_examples: int
     held_out_examples: int
     device: str
+    preflight: Preflight | None = None
 
 
 class Evaluated(Message):

@@ -21,8 +21,8 @@ from opentelemetry.trace import Status, StatusCode
 
 from qlora_engine.updates import EngineFailed, Update
 from schemas.ids import id_prefix
-from schemas.training import EngineSpec
-from schemas.work import Accepted, Failed, HeldItem, Released, ReportBody, Warned
+from schemas.training import DOES_NOT_FIT, EngineSpec
+from schemas.work import Accepted, Declined, Failed, HeldItem, Released, ReportBody, Warned
 from trainer_agent.engine_process import EngineProcess
 from trainer_agent.engine_spans import EngineSpans
 from trainer_agent.errors import AgentError, EngineFailure, ReportTooLarge, no_room
@@ -148,7 +148,9 @@ class Attempt:
             ending = await self._supervised()
         except AgentError as error:
             log.warning("attempt_failed", code=error.code, error=error.message)
-            ending = (self._failed(error),)
+            # Another node may have the room that this one lacks.
+            unfit = isinstance(error, EngineFailure) and error.code == DOES_NOT_FIT
+            ending = (Declined(reason=self._failed(error).message) if unfit else self._failed(error),)
         except Exception as error:
             # A door: whatever a bug in this agent raises, the job must learn that this attempt is over.
             log.exception("attempt_broke")

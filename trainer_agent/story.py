@@ -17,6 +17,7 @@ from qlora_engine.updates import (
     Update,
 )
 from schemas.events.job import Evaluation
+from schemas.footprint import Preflight
 from schemas.work import AdapterUploaded, CheckpointStored, Failed, Progressed, Released, ReportBody, Stopped
 
 Level = Literal["info", "warning", "error"]
@@ -89,10 +90,21 @@ def _preparing(update: Preparing) -> tuple[Line, ...]:
             return ()
 
 
+def _expected(preflight: Preflight) -> Line:
+    energy = "" if preflight.watt_hours is None else f", about {preflight.watt_hours:.2g} Wh (assumed power)"
+    return _info(
+        "preflight",
+        f"Expecting {preflight.summed()}; {_count(preflight.tokens, 'token')} in all steps,"
+        f" {_count(preflight.largest_pass_tokens, 'token')} in the largest pass{energy}",
+    )
+
+
 def _began(update: TrainingBegan) -> tuple[Line, ...]:
     share = update.trainable_parameters / max(1, update.total_parameters)
     steps = _count(update.total_steps, "step")
+    expected = () if update.preflight is None else (_expected(update.preflight),)
     return (
+        *expected,
         _info(
             "model_loaded",
             f"Model loaded: {update.family} with {_count(update.total_parameters, 'parameter')},"

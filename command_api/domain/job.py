@@ -85,6 +85,7 @@ def _admit(state: Requested, command: AdmitJob) -> list[Event]:
                 training_examples=command.training_examples,
                 held_out_examples=command.held_out_examples,
                 epochs=command.epochs,
+                preflight=command.preflight,
             )
             return [planned, JobQueued(attempt=1, reason="requested")]
         case Pending():

@@ -45,6 +45,7 @@ def decide_request(
             priority=command.priority,
             labels=command.labels,
             max_attempts=command.max_attempts,
+            model_shape=ready_model.validated.facts.shape,
         )
     ]
 

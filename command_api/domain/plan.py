@@ -1,8 +1,13 @@
 """What a training will amount to, before any agent has seen it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.datasets import DatasetFacts
+from schemas.events.agent import Capabilities
+from schemas.events.job import JobRequested
+from schemas.footprint import Preflight
+from schemas.preflight import Device, least_workload, predict, room, timed
 from schemas.training import Hyperparameters, held_out_count, total_steps
 
 
@@ -34,3 +39,40 @@ def _held_out(facts: DatasetFacts, fraction: float) -> int:
         return facts.validation_examples
     groups = facts.split_groups or facts.clips
     return min(facts.examples - 1, round(facts.examples * held_out_count(groups, fraction) / groups))
+
+
+CHARACTERS_PER_TOKEN = 6
+"""No fewer, in any usual language and vocabulary: so a text's tokens are not overestimated."""
+
+
+def foreseen(
+    request: JobRequested, facts: DatasetFacts, plan: Plan, nodes: Sequence[Capabilities]
+) -> Preflight | None:
+    """The least that the training takes on the roomiest of `nodes`; None where nothing is known of either.
+
+    Tokens are reckoned from characters, and clips not at all: the engine, which has the tokenizer, looks
+    again before the first step. So nothing that would fit is refused here.
+    """
+    if request.model_shape is None or not nodes:
+        return None
+    node = max(nodes, key=room)
+    chosen = request.hyperparameters
+    tokens = facts.characters / facts.examples / CHARACTERS_PER_TOKEN
+    work = least_workload(tokens, plan.total_steps, chosen)
+    gpu = node.profile in ("cuda", "jetson")
+    return timed(predict(request.model_shape, work, chosen, Device.of(gpu=gpu, chosen=chosen)), node.profile)
+
+
+def fits(preflight: Preflight, node: Capabilities) -> bool:
+    """Whether so much room is there at all, whatever else runs on the node."""
+    return preflight.peak_bytes <= room(node)
+
+
+def too_large(preflight: Preflight, nodes: Sequence[Capabilities]) -> str:
+    """Why a job is refused, for people."""
+    most = max(map(room, nodes))
+    return (
+        f"the training needs at least {preflight.summed()}, but the roomiest agent of the pool has"
+        f" {most / 2**30:.2f} GiB for it; lower batch_size or micro_batch_size, turn on"
+        " gradient_checkpointing, take a smaller model, or add an agent with more memory"
+    )

@@ -17,6 +17,7 @@ from schemas.events import agent as agents
 from schemas.events import dataset as datasets
 from schemas.events import job as jobs
 from schemas.events import model as models
+from schemas.events.agent import Capabilities
 from schemas.objects import StoredObject
 from schemas.subjects import DEFAULT_POOL, Lane, PriorityLevel
 from schemas.work import DesiredState
@@ -84,6 +85,8 @@ class Agent:
     public_key: str | None = None
     """Of the node that joined as this agent."""
     revoked: bool = False
+    capabilities: Capabilities | None = None
+    """What its node said of itself; None before it first did."""
 
 
 Phase = Literal[
@@ -179,6 +182,7 @@ class Board:
             case (
                 agents.AgentEnrolled()
                 | agents.AgentJoined()
+                | agents.AgentProbed()
                 | agents.AgentRevoked()
                 | agents.AgentOnline()
                 | agents.AgentLost()
@@ -245,6 +249,16 @@ class Board:
         agent = self.agents.get(item.agent_id or "")
         return agent.pool if agent is not None else self._pool(item)
 
+    def nodes(self, organization_id: str, pool: str) -> list[Capabilities]:
+        """What the nodes of a pool can do, as far as they said."""
+        return [
+            agent.capabilities
+            for agent in self.agents.values()
+            if (agent.organization_id, agent.pool) == (organization_id, pool)
+            and not agent.revoked
+            and agent.capabilities is not None
+        ]
+
     def _pool(self, item: Item) -> str:
         if item.request is not None:
             return item.request.pool
@@ -270,6 +284,8 @@ class Board:
                 # A key that comes back stays void for what was signed before: only newer JWTs hold.
                 self._void(self.agents[agent_id], recorded)
                 self.agents[agent_id] = replace(self.agents[agent_id], public_key=public_key)
+            case agents.AgentProbed(capabilities=capabilities):
+                self.agents[agent_id] = replace(self.agents[agent_id], capabilities=capabilities)
             case agents.AgentRevoked():
                 self._void(self.agents[agent_id], recorded)
                 self.agents[agent_id] = replace(self.agents[agent_id], online=False, revoked=True)

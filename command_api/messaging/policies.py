@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError
 from pydantic import ValidationError
 
 from command_api.domain.errors import Refused
-from command_api.domain.plan import plan_training
+from command_api.domain.plan import fits, foreseen, plan_training, too_large
 from command_api.eventlog.recorder import SideRow
 from command_api.handlers.base import Context
 from command_api.handlers.bus import Answer, CommandBus
@@ -89,7 +89,7 @@ class Admission:
         if item.request is None:
             return []
         job_id = item.item_id
-        verdict = await self._verdict(job_id, item.request)
+        verdict = await self._verdict(item, item.request)
         commands: list[tuple[str, Command]] = []
         if item.phase == "requested":
             commands.append(("validate", ValidateJob(job_id=job_id)))
@@ -99,7 +99,8 @@ class Admission:
             for name, command in commands
         ]
 
-    async def _verdict(self, job_id: str, request: JobRequested) -> AdmitJob | RefuseJob:
+    async def _verdict(self, item: Item, request: JobRequested) -> AdmitJob | RefuseJob:
+        job_id = item.item_id
         facts = await self._dataset(request.manifest)
         if isinstance(facts, str):
             return RefuseJob(
@@ -109,12 +110,17 @@ class Admission:
                 " anew",
             )
         plan = plan_training(facts, request.hyperparameters)
+        nodes = self._follower.board.nodes(item.organization_id, request.pool)
+        preflight = foreseen(request, facts, plan, nodes)
+        if preflight is not None and not any(fits(preflight, node) for node in nodes):
+            return RefuseJob(job_id=job_id, code="does_not_fit", message=too_large(preflight, nodes))
         return AdmitJob(
             job_id=job_id,
             total_steps=plan.total_steps,
             training_examples=plan.training_examples,
             held_out_examples=plan.held_out_examples,
             epochs=plan.epochs,
+            preflight=preflight,
         )
 
     async def _dataset(self, manifest: StoredObject) -> DatasetFacts | str:
@@ -183,6 +189,7 @@ def _facts(manifest: Manifest) -> DatasetFacts:
         size_bytes=sum(clip.size_bytes for clip in manifest.clips),
         smallest_clip_frames=smallest.frames if smallest else 0,
         smallest_clip=smallest.path if smallest else "",
+        characters=sum(len(turn.text) for example in manifest.examples for turn in example.messages),
         split_groups=len(set(manifest.groups())),
         validation_examples=sum(each.split == "validation" for each in manifest.examples) if own else None,
     )

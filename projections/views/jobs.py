@@ -26,6 +26,7 @@ from projections.view import Row, Table
 from schemas.envelope import Recorded
 from schemas.events import Event
 from schemas.events import job as events
+from schemas.footprint import Preflight
 from schemas.job_status import TERMINAL_PHASES, JobPhase, phase_after
 from schemas.objects import StoredObject
 from schemas.training import AdapterFacts, Hyperparameters
@@ -99,6 +100,8 @@ class JobView(Document):
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     peak_memory_bytes: int = 0
+    preflight: Preflight | None = None
+    """What it is expected to take: when planned, the least; once an agent prepared it, by all its rows."""
     training_seconds: float | None = None
     """Of the attempt that finished."""
     stopped_early: bool = False
@@ -291,6 +294,7 @@ def _planned(job: JobView, recorded: Recorded, event: events.JobPlanned) -> dict
         "epochs": event.epochs,
         "training_examples": event.training_examples,
         "held_out_examples": event.held_out_examples,
+        "preflight": event.preflight,
     }
 
 
@@ -317,6 +321,7 @@ def _started(job: JobView, recorded: Recorded, event: events.TrainingStarted) ->
         "training_examples": event.training_examples,
         "held_out_examples": event.held_out_examples,
         "device": event.device,
+        "preflight": event.preflight or job.preflight,
         "started_at": job.started_at or recorded.metadata.recorded_at,
     }
 

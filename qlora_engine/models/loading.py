@@ -271,6 +271,8 @@ def _freeze(model: Any, device: torch.device) -> int:
         parameter.requires_grad_(False)
         shape = parameter.quant_state.shape if getattr(parameter, "quant_state", None) else parameter.shape
         parameters += torch.Size(shape).numel()
+        if device.type == "cpu":  # a view into the mapped file keeps all of it in memory
+            parameter.data = parameter.data.clone()
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # bitsandbytes repacks the weights in place in the first evaluation on CPUs with AVX512-BF16;

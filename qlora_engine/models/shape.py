@@ -8,7 +8,7 @@ from qlora_engine.errors import ClipError
 from qlora_engine.models.families.base import ClipLayout, Vision
 from qlora_engine.models.loading import Loaded
 from schemas.adapters import MODALITIES, Modality
-from schemas.preflight import LinearShape, ModelShape, PartShape, Sight
+from schemas.footprint import LinearShape, ModelShape, PartShape, Sight
 
 FRAMES = 4
 """Of the clips whose layout is asked for; any number that every family merges evenly."""

@@ -15,6 +15,7 @@ from qlora_engine.errors import ClipError, EngineError, ModelRefused, SequenceTo
 from qlora_engine.memory import is_out_of_memory
 from qlora_engine.models.families.base import Shown, tried_clip
 from qlora_engine.models.loading import Loaded, load_model
+from qlora_engine.models.shape import model_shape
 from qlora_engine.models.template_judge import EXCHANGE, try_template
 from qlora_engine.models.uneven_widths import USUAL_ERROR, relative_error
 from qlora_engine.models.weights import read_headers
@@ -160,4 +161,5 @@ def _facts(loaded: Loaded) -> ModelFacts:
         text_linear_layers=layers["text"],
         context_tokens=loaded.context_tokens,
         image_size=0 if loaded.vision is None else loaded.vision.image_size,
+        shape=model_shape(loaded),
     )

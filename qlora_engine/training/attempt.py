@@ -28,6 +28,7 @@ from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingSta
 from qlora_engine.training.economy import Economy
 from qlora_engine.training.evaluation import Answer, Evaluator, Phase
 from qlora_engine.training.export import Exporter, write_answers
+from qlora_engine.training.forecast import Forecast, data_rows, kept_frame_bytes
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.loop import Emit, Loop
@@ -197,6 +198,19 @@ def _prepare(
         if (elsewhere := checkpoints.elsewhere(Path(spec.resume.folder))) is not None:
             emit(elsewhere)
     runner = Runner(injected.model, base, hyperparameters.loss_chunk_tokens)
+    lengths = [tokens[example.where].whole for example in examples.training]
+    plan = planned(hyperparameters, lengths)
+    forecast = Forecast.of(
+        base,
+        hyperparameters,
+        plan,
+        steps,
+        data_rows(examples.training, tokens, manifest, base.vision, sampling),
+        frame_bytes=kept_frame_bytes(manifest, base.vision, sampling),
+        trainable=injected.trainable_parameters,
+        decoders=decoders.count if manifest.clips else 0,
+    )
+    forecast.check(spec.memory_bytes)
     emit(
         TrainingBegan(
             family=base.family.name,
@@ -208,6 +222,7 @@ def _prepare(
             training_examples=len(examples.training),
             held_out_examples=len(examples.held_out),
             device=device_name(device),
+            preflight=forecast.preflight,
         )
     )
     for caution in cautions(examples, evaluated, tokens, hyperparameters):
@@ -216,13 +231,12 @@ def _prepare(
         emit(Logged(level="warning", code="not_paged", message=unpaged))
     if rounds is None and hyperparameters.rank_allocation is not None:
         emit(Logged(level="warning", code="rank_not_allocated", message=not_planned(steps, len(evaluated))))
-    lengths = [tokens[example.where].whole for example in examples.training]
     loop = Loop(
         runner=runner,
         injected=injected,
         collator=collator,
         examples=examples.training,
-        plan=planned(hyperparameters, lengths),
+        plan=plan,
         hyperparameters=hyperparameters,
         optimizer=optimizer,
         scheduler=scheduler,

@@ -4,16 +4,34 @@ The formula is `schemas.preflight`'s. Here the largest forward pass is found by 
 them, and after the first step the rest is corrected by what that one took.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from heapq import nlargest
-from typing import NamedTuple
+from typing import NamedTuple, Self
+
+import torch
 
 from qlora_engine.data.batches import Cursor, Step, Steps
-from schemas.preflight import Workload
+from qlora_engine.data.frames import cache_limit, shown_clip
+from qlora_engine.data.sampling import Sampling
+from qlora_engine.device import is_jetson
+from qlora_engine.errors import DoesNotFit
+from qlora_engine.memory import free_memory_bytes, held_memory_bytes, return_memory_at_once
+from qlora_engine.models.families.base import Vision
+from qlora_engine.models.loading import Loaded
+from qlora_engine.models.shape import model_shape
+from qlora_engine.training.preflight import Tokens
+from schemas.datasets import Clip, Example, Manifest
+from schemas.events.agent import AgentProfile
+from schemas.footprint import Preflight
+from schemas.preflight import LIBRARIES_BYTES, Workload, predict, timed
+from schemas.preflight import Device as Where
+from schemas.training import Hyperparameters
 
 MOST_STEPS = 2_000
 """Steps that are looked at one by one; what comes later is assumed to be like them."""
+WASTE = 5
+"""Times the peak that glibc may hold when it is not told to return what was freed."""
 
 
 class Row(NamedTuple):
@@ -64,3 +82,109 @@ def passes(step: Step, rows: Sequence[Row]) -> list[Row]:
 
 def _sum(rows: Sequence[Row]) -> Row:
     return Row(*(sum(column) for column in zip(*rows, strict=True)))
+
+
+def data_rows(
+    examples: Sequence[Example],
+    tokens: Mapping[str, Tokens],
+    manifest: Manifest,
+    vision: Vision | None,
+    sampling: Sampling,
+) -> list[Row]:
+    """What the examples come to, by their clips' sizes."""
+    seen = {} if vision is None else {clip.path: _seen(clip, vision, sampling) for clip in manifest.clips}
+    return [Row(*tokens[example.where], *seen.get(example.clip or "", (0, 0))) for example in examples]
+
+
+def kept_frame_bytes(manifest: Manifest, vision: Vision | None, sampling: Sampling) -> int:
+    """Bytes of frames that will be kept in memory."""
+    if vision is None:
+        return 0
+    return min(cache_limit(), sum(_seen(clip, vision, sampling)[1] for clip in manifest.clips))
+
+
+def _seen(clip: Clip, vision: Vision, sampling: Sampling) -> tuple[int, int]:
+    """Patches and numbers of a clip's frames."""
+    layout = shown_clip(clip, vision, sampling).layout
+    return layout.steps * layout.rows * layout.columns, 3 * layout.frames * layout.height * layout.width
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training on this node is expected to take."""
+
+    preflight: Preflight
+    device: torch.device
+    remedies: tuple[tuple[str, Preflight], ...] = ()
+    """Changes of hyperparameters that take less, the mildest first."""
+
+    @classmethod
+    def of(
+        cls,
+        base: Loaded,
+        chosen: Hyperparameters,
+        plan: Steps,
+        steps: int,
+        rows: Sequence[Row],
+        *,
+        frame_bytes: int,
+        trainable: int,
+        decoders: int,
+    ) -> Self:
+        """
+        Args:
+            trainable: parameters of the adapter.
+            decoders: processes that decode clips.
+        """
+        shape = model_shape(base)
+        profile: AgentProfile = "cpu" if base.device.type == "cpu" else "jetson" if is_jetson() else "cuda"
+        where = Where(gpu=profile != "cpu", half=base.dtype == torch.bfloat16)
+        largest = 0 if chosen.tokens_per_micro_batch else chosen.micro_batch_size or chosen.batch_size
+        work = workload(plan, steps, rows, frame_bytes, largest)
+
+        def predicted(work: Workload, chosen: Hyperparameters) -> Preflight:
+            given = predict(shape, work, chosen, where, trainable=trainable, decoders=decoders)
+            return timed(given, profile)
+
+        alone = replace(work, **{name: max(column) for name, column in _columns(rows)})
+        sparing = chosen.model_copy(update={"gradient_checkpointing": True})
+        return cls(
+            predicted(work, chosen),
+            base.device,
+            (
+                ("micro_batch_size 1", predicted(alone, chosen)),
+                ("gradient_checkpointing", predicted(work, sparing)),
+                ("micro_batch_size 1 and gradient_checkpointing", predicted(alone, sparing)),
+            ),
+        )
+
+    def check(self, limit: int | None = None) -> None:
+        """Refuse what cannot fit; where memory is merely scarce, spare it.
+
+        `limit` is what the training may take, in bytes; else all that is free.
+
+        Raises:
+            DoesNotFit: with the sum, and what would fit.
+        """
+        held = max(0, held_memory_bytes(self.device) - (0 if self.device.type == "cuda" else LIBRARIES_BYTES))
+        available = free_memory_bytes(self.device) + held
+        if limit is not None:
+            available = min(available, limit)
+        if self.device.type == "cpu" and self.preflight.peak_bytes * WASTE > available:
+            return_memory_at_once()
+        if self.preflight.peak_bytes <= available:
+            return
+        fitting = [name for name, other in self.remedies if other.peak_bytes <= available]
+        remedy = (
+            f"choose {fitting[0]}"
+            if fitting
+            else "take a smaller model or shorter samples, or a node with more memory"
+        )
+        raise DoesNotFit(
+            f"the training needs {self.preflight.summed()} (an estimate), but {available / 2**30:.2f} GiB are"
+            f" free here; {remedy}"
+        )
+
+
+def _columns(rows: Sequence[Row]) -> list[tuple[str, Sequence[int]]]:
+    return list(zip(Row._fields, zip(*rows, strict=True), strict=True))

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from schemas.commands.base import Command
 from schemas.events.job import Priority, StopMode
+from schemas.footprint import Preflight
 from schemas.ids import AgentId, DatasetId, JobId, ModelId, UserId
 from schemas.training import Hyperparameters
 from schemas.work import Report
@@ -44,6 +45,7 @@ class AdmitJob(Command):
     training_examples: int = Field(ge=1)
     held_out_examples: int = Field(ge=0)
     epochs: float | None = Field(gt=0)
+    preflight: Preflight | None = None
 
 
 class RefuseJob(Command):

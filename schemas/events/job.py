@@ -7,6 +7,7 @@ from pydantic import Field
 from schemas.adapters import Modality
 from schemas.base import Message
 from schemas.events.registry import REGISTRY, Event
+from schemas.footprint import ModelShape, Preflight
 from schemas.ids import AgentId, DatasetId, ModelId, Sha256, UserId
 from schemas.objects import StoredObject
 from schemas.training import AdapterFacts, Hyperparameters
@@ -94,6 +95,8 @@ class JobRequested(Event):
     priority: Priority
     labels: dict[str, str]
     max_attempts: int = Field(ge=1)
+    model_shape: ModelShape | None = None
+    """The base model's sizes, as its validation measured them."""
 
 
 @REGISTRY.register
@@ -114,6 +117,8 @@ class JobPlanned(Event):
     epochs: float | None
     """Passes over the training examples; None when only the training tells, because its steps are counted in
     tokens."""
+    preflight: Preflight | None = None
+    """The least that it can take, from the model's shape and the dataset's figures."""
 
 
 @REGISTRY.register
@@ -196,6 +201,8 @@ class TrainingStarted(Event):
     training_examples: int
     held_out_examples: int
     device: str
+    preflight: Preflight | None = None
+    """What the engine expects it to take, from the tokens of all rows."""
 
 
 @REGISTRY.register

@@ -1,0 +1,139 @@
+"""Memory is predicted from sizes: what autograd keeps is what the formula says, in every family."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_engine.adapters.injection import inject
+from qlora_engine.data.batches import Cursor, planned
+from qlora_engine.data.collate import Collator
+from qlora_engine.data.frames import ClipFrames
+from qlora_engine.errors import DoesNotFit
+from qlora_engine.models.families.base import Moments
+from qlora_engine.models.loading import Loaded, load_model
+from qlora_engine.models.shape import model_shape
+from qlora_engine.models.tiny_random import RECIPES, make_random_model
+from qlora_engine.stopping import StopWish
+from qlora_engine.training.attempt import train
+from qlora_engine.training.forecast import Row, passes, workload
+from qlora_engine.training.forward import Runner
+from schemas.datasets import Example, one_turn
+from schemas.preflight import Device, Workload, predict
+from schemas.training import Hyperparameters
+from tests.engine.conftest import MakeSpec, Recorded
+
+CPU = torch.device("cpu")
+FRAMES = 8
+
+
+class Noise:
+    """Clips of `FRAMES` random frames."""
+
+    def __init__(self, base: Loaded) -> None:
+        self.layout = None if base.vision is None else base.vision.layout(64, 64, FRAMES)
+
+    def of(self, clip: str) -> ClipFrames:
+        assert self.layout is not None
+        size = (FRAMES, 3, self.layout.height, self.layout.width)
+        moments = Moments(tuple(map(float, range(FRAMES))), float(FRAMES))
+        return ClipFrames(torch.randint(0, 256, size).to(torch.uint8), moments, self.layout)
+
+    def ahead(self, clips: Iterable[str]) -> None:
+        """There is nothing to prepare."""
+
+
+def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]:
+    """Bytes that autograd keeps after a forward pass, and those that were foreseen."""
+    model = inject(base, chosen).model
+    model.train()
+    example = Example(
+        clip="noise" if base.vision else None, messages=one_turn("say it", "a b c " * 60), row=1
+    )
+    noise = Noise(base)
+    batch = Collator(base.prompts, noise, base.context_tokens).batch([example])
+    frozen = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = Runner(model, base).loss(batch).total
+    held = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in frozen)
+    del loss
+    layout = noise.layout
+    work = Workload(
+        tokens=batch.ids.numel(),
+        supervised=0,
+        patches=layout.steps * layout.rows * layout.columns if layout else 0,
+        pixels=0,
+        frame_bytes=0,
+        total_tokens=0,
+        total_patches=0,
+        steps=1,
+    )
+    given = predict(model_shape(base), work, chosen, Device(gpu=False, half=False))
+    return held, next(part.size_bytes for part in given.parts if part.name == "activations")
+
+
+@pytest.mark.parametrize("architecture", sorted(RECIPES))
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_kept_for_the_way_back_is_foreseen(
+    architecture: str, checkpointing: bool, tmp_path: Path
+) -> None:
+    base = load_model(str(make_random_model(tmp_path, architecture)), CPU)
+    chosen = Hyperparameters(
+        target_modalities=base.family.modalities, gradient_checkpointing=checkpointing, rank=4
+    )
+    held, predicted = kept_and_predicted(base, chosen)
+    assert predicted == pytest.approx(held, rel=0.1)
+
+
+def test_a_training_that_cannot_fit_is_refused_with_the_sum_and_a_remedy(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    spec = make_spec(max_steps=2).model_copy(update={"memory_bytes": 2**20})
+    with pytest.raises(
+        DoesNotFit, match=r"needs \d.* GiB = activations .*0\.00 GiB are free here; take a smaller"
+    ):
+        train(spec, recorded, no_stop, CPU)
+    assert recorded.of("training_began") == []
+
+
+def test_the_sum_is_told_before_the_first_step(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    train(make_spec(max_steps=2), recorded, no_stop, CPU)
+    (began,) = recorded.of("training_began")
+    told = began.preflight
+    assert told.peak_bytes == sum(part.size_bytes for part in told.parts)
+    assert told.tokens == sum(step.point.tokens for step in recorded.of("step_taken"))
+    assert told.steps == 2
+    assert told.seconds > 0
+
+
+def test_the_largest_pass_is_found_among_all_steps() -> None:
+    rows = [Row(10, 2), Row(30, 3, 5, 7), Row(20, 9)]
+    chosen = Hyperparameters(batch_size=2, micro_batch_size=1, max_steps=30)
+    plan = planned(chosen, [row.tokens for row in rows])
+    work = workload(plan, 30, rows, 0, 1)
+    assert (work.tokens, work.supervised, work.patches, work.pixels) == (30, 9, 5, 7)
+    assert work.total_tokens == 30 * 2 * 20
+
+
+def test_what_was_not_looked_at_is_assumed_to_bring_the_largest_together() -> None:
+    rows = [Row(tokens, 1) for tokens in range(1, 201)]
+    chosen = Hyperparameters(batch_size=2, max_steps=100_000)
+    work = workload(planned(chosen, [row.tokens for row in rows]), 100_000, rows, 0, 2)
+    assert work.tokens == 200 + 199
+    assert work.total_tokens == pytest.approx(100_000 * 201, rel=0.05)
+
+
+def test_passes_add_up_their_samples() -> None:
+    rows: Sequence[Row] = [Row(10, 2), Row(30, 3, 5, 7)]
+    chosen = Hyperparameters(batch_size=2, max_steps=1)
+    (whole,) = passes(planned(chosen, [10, 30]).at(Cursor()), rows)
+    assert whole == Row(40, 5, 5, 7)
