@@ -69,6 +69,8 @@ class Device:
 
 LIBRARIES_BYTES = 720 * 2**20
 """Resident after torch, transformers, peft and bitsandbytes are imported."""
+WORKING_BYTES = 48 * 2**20
+"""What libraries take in the first steps, beside tensors."""
 DECODER_BYTES = 110 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
 WATTS: dict[AgentProfile, float] = {"cpu": 65.0, "cuda": 400.0, "jetson": 20.0, "simulated-jetson": 20.0}
@@ -108,6 +110,7 @@ def predict(
         host["frames"] = frames
     else:
         parts["frames"] = frames
+        parts["working space"] = WORKING_BYTES
         loading = shape.stored_bytes + parts["base weights"] - sum(parts.values())
         parts["loading the checkpoint"] = max(0, loading)
     told = tuple(MemoryPart(name=name, size_bytes=size) for name, size in parts.items() if size)

@@ -207,10 +207,10 @@ def _prepare(
         steps,
         data_rows(examples.training, tokens, manifest, base.vision, sampling),
         frame_bytes=kept_frame_bytes(manifest, base.vision, sampling),
-        trainable=injected.trainable_parameters,
+        trainable=injected.trainable_parameters if rounds is None else None,  # it will grow
         decoders=decoders.count if manifest.clips else 0,
     )
-    forecast.check(spec.memory_bytes)
+    scarce = forecast.check(spec.memory_bytes)
     emit(
         TrainingBegan(
             family=base.family.name,
@@ -227,6 +227,8 @@ def _prepare(
     )
     for caution in cautions(examples, evaluated, tokens, hyperparameters):
         emit(caution)
+    if scarce is not None:
+        emit(scarce)
     if (unpaged := not_paged(hyperparameters, device)) is not None:
         emit(Logged(level="warning", code="not_paged", message=unpaged))
     if rounds is None and hyperparameters.rank_allocation is not None:

@@ -21,6 +21,7 @@ from qlora_engine.models.families.base import Vision
 from qlora_engine.models.loading import Loaded
 from qlora_engine.models.shape import model_shape
 from qlora_engine.training.preflight import Tokens
+from qlora_engine.updates import Logged
 from schemas.datasets import Clip, Example, Manifest
 from schemas.events.agent import AgentProfile
 from schemas.footprint import Preflight
@@ -128,12 +129,12 @@ class Forecast:
         rows: Sequence[Row],
         *,
         frame_bytes: int,
-        trainable: int,
+        trainable: int | None,
         decoders: int,
     ) -> Self:
         """
         Args:
-            trainable: parameters of the adapter.
+            trainable: parameters of the adapter; None where every layer may come to have `rank`.
             decoders: processes that decode clips.
         """
         shape = model_shape(base)
@@ -158,10 +159,12 @@ class Forecast:
             ),
         )
 
-    def check(self, limit: int | None = None) -> None:
+    def check(self, limit: int | None = None) -> Logged | None:
         """Refuse what cannot fit; where memory is merely scarce, spare it.
 
-        `limit` is what the training may take, in bytes; else all that is free.
+        `limit` is what the training may take, in bytes; else all that is free. A GPU that runs short says
+        so, and the step is taken again in smaller parts; a process that runs short of main memory is killed.
+        So where only smaller parts fit, a training on a GPU begins, with a warning.
 
         Raises:
             DoesNotFit: with the sum, and what would fit.
@@ -173,17 +176,20 @@ class Forecast:
         if self.device.type == "cpu" and self.preflight.peak_bytes * WASTE > available:
             return_memory_at_once()
         if self.preflight.peak_bytes <= available:
-            return
+            return None
         fitting = [name for name, other in self.remedies if other.peak_bytes <= available]
         remedy = (
             f"choose {fitting[0]}"
             if fitting
             else "take a smaller model or shorter samples, or a node with more memory"
         )
-        raise DoesNotFit(
+        told = (
             f"the training needs {self.preflight.summed()} (an estimate), but {available / 2**30:.2f} GiB are"
             f" free here; {remedy}"
         )
+        if fitting and self.device.type == "cuda":
+            return Logged(level="warning", code=DoesNotFit.code, message=told)
+        raise DoesNotFit(told)
 
 
 def _columns(rows: Sequence[Row]) -> list[tuple[str, Sequence[int]]]:
