@@ -69,7 +69,7 @@ class Device:
 
 LIBRARIES_BYTES = 720 * 2**20
 """Resident after torch, transformers, peft and bitsandbytes are imported."""
-WORKING_BYTES = 48 * 2**20
+WORKING_BYTES = 64 * 2**20
 """What libraries take in the first steps, beside tensors."""
 DECODER_BYTES = 110 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
@@ -94,14 +94,16 @@ def predict(
     """
     trainable = adapter_parameters(shape, chosen) if trainable is None else trainable
     saved, largest_block = _activations(shape, work, chosen, device)
+    recomputed = largest_block if chosen.gradient_checkpointing else 0
     transient = max(_block_transient(shape, work, device), _optimizer_transient(trainable, device))
+    logits = _logits(shape, work, chosen)  # gone before the first block's gradients are made
     parts = {
         "base weights": _base(shape, chosen, device),
         "adapter and optimizer": trainable * (2 * FLOAT + _moments(chosen)),
         "activations": saved,
-        "one recomputed block": largest_block if chosen.gradient_checkpointing else 0,
+        "one recomputed block": recomputed,
         "gradients of a block": transient,
-        "loss": _loss(shape, work, chosen, device),
+        "loss": _predicting(shape, work, device) + max(0, logits - recomputed - transient),
         "pixels": work.pixels * (FLOAT + device.number),
     }
     host = {"libraries": LIBRARIES_BYTES, "decoders": decoders * DECODER_BYTES}
@@ -199,7 +201,6 @@ def _activations(
             continue
         if not part.layers:
             each = sum((linear.inputs + linear.outputs) * linear.count for linear in part.linears)
-            each += max(linear.inputs for linear in part.linears)  # of the norm before
             total += tokens * each * device.number
             continue
         block = tokens * _saved_per_token(part, chosen, device, adapted)
@@ -238,7 +239,7 @@ def _block_transient(shape: ModelShape, work: Workload, device: Device) -> int:
         if part is None:
             continue
         weight = max((linear.inputs * linear.outputs for linear in part.linears), default=0)
-        moving = tokens * (2 * part.width + 3 * part.mlp_width)
+        moving = tokens * (part.width + 1.5 * part.mlp_width)
         most = max(most, (moving + weight) * device.number)
     return round(most)
 
@@ -247,11 +248,15 @@ def _optimizer_transient(trainable: int, device: Device) -> int:
     return 2 * trainable * FLOAT if device.gpu else 0
 
 
-def _loss(shape: ModelShape, work: Workload, chosen: Hyperparameters, device: Device) -> int:
+def _predicting(shape: ModelShape, work: Workload, device: Device) -> int:
+    """What predicts supervised tokens, and its gradient."""
     text = shape.part("text")
-    width = text.width if text else 0
-    chunk = min(work.supervised, chosen.loss_chunk_tokens)
-    return work.supervised * width * 2 * device.number + 2 * chunk * shape.vocabulary * FLOAT
+    return work.supervised * (text.width if text else 0) * 2 * device.number
+
+
+def _logits(shape: ModelShape, work: Workload, chosen: Hyperparameters) -> int:
+    """Of one chunk, twice: with their exponentials."""
+    return 2 * min(work.supervised, chosen.loss_chunk_tokens) * shape.vocabulary * FLOAT
 
 
 def _operations(shape: ModelShape, work: Workload, chosen: Hyperparameters) -> float:

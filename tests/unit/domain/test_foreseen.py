@@ -61,7 +61,7 @@ def asked(**chosen: object) -> JobRequested:
 
 @pytest.mark.parametrize(("nodes", "fitting"), [((node(4),), False), ((node(4), node(64, gpu=24)), True)])
 def test_the_roomiest_node_decides(nodes: tuple[Capabilities, ...], fitting: bool) -> None:
-    request = asked(batch_size=1, micro_batch_size=1)
+    request = asked(batch_size=1)
     plan = plan_training(FACTS, request.hyperparameters)
     preflight = foreseen(request, FACTS, plan, nodes)
     assert preflight is not None
