@@ -1,6 +1,7 @@
 """Trainings that are killed at random points and go on: their adapters against that of an unbroken one.
 
-Mid-epoch, in a later epoch and during a save, with packed rows, dropout and 8-bit moments. Every attempt is a
+Mid-epoch, in a later epoch and during a save, with packed rows, dropout, 8-bit
+moments and ranks that change. Every attempt is a
 process of its own that gets SIGKILL; the next goes on from the newest checkpoint, as an agent's would.
 """
 
@@ -33,6 +34,7 @@ CHOSEN: dict[str, Any] = {
     "checkpoint_every_steps": 2,
     "learning_rate": 2e-3,
     "held_out_fraction": 0.0,
+    "rank_allocation": {"gate": False, "explore_ratio": 0.3, "floor_rank": 32},
 }
 Where = Literal["mid-epoch", "later epoch", "during a save"]
 WHERE: Sequence[Where] = ("mid-epoch", "later epoch", "during a save")

@@ -4,24 +4,30 @@ Every fault is a true refusal of the allocator: a hook asks it for a pebibyte wh
 is too much.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn.modules import Linear4bit
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qlora_engine.adapters.injection import Injected, inject
+from benchmarks.engine.oom import (
+    ERROR,
+    allocate_too_much,
+    difference,
+    gradient,
+    longer_than,
+    more_frames_than,
+    refusing,
+    split_error,
+    unlike_zero,
+)
+from qlora_engine.adapters.injection import inject
 from qlora_engine.adapters.parameter_groups import parameter_groups
-from qlora_engine.data.collate import Batch, Collator
+from qlora_engine.data.collate import Collator
 from qlora_engine.errors import OutOfMemory
 from qlora_engine.memory import Exhausted, tried
 from qlora_engine.models.loading import load_model
@@ -31,16 +37,10 @@ from qlora_engine.training.economy import Economy, Failed, next_rung, parts
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.optimizer_step import step_by_slices
 from qlora_engine.training.optimizers import make_optimizer
-from qlora_engine.training.passes import passes
 from schemas.training import Hyperparameters, ResumePoint, TrainingSpec
 from tests.engine.conftest import MakeSpec, Recorded, frames_of
 
 CPU = torch.device("cpu")
-ERROR = 1e-6
-
-
-def allocate_too_much() -> None:
-    torch.empty(1 << 50, dtype=torch.uint8)
 
 
 # ---- the decisions ---------------------------------------------------------------------------------------
@@ -86,31 +86,6 @@ def test_every_ladder_ends_and_only_consent_touches_the_frames(
 # ---- exact gradients -------------------------------------------------------------------------------------
 
 
-def gradient(
-    injected: Injected, runner: Runner, row: Batch, limit: int | None
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Of a row in parts, from the same random numbers; and where those stand afterwards."""
-    torch.manual_seed(3)
-    family = runner.base.family
-    with closing(
-        passes(injected.model, lambda name: family.modality(name) != "text", CPU, row, limit)
-    ) as all_parts:
-        for part in all_parts:
-            (runner.loss(part.batch).total / row.supervised).backward()  # type: ignore[no-untyped-call]
-    found = {
-        name: parameter.grad.clone() for name, parameter in injected.trainable() if parameter.grad is not None
-    }
-    injected.model.zero_grad()
-    return found, torch.get_rng_state()
-
-
-def difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
-    """Largest, in units of the largest entry."""
-    assert expected.keys() == found.keys()
-    scale = max(float(tensor.abs().max()) for tensor in expected.values())
-    return max(float((expected[name] - found[name]).abs().max()) for name in expected) / scale
-
-
 @pytest.mark.parametrize(
     "chosen",
     [{"dropout": 0.3}, {"dropout": 0.3, "temporal": True, "gradient_checkpointing": True}, {}],
@@ -121,10 +96,7 @@ def test_a_split_row_has_the_same_gradient_and_the_same_dropout(
 ) -> None:
     loaded = load_model(str(tiny), CPU)
     injected = inject(loaded, Hyperparameters(**chosen))
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for _, parameter in injected.trainable():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
+    unlike_zero(injected)
     injected.model.train()
     collator = Collator(loaded.prompts, frames_of(clips, manifest_file, loaded.vision), loaded.context_tokens)
     rows = list(read_manifest(manifest_file).examples[:5])
@@ -139,6 +111,11 @@ def test_a_split_row_has_the_same_gradient_and_the_same_dropout(
         assert difference(whole, split) < ERROR
         assert torch.equal(after, after_split)
     assert not any("forward" in vars(module) for module in injected.model.modules())
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", "qwen3_vl", "llama"])
+def test_so_it_is_in_other_families(architecture: str, tmp_path: Path) -> None:
+    assert split_error(tmp_path, architecture) < ERROR
 
 
 # ---- the optimizer ---------------------------------------------------------------------------------------
@@ -203,46 +180,6 @@ def test_only_a_lack_of_memory_is_one() -> None:
 
 # ---- whole trainings -------------------------------------------------------------------------------------
 
-TooMuch = Callable[[torch.nn.Module, torch.Tensor], bool]
-
-
-@contextmanager
-def refusing(
-    forward: TooMuch | None = None, backward: TooMuch | None = None, optimizer: int = 0
-) -> Iterator[None]:
-    """Quantised layers whose input is too much find no memory; nor do the first `optimizer` steps."""
-    left = optimizer
-
-    def before(module: torch.nn.Module, inputs: Any) -> None:
-        if forward is not None and isinstance(module, Linear4bit) and forward(module, inputs[0]):
-            allocate_too_much()
-
-    def after(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        if (
-            backward is not None
-            and isinstance(module, Linear4bit)
-            and inputs[0].requires_grad
-            and backward(module, inputs[0])
-        ):
-            inputs[0].register_hook(lambda gradient: allocate_too_much())
-
-    def step(*_: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            allocate_too_much()
-
-    hooks = [
-        register_module_forward_pre_hook(before),
-        register_module_forward_hook(after),
-        register_optimizer_step_pre_hook(step),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
 
 def adapter(spec: TrainingSpec) -> dict[str, torch.Tensor]:
     return load_file(Path(spec.output_folder, "adapter", "adapter_model.safetensors"))
@@ -264,13 +201,9 @@ def test_faults_everywhere_are_recovered_from_without_a_restart(make_spec: MakeS
     unbroken, faulted = make_spec("unbroken", **CHOSEN), make_spec("faulted", **CHOSEN)
     train(unbroken, calm, StopWish(), CPU)
 
-    def long(most: int) -> TooMuch:
-        return lambda module, given: given.dim() == 3 and given.shape[0] == 1 and given.shape[1] > most
-
-    def held_out(module: torch.nn.Module, given: torch.Tensor) -> bool:
-        return not module.training and given.dim() == 3 and given.shape[0] > 12  # three clips of four frames
-
-    with refusing(lambda module, given: long(200)(module, given) or held_out(module, given), long(100), 1):
+    held_out = more_frames_than(12, training=False)  # three clips of four frames
+    long = longer_than(200)
+    with refusing(lambda module, given: long(module, given) or held_out(module, given), longer_than(100), 1):
         train(faulted, shaken, StopWish(), CPU)
     told = [(found.step, found.site, found.action) for found in shaken.of("oom_recovered")]
     assert (0, "evaluation", "smaller_evaluation_batch") in told
@@ -293,12 +226,9 @@ def test_faults_everywhere_are_recovered_from_without_a_restart(make_spec: MakeS
 
 
 def test_fewer_frames_only_with_consent(make_spec: MakeSpec) -> None:
-    def four_frames(module: torch.nn.Module, given: torch.Tensor) -> bool:
-        return module.training and given.dim() == 3 and given.shape[0] > 2
-
     chosen = CHOSEN | {"held_out_fraction": 0, "max_steps": 2, "batch_size": 2}
     asked, consented = Recorded(), Recorded()
-    with refusing(four_frames):
+    with refusing(more_frames_than(2, training=True)):
         with pytest.raises(OutOfMemory, match="gradient checkpointing is on"):
             train(make_spec("asked", **chosen), asked, StopWish(), CPU)
         train(make_spec("consented", oom_fewer_frames=True, **chosen), consented, StopWish(), CPU)

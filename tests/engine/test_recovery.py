@@ -32,20 +32,23 @@ def test_a_training_killed_three_times_is_the_unbroken_one_byte_for_byte(make_sp
         "max_steps": 9,
         "checkpoint_every_steps": 2,
         "held_out_fraction": 0.0,
+        "rank_allocation": {"gate": False, "explore_ratio": 0.3, "floor_rank": 32},
     }
     processes = context()
     unbroken = make_spec("unbroken", **chosen)
     whole = attempt(processes, unbroken, None)
     taken = [update for update in whole.updates if update.kind == "step_taken"]
     assert taken[-1].epoch > 1
+    (changed,) = [update for update in whole.updates if update.kind == "rank_changed"]
+    assert any(layer.before != layer.after for layer in changed.layers)
     kills = [
         Kill("mid-epoch", after_step=2, delay=0.01),
         Kill("during a save", after_step=0, delay=0.0),
         Kill("later epoch", after_step=2, delay=0.02),
     ]
-    survived = survive(
-        processes, make_spec("killed", **chosen), kills, adapter(Path(unbroken.output_folder)), CLIPS
-    )
+    spec = make_spec("killed", **chosen)
+    own_frames = spec.model_copy(update={"frame_cache_folder": f"{spec.output_folder}-frames"})
+    survived = survive(processes, own_frames, kills, adapter(Path(unbroken.output_folder)), CLIPS)
     assert survived.equal
     assert survived.kills == 3
     assert survived.decoded_again == 0
