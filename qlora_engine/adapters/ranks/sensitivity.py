@@ -55,12 +55,16 @@ class Sketches:
         Layers that were not run have none.
         """
         found = {}
-        for name in self.layers:
+        for name, layer in self.layers.items():
             halves = [self.store.get(f"sketch/{half}/{name}") for half in (0, 1)]
             if halves[0] is None or halves[1] is None:
                 found[name] = tuple[float, ...]()
             else:
-                found[name] = cross_fitted(halves[0], halves[1])
+                # Adam moves every number of A and B alike, whatever its gradient's size; so a rank moves W by
+                # an amount that grows with the root of its size, and the loss falls by that times σ.
+                size = layer.in_features * layer.out_features
+                common = cross_fitted(halves[0], halves[1])
+                found[name] = tuple(math.sqrt(value * size) for value in common)
         return found
 
     def forget(self) -> None:
