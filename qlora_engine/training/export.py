@@ -71,7 +71,7 @@ it needs torch and peft.
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exporter:
     """Knows everything about an adapter but the number of steps."""
 
@@ -79,6 +79,8 @@ class Exporter:
     injected: Injected
     hyperparameters: Hyperparameters
     base_model_sha256: str
+    sampling: Sampling | None = None
+    """Where it is no longer what the job asked for."""
 
     def facts(self, steps: int) -> AdapterFacts:
         ranks = set(ranks_of(self.injected.model).values())
@@ -130,7 +132,7 @@ class Exporter:
     def _frames(self, vision: Vision) -> dict[str, Any]:
         size = vision.image_size or "the clip's, as the family's video processor resizes it"
         return {
-            **Sampling.of(self.hyperparameters).described(),
+            **(self.sampling or Sampling.of(self.hyperparameters)).described(),
             "sampling": "what is shown in the middle of each of `count` equal stretches of time",
             "resize": {"width": size, "height": size, "method": RESIZE},
             "mean": list(vision.mean),

@@ -360,6 +360,7 @@ class Loop:
         if economy.frames_divisor > 1 and self.frames is not None:
             source = self.frames.fewer(economy.frames_divisor)
             self.collator = self.evaluator.collator = replace(self.collator, frames=source)
+            self.checkpoints.exporter.sampling = source.sampling  # whoever uses the adapter needs to know
         self.economy = economy  # last: steps that are being prepared count as made by the one before
 
     # ---- ranks -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Every fault is a true refusal of the allocator: a hook asks it for a pebibyte wh
 is too much.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,5 @@ def test_fewer_frames_only_with_consent(make_spec: MakeSpec) -> None:
     assert [found.action for found in asked.of("oom_recovered")] == actions[:2]
     assert (consented.of("oom_recovered")[-1].before, consented.of("oom_recovered")[-1].after) == (4, 2)
     assert len(consented.of("step_taken")) == 2
+    described = Path(consented.of("training_done")[0].adapter_folder, "kinora_adapter.json")
+    assert json.loads(described.read_text("utf-8"))["frames"]["count"] == 2
