@@ -16,6 +16,8 @@ EngineError
 ├── OutOfMemory             memory does not suffice, whatever is done without
 ├── DoesNotFit              the memory that is here cannot suffice
 ├── NonFiniteLoss           the numbers blew up before an optimizer step
+├── TooFewDevices           more processes are asked for than this node has devices
+├── PeerLost                another process of this training is gone
 └── CheckpointUnusable      a checkpoint is damaged or belongs to another training
 """
 
@@ -117,6 +119,19 @@ class NonFiniteLoss(EngineError):
     """Loss or gradient is not a number; the optimizer step was not taken."""
 
     code = "non_finite_loss"
+
+
+class TooFewDevices(EngineError):
+    """More processes are asked for than this node has CUDA devices."""
+
+    code = "too_few_devices"
+
+
+class PeerLost(EngineError):
+    """A process that shares this training is gone, or says nothing any more."""
+
+    code = "peer_lost"
+    retryable = True
 
 
 class CheckpointUnusable(EngineError):

@@ -35,6 +35,7 @@ def probe() -> ProbeResult:
             cpu_cores=psutil.cpu_count() or 1,
             memory_bytes=usable_memory_bytes(),
             gpu_memory_bytes=torch.cuda.get_device_properties(device).total_memory if cuda else 0,
+            gpus=torch.cuda.device_count() if cuda else 0,
             four_bit_kernel=works,
             versions=_versions(),
         )

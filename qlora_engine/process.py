@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -18,13 +17,12 @@ from typing import BinaryIO, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
-from qlora_engine.disk import is_disk_full
-from qlora_engine.errors import EngineError
+from qlora_engine.failures import failure_of
 from qlora_engine.imports import uncollected
 from qlora_engine.parent import ORPHANED, die_with_parent
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
-from qlora_engine.updates import CONTROL, EngineFailed, Start, Stop, Update
+from qlora_engine.updates import CONTROL, Start, Stop, Update
 from schemas.training import DatasetValidationSpec, EngineSpec, ModelValidationSpec, TrainingSpec
 
 FAILED = 1
@@ -106,18 +104,9 @@ def run(updates: BinaryIO, expected_parent: int | None = None) -> NoReturn:
     )  # Ctrl-C at a terminal is for the parent, which then stops us
     pipe = UpdatePipe(updates)
     spec = reader.start()
-    try:
-        dispatch(spec, pipe, stop)
-    except EngineError as error:
-        pipe.emit(EngineFailed(code=error.code, message=error.message, retryable=error.retryable))
-        _leave(FAILED)
-    except MemoryError as error:
-        pipe.emit(_out_of_memory(error))
-        _leave(FAILED)
-    except Exception as error:  # noqa: BLE001 - the process's door
-        with suppress(OSError):  # the log may be on the very disk that is full
-            traceback.print_exc()
-        pipe.emit(_failure(error))
+    failed = failure_of(lambda: dispatch(spec, pipe, stop))
+    if failed is not None:
+        pipe.emit(failed)
         _leave(FAILED)
     _leave(0)
 
@@ -127,9 +116,9 @@ def dispatch(spec: EngineSpec, pipe: UpdatePipe, stop: StopWish) -> None:
     match spec:
         case TrainingSpec():
             with uncollected():
-                from qlora_engine.training.attempt import train
+                from qlora_engine.training.launch import train_on_this_node
 
-            train(spec, pipe.emit, stop)
+            train_on_this_node(spec, pipe.emit, stop)
         case DatasetValidationSpec():
             with uncollected():
                 from qlora_engine.data.validation import validate_dataset
@@ -152,43 +141,3 @@ def _leave(code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-def _failure(error: Exception) -> EngineFailed:
-    if _is_out_of_memory(error):
-        return _out_of_memory(error)
-    return _disk_full(error) if is_disk_full(error) else _unexpected(error)
-
-
-def _disk_full(error: Exception) -> EngineFailed:
-    return EngineFailed(
-        code="disk_full",
-        message=f"this node has no room for what the training writes ({error}); free space on the disk of the"
-        " agent's work folder: the next attempt goes on from the last stored checkpoint",
-        retryable=True,
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if "torch" not in sys.modules:  # which validating videos needs not
-        return False
-    from qlora_engine.memory import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _out_of_memory(error: BaseException) -> EngineFailed:
-    return EngineFailed(
-        code="oom",
-        message=f"the memory does not suffice ({error}); lower micro_batch_size or frames,"
-        " or turn on gradient_checkpointing",
-        retryable=False,
-    )
-
-
-def _unexpected(error: Exception) -> EngineFailed:
-    return EngineFailed(
-        code="internal",
-        message=f"{type(error).__name__}: {error}; the traceback is in the engine's log",
-        retryable=isinstance(error, OSError),
-    )

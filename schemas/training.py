@@ -131,6 +131,13 @@ class Hyperparameters(AdapterChoices):
         " twice and logits are made for few tokens at once: go on with half as many frames of each clip,"
         " which is another training, instead of failing.",
     )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Processes of one node that share every optimizer step, each with the whole model; one"
+        " for each CUDA device of the node when absent, and one without any. The gradient is exact.",
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -263,7 +270,9 @@ class TrainingSpec(Message):
     frame_cache_bytes: int = Field(8 << 30, ge=0)
     resume: ResumePoint | None = None
     threads: int | None = Field(None, ge=1)
-    """CPU threads; all cores when absent."""
+    """CPU threads of all processes together; all cores when absent."""
+    processes: int | None = Field(None, ge=1)
+    """The most that this node's operator allows; no limit when absent."""
     memory_bytes: int | None = Field(None, ge=1)
     """What the training may take of the device's memory; all that is free when absent."""
 

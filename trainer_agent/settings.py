@@ -25,6 +25,9 @@ class AgentSettings(Message):
     profile: AgentProfile | None = None
     """Found out by the probe when absent."""
     engine_threads: int | None = Field(None, ge=1)
+    engine_processes: int | None = Field(None, ge=1)
+    """Processes that one training may use at most, on a node with several CUDA devices or where jobs ask for
+    them; no limit when absent."""
     shutdown_seconds: float = Field(20.0, gt=0)
     """How long a stop waits for a last checkpoint before the engine is killed."""
     engine_silence_seconds: float = Field(900.0, gt=0)

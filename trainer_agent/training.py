@@ -119,6 +119,7 @@ class Training:
             frame_cache_bytes=self._settings.frame_cache_bytes,
             resume=await self._stage_resume(),
             threads=self._settings.engine_threads,
+            processes=self._settings.engine_processes,
         )
 
     async def _stage_dataset(self) -> None:

@@ -23,8 +23,9 @@ from qlora_engine.fingerprints import file_sha256, folder_sha256
 from qlora_engine.models.loading import load_model
 from qlora_engine.models.quantization import Quantization
 from qlora_engine.spans import span
-from qlora_engine.stopping import StopWish
+from qlora_engine.stopping import Mode, StopWish
 from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
+from qlora_engine.training.distributed import ALONE, World, idle_processes, other_processes, sow
 from qlora_engine.training.economy import Economy
 from qlora_engine.training.evaluation import Answer, Evaluator, Phase
 from qlora_engine.training.export import Exporter, write_answers
@@ -46,15 +47,24 @@ TINY = 5_000_000
 """Parameters up to which more threads make a step slower."""
 
 
-def train(spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device | None = None) -> None:
+def train(
+    spec: TrainingSpec,
+    emit: Emit,
+    stop: StopWish,
+    device: torch.device | None = None,
+    world: World = ALONE,
+) -> None:
     """Run the attempt; the last update is `TrainingDone` or `TrainingStopped`.
+
+    Where several processes share it, all of them call this; only the first writes files, and only what it
+    emits tells of the training.
 
     Raises:
         EngineError: the training cannot go on.
     """
     with Decoders() as decoders:
         with span(emit, "prepare"):
-            attempt = _prepare(spec, emit, stop, device or best_device(), decoders)
+            attempt = _prepare(spec, emit, stop, device or best_device(), decoders, world)
         with attempt.frames:
             _run(attempt, emit, stop)
 
@@ -67,12 +77,13 @@ def _run(attempt: "_Attempt", emit: Emit, stop: StopWish) -> None:
         attempt.loop.run()
         learnt["step"] = attempt.loop.state.step
         learnt["decoded"] = attempt.frames.decoded
-    if stop.mode is None:
+    if attempt.asked is None:
         attempt.evaluate("after")
-    if stop.mode is None:
+    mode = attempt.asked
+    if mode is None:
         attempt.finish()
     else:
-        attempt.give_up(stop.mode == "graceful")
+        attempt.give_up(mode == "graceful")
 
 
 @dataclass
@@ -89,6 +100,11 @@ class _Attempt:
     def _output(self) -> Path:
         return Path(self.spec.output_folder)
 
+    @property
+    def asked(self) -> Mode | None:
+        """Whether to stop; called by all processes together."""
+        return self.loop.world.asked(self.loop.stop)
+
     def evaluate(self, phase: Phase) -> None:
         measured = self.loop.evaluate(phase)
         if measured is not None:
@@ -98,9 +114,10 @@ class _Attempt:
         state = self.loop.state
         self.loop.emit(Preparing(phase="saving"))
         folder = self._write_adapter()
-        write_answers(folder, self.answers)
-        if (outliers := self.loop.keepsakes.write_outliers(folder, self.loop.examples)) is not None:
-            self.loop.emit(outliers)
+        if self.loop.world.first:
+            write_answers(folder, self.answers)
+            if (outliers := self.loop.keepsakes.write_outliers(folder, self.loop.examples)) is not None:
+                self.loop.emit(outliers)
         self.loop.emit(
             TrainingDone(
                 steps=state.step,
@@ -135,8 +152,9 @@ class _Attempt:
     def _write_adapter(self) -> Path:
         folder = self._output / ADAPTER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        with span(self.loop.emit, "save adapter", step=self._adapter_step):
-            self.exporter.write(folder, self._adapter_step)
+        if self.loop.world.first:
+            with span(self.loop.emit, "save adapter", step=self._adapter_step):
+                self.exporter.write(folder, self._adapter_step)
         return folder
 
     @property
@@ -146,13 +164,19 @@ class _Attempt:
 
 
 def _prepare(
-    spec: TrainingSpec, emit: Emit, stop: StopWish, device: torch.device, decoders: Decoders
+    spec: TrainingSpec,
+    emit: Emit,
+    stop: StopWish,
+    device: torch.device,
+    decoders: Decoders,
+    world: World,
 ) -> _Attempt:
     hyperparameters = spec.hyperparameters
     output = Path(spec.output_folder)
     output.mkdir(parents=True, exist_ok=True)
     series = output / SERIES_FILE
-    series.write_text("", "utf-8")
+    if world.first:
+        series.write_text("", "utf-8")
     manifest = read_manifest(Path(spec.manifest_file))
     emit(Preparing(phase="loading_data", total=len(manifest.clips)))
     sampling = Sampling.of(hyperparameters)
@@ -162,7 +186,7 @@ def _prepare(
     emit(Preparing(phase="loading_model"))
     with span(emit, "load model"):
         base = load_model(spec.model_folder, device, Quantization.chosen(hyperparameters))
-    _set_threads(spec.threads, base.parameters)
+    _set_threads(spec.threads, base.parameters, world.size)
     frames = Frames(
         Path(spec.dataset_folder),
         manifest.clips,
@@ -175,7 +199,7 @@ def _prepare(
     tokens = check_captions(manifest, collator, base.vision, sampling, emit)
     check_budget(examples.training, tokens, hyperparameters)
     evaluated = sampled(examples.held_out, hyperparameters.seed)
-    base_sha256 = folder_sha256(base.folder)
+    base_sha256 = world.once(lambda: folder_sha256(base.folder))
     rounds = planned_rounds(hyperparameters, steps, len(evaluated))
     with span(emit, "inject adapters", rank=hyperparameters.rank):
         injected = inject(base, hyperparameters, None if rounds is None else rounds.floor_rank)
@@ -186,17 +210,22 @@ def _prepare(
     keepsakes = Keepsakes(len(examples.training))
     resizing = Resizing(injected.model, optimizer, hyperparameters, injected.alphas)
     checkpoints = Checkpoints(
-        output, injected, optimizer, scheduler, exporter, series, identity, keepsakes, resizing
+        output, injected, optimizer, scheduler, exporter, series, identity, keepsakes, resizing, world
     )
     economy = Economy(
         gradient_checkpointing=hyperparameters.gradient_checkpointing,
         loss_chunk=hyperparameters.loss_chunk_tokens,
     )
     state = TrainingState(0, Cursor(), None, None, 0.0, economy=economy)
+    if not world.first:  # whose random numbers are those of a training by itself
+        sow(hyperparameters.seed, 0, world)
     if spec.resume is not None:
         state = checkpoints.restore(Path(spec.resume.folder), spec.resume.step)
         if (elsewhere := checkpoints.elsewhere(Path(spec.resume.folder))) is not None:
             emit(elsewhere)
+        if (before := checkpoints.processes_of(Path(spec.resume.folder))) != world.size:
+            sow(hyperparameters.seed, state.step, world)
+            emit(other_processes(before, world.size))
     runner = Runner(injected.model, base, hyperparameters.loss_chunk_tokens)
     lengths = [tokens[example.where].whole for example in examples.training]
     plan = planned(hyperparameters, lengths)
@@ -229,6 +258,8 @@ def _prepare(
         emit(caution)
     if scarce is not None:
         emit(scarce)
+    if world.size > 1 and (idle := idle_processes(hyperparameters, world.size)) is not None:
+        emit(idle)
     if (unpaged := not_paged(hyperparameters, device)) is not None:
         emit(Logged(level="warning", code="not_paged", message=unpaged))
     if rounds is None and hyperparameters.rank_allocation is not None:
@@ -239,6 +270,7 @@ def _prepare(
         collator=collator,
         examples=examples.training,
         plan=plan,
+        lengths=lengths,
         hyperparameters=hyperparameters,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -248,16 +280,18 @@ def _prepare(
             evaluated,
             hyperparameters.micro_batch_size or hyperparameters.batch_size,
             hyperparameters.max_new_tokens,
+            world,
         ),
         checkpoints=checkpoints,
         keepsakes=keepsakes,
-        ranks=None if rounds is None else rank_phase(injected.parts, resizing, rounds, keepsakes),
+        ranks=None if rounds is None else rank_phase(injected.parts, resizing, rounds, keepsakes, world),
         steps=steps,
         state=state,
         emit=emit,
         stop=stop,
         series=series,
         frames=frames,
+        world=world,
     )
     return _Attempt(spec, loop, exporter, frames, state.step)
 
@@ -284,9 +318,9 @@ def read_manifest(file: Path) -> Manifest:
     return manifest
 
 
-def _set_threads(limit: int | None, parameters: int) -> None:
+def _set_threads(limit: int | None, parameters: int, processes: int) -> None:
     """All cores or as many as allowed, but one for a tiny model, whose threads would only wait."""
     if parameters < TINY:
         torch.set_num_threads(1)
-    elif limit is not None:
-        torch.set_num_threads(limit)
+    elif limit is not None or processes > 1:
+        torch.set_num_threads(max(1, (limit or torch.get_num_threads()) // processes))

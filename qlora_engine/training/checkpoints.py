@@ -25,6 +25,7 @@ from qlora_engine.adapters.ranks.resize import Resizing, ranks_in
 from qlora_engine.data.batches import Cursor
 from qlora_engine.errors import CheckpointUnusable
 from qlora_engine.fingerprints import file_sha256
+from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.economy import UNSPARING, Economy
 from qlora_engine.training.environment import environment
 from qlora_engine.training.export import Exporter
@@ -140,15 +141,23 @@ class Checkpoints:
     identity: Identity
     keepsakes: Keepsakes
     resizing: Resizing
+    world: World = ALONE
 
     def write(self, state: TrainingState) -> Path:
-        """A complete folder, renamed into place; older ones but the last are removed."""
+        """A complete folder, renamed into place; older ones but the last are removed.
+
+        Called by all processes together: the first one writes, for each of them has random states of its own.
+        """
         final = self.folder / f"checkpoint-{state.step}"
+        held = self.hold(state)
+        others = self._of_others(held)
+        if not self.world.first:
+            return final
         partial = self.folder / f".checkpoint-{state.step}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            self._fill(partial, state)
+            self._fill(partial, state, held, others)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is needed
             raise
@@ -158,14 +167,24 @@ class Checkpoints:
         self._forget_old()
         return final
 
-    def _fill(self, partial: Path, state: TrainingState) -> None:
+    def _of_others(self, held: Held) -> dict[str, torch.Tensor]:
+        """Random states of the other processes; called by all of them together."""
+        states = {name: tensor for name, tensor in held.tensors.items() if name.startswith(RANDOM)}
+        return {
+            _of_process(rank) + name: tensor
+            for rank, found in enumerate(self.world.gather(states))
+            for name, tensor in found.items()
+            if rank > 0
+        }
+
+    def _fill(self, partial: Path, state: TrainingState, held: Held, others: dict[str, torch.Tensor]) -> None:
         self.exporter.write(partial, state.step)
-        held = self.hold(state)
-        save_file(held.tensors, partial / TENSORS_FILE)
+        save_file(held.tensors | others, partial / TENSORS_FILE)
         described = {
             "format": FORMAT,
             "identity": self.identity.described(),
             "environment": environment(self._device),
+            "processes": self.world.size,
         } | held.described
         (partial / STATE_FILE).write_text(json.dumps(described, allow_nan=False) + "\n", "utf-8")
         shutil.copyfile(self.series, partial / SERIES_FILE)
@@ -212,6 +231,8 @@ class Checkpoints:
     def restore(self, folder: Path, step: int) -> TrainingState:
         """Put model, optimizer, schedule and random states back to where `folder` was written, at `step`.
 
+        Random states are those of a process: written by another number of them, all have those of the first.
+
         Raises:
             CheckpointUnusable: damaged, incomplete, or of another training.
         """
@@ -232,9 +253,17 @@ class Checkpoints:
                 )
             if state.step != step:
                 raise CheckpointUnusable(f"{folder.name} is of step {state.step}, not {step}; begin anew")
-            held = Held(load_file(folder / WEIGHTS_FILE), load_file(folder / TENSORS_FILE), described)
-            self.put_back(held)
-            shutil.copyfile(folder / SERIES_FILE, self.series)
+            tensors = load_file(folder / TENSORS_FILE)
+            if described["processes"] == self.world.size:
+                mine = _of_process(self.world.rank)
+                tensors |= {
+                    name.removeprefix(mine): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(mine)
+                }
+            self.put_back(Held(load_file(folder / WEIGHTS_FILE), tensors, described))
+            if self.world.first:
+                shutil.copyfile(folder / SERIES_FILE, self.series)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointUnusable(
                 f"{folder.name} cannot be read ({error}); resume from an older one"
@@ -262,6 +291,10 @@ class Checkpoints:
             message=f"{folder.name} was written elsewhere ({'; '.join(changed)}): the training goes on,"
             " but the last bits of its numbers may differ from those of an unbroken one",
         )
+
+    def processes_of(self, folder: Path) -> int:
+        """How many processes wrote a checkpoint that was restored."""
+        return int(json.loads((folder / STATE_FILE).read_text("utf-8"))["processes"])
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
@@ -339,6 +372,10 @@ def _placed(key: str, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> to
         return tensor.item()
     # AdamW keeps its step counters on the CPU, whatever the device.
     return tensor if key.endswith("/step") else tensor.to(parameter.device)
+
+
+def _of_process(rank: int) -> str:
+    return f"process/{rank}/"
 
 
 def _random_states() -> dict[str, torch.Tensor]:

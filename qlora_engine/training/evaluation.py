@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from qlora_engine.data.collate import Collator
 from qlora_engine.errors import OutOfMemory
 from qlora_engine.memory import Exhausted, tried
 from qlora_engine.stopping import StopWish
+from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.economy import Failed
 from qlora_engine.training.forward import Runner
 from schemas.base import Message
@@ -57,6 +59,8 @@ class Evaluator:
     examples: Sequence[Example]
     batch_size: int
     max_new_tokens: int
+    world: World = ALONE
+    """Who shares the work; all of them measure together, and all get the same result."""
 
     def measure(
         self,
@@ -69,13 +73,16 @@ class Evaluator:
         Args:
             relieve: called where memory did not suffice; makes `batch_size` smaller, say, or raises.
         """
-        loss, tokens, right = 0.0, 0, 0
+        loss, tokens, right = 0.0, 0.0, 0.0
         answers: list[Answer] = []
+        mine = self.world.slice(self.examples)
+        stopped = False
         with undisturbed(self.runner.model, self.runner.base.device):
-            while len(answers) < len(self.examples):
+            while len(answers) < len(mine):
                 if stop.mode is not None:
-                    return None
-                part = self.examples[len(answers) : len(answers) + self.batch_size]
+                    stopped = True
+                    break
+                part = mine[len(answers) : len(answers) + self.batch_size]
                 found = tried(partial(self._part, part))
                 if isinstance(found, Exhausted):
                     relieve(self._failed(part), found)
@@ -84,7 +91,11 @@ class Evaluator:
                 tokens += found.tokens
                 right += found.right
                 answers.extend(found.answers)
-                progress(len(answers), len(self.examples))
+                progress(len(answers) * len(self.examples) // len(mine), len(self.examples))
+        if self.world.agree(stopped, "max"):
+            return None
+        loss, tokens, right = self.world.combine([loss, tokens, right], "sum")
+        answers = dealt_back(self.world.gather(answers))
         counted = len({answer.video or answer.prompt for answer in answers}) >= FEWEST_CLIPS_FOR_EXACT_MATCH
         evaluation = Evaluation(
             examples=len(self.examples),
@@ -102,15 +113,17 @@ class Evaluator:
         self, examples: Sequence[Example], relieve: Callable[[Failed, Exhausted], None] = _give_up
     ) -> float:
         """Of these examples, per response token, without a trace; `relieve` is as in `measure`."""
-        loss, tokens, done = 0.0, 0, 0
+        loss, tokens, done = 0.0, 0.0, 0
+        mine = self.world.slice(examples)
         with undisturbed(self.runner.model, self.runner.base.device):
-            while done < len(examples):
-                part = examples[done : done + self.batch_size]
+            while done < len(mine):
+                part = mine[done : done + self.batch_size]
                 found = tried(partial(self._loss, part))
                 if isinstance(found, Exhausted):
                     relieve(self._failed(part), found)
                     continue
                 loss, tokens, done = loss + found[0], tokens + found[1], done + len(part)
+        loss, tokens = self.world.combine([loss, tokens], "sum")
         return loss / tokens
 
     def _loss(self, examples: Sequence[Example]) -> tuple[float, int]:
@@ -147,6 +160,11 @@ class _Part:
     tokens: int
     right: int
     answers: tuple[Answer, ...]
+
+
+def dealt_back(hands: Sequence[Sequence[Answer]]) -> list[Answer]:
+    """In the order of the examples, of which every process had every n-th."""
+    return [answer for row in zip_longest(*hands) for answer in row if answer is not None]
 
 
 @contextmanager

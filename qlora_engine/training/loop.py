@@ -17,12 +17,14 @@ from qlora_engine.adapters.injection import Injected, checkpoint_activations
 from qlora_engine.adapters.ranks.resize import ranks_of
 from qlora_engine.data.batches import Cursor, Step, Steps
 from qlora_engine.data.collate import Batch, Collator
+from qlora_engine.data.dealing import Part
 from qlora_engine.data.frames import Frames
 from qlora_engine.errors import NonFiniteLoss, OutOfMemory
 from qlora_engine.memory import Exhausted, peak_memory_bytes, tried
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.checkpoints import Checkpoints, TrainingState
+from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.economy import Economy, Failed, Site, next_rung
 from qlora_engine.training.evaluation import Evaluator, Measured, Phase
 from qlora_engine.training.evidence import RowLoss, write_evidence
@@ -60,9 +62,17 @@ class Prepared:
     """What one optimizer step takes, decoded and encoded."""
 
     step: Step
+    parts: tuple[Part, ...]
+    """What of it this process computes."""
     rows: tuple[Batch, ...]
+    """As `parts`."""
     frames_divisor: int
     """See `Economy`."""
+
+    @property
+    def samples(self) -> list[int]:
+        """Of the whole step, by place."""
+        return [sample for row in self.step.rows for sample in row]
 
     @property
     def tokens(self) -> int:
@@ -94,6 +104,16 @@ class Tried:
 
 
 @dataclass
+class _Seen:
+    """Of one step, by one process."""
+
+    loss: float = 0.0
+    """Its part of the sum over supervised tokens, divided by those of all processes."""
+    by_place: dict[int, float] = field(default_factory=dict)
+    """Loss per supervised token of each sample that it had."""
+
+
+@dataclass
 class Loop:
     """One attempt's way through the optimizer steps; `state` is where it stands."""
 
@@ -114,8 +134,11 @@ class Loop:
     emit: Emit
     stop: StopWish
     series: Path
+    lengths: Sequence[int] = ()
+    """Tokens by example, by which rows are dealt where several processes share a step."""
     frames: Frames | None = None
     """Where fewer frames of each clip could come from."""
+    world: World = ALONE
     adapter_step: int | None = None
     """The step that early stopping took the adapter of, at the end."""
     _recent: list[float] = field(default_factory=list)
@@ -136,7 +159,7 @@ class Loop:
             self._look()
         with self._ahead() as prepared:
             for ahead in prepared:
-                if self.stop.mode is not None:
+                if self.world.asked(self.stop) is not None:
                     return
                 if self._fell_behind:
                     break
@@ -166,7 +189,7 @@ class Loop:
         return measured
 
     def save(self) -> None:
-        """Write a checkpoint of the present state."""
+        """Write a checkpoint of the present state; called by all processes together."""
         self.state = replace(self.state, economy=self.economy)
         folder = self.checkpoints.write(self.state)
         self.emit(CheckpointWritten(step=self.state.step, folder=str(folder)))
@@ -176,7 +199,12 @@ class Loop:
     def _take(self, ahead: Future[Prepared]) -> Taken:
         began = time.perf_counter()
         number = self.state.step + 1
-        prepared, loss, norm = self._gradient(ahead.result(), number)
+        prepared = ahead.result()
+        supervised = self.world.agree(prepared.supervised, "sum")
+        self._keep_up()
+        prepared, seen = self._computed(prepared, supervised, number)
+        tokens, loss = self._together(prepared, seen)
+        norm = self._clip(number)
         rate = float(self.scheduler.get_last_lr()[0])
         step_by_slices(
             self.optimizer,
@@ -199,69 +227,88 @@ class Loop:
             loss=loss,
             learning_rate=rate,
             grad_norm=norm,
-            tokens=prepared.tokens,
-            tokens_per_second=prepared.tokens / seconds,
+            tokens=int(tokens),
+            tokens_per_second=tokens / seconds,
             step_seconds=seconds,
         )
         return Taken(point, prepared.step.after)
 
-    def _gradient(self, prepared: Prepared, number: int) -> tuple[Prepared, float, float]:
-        """The step's loss and the norm of its gradient, which is left in the parameters, clipped.
+    def _computed(self, prepared: Prepared, supervised: float, number: int) -> tuple[Prepared, "_Seen"]:
+        """This process's part of the step, whose exact gradient is left in the parameters.
 
-        Where memory does not suffice, the same step is computed again, with the same random numbers.
+        Where memory does not suffice, the same step is computed again, with the same random numbers. Nothing
+        in here waits for other processes, so each may do so by itself.
         """
         random = RandomStates.now(self.runner.base.device)
         while True:
             if prepared.frames_divisor != self.economy.frames_divisor:
                 prepared = self._prepared(prepared.step)
-            found = tried(partial(self._tried_gradient, prepared, number))
+            found = tried(partial(self._watched, prepared, supervised, number))
             if not isinstance(found, Exhausted):
-                return prepared, *found
+                return prepared, found
             self.optimizer.zero_grad()
             random.restore()
             self._relieve(self._failing, found)
 
-    def _tried_gradient(self, prepared: Prepared, number: int) -> tuple[float, float]:
+    def _watched(self, prepared: Prepared, supervised: float, number: int) -> "_Seen":
         with nullcontext() if self.ranks is None else self.ranks.watching(number):
-            loss = self._accumulate(prepared, number)
+            return self._accumulate(prepared, supervised, number)
+
+    def _accumulate(self, prepared: Prepared, supervised: float, number: int) -> "_Seen":
+        seen = _Seen()
+        self._rows = []
+        whole = prepared.samples
+        spoken = time.perf_counter()
+        for row, places in zip(prepared.rows, prepared.parts, strict=True):
+            with closing(self._passes(row)) as parts:
+                for part in parts:
+                    samples = {place: whole[place] for place in places[part.first : part.end]}
+                    self._pass(part, samples, supervised, number, seen)
+                    if time.perf_counter() - spoken > ALIVE_SECONDS:
+                        self.emit(Alive())
+                        spoken = time.perf_counter()
+        return seen
+
+    def _together(self, prepared: Prepared, seen: "_Seen") -> tuple[float, float]:
+        """Tokens of the step and its loss per supervised token; all gradients are added up.
+
+        Every process hears what the examples cost, so that all keep the same.
+        """
+        losses = [seen.by_place.get(place, 0.0) for place in range(len(prepared.samples))]
+        tokens, loss, *losses = self.world.combine([prepared.tokens, seen.loss, *losses], "sum")
+        for sample, cost in zip(prepared.samples, losses, strict=True):
+            self.keepsakes.saw(sample, cost)
+        self.world.sum_gradients(parameter for _, parameter in self.injected.trainable())
+        return tokens, loss
+
+    def _clip(self, number: int) -> float:
+        """The gradient's norm before it was clipped."""
         norm = float(
             torch.nn.utils.clip_grad_norm_(
                 [parameter for _, parameter in self.injected.trainable()], self.hyperparameters.max_grad_norm
             )
         )
         if not math.isfinite(norm):
+            self.world.leave_it_to_the_first()
             raise self._non_finite("the gradient norm", norm, number)
-        return loss, norm
+        return norm
 
-    def _accumulate(self, prepared: Prepared, number: int) -> float:
-        """The step's loss per supervised token; its exact gradient is left in the parameters."""
-        supervised = prepared.supervised
-        total = 0.0
-        self._rows = []
-        spoken = time.perf_counter()
-        for row, samples in zip(prepared.rows, prepared.step.rows, strict=True):
-            with closing(self._passes(row)) as parts:
-                for part in parts:
-                    total += self._pass(part, samples[part.first : part.end], supervised, number)
-                    if time.perf_counter() - spoken > ALIVE_SECONDS:
-                        self.emit(Alive())
-                        spoken = time.perf_counter()
-        return total
-
-    def _pass(self, part: Pass, samples: Sequence[int], supervised: int, number: int) -> float:
-        """One forward and one backward pass."""
+    def _pass(
+        self, part: Pass, samples: Mapping[int, int], supervised: float, number: int, seen: "_Seen"
+    ) -> None:
+        """One forward and one backward pass; `samples` are by their place in the step."""
         self._failing = _failing("forward", part.batch)
         loss = self.runner.loss(part.batch)
         shares = torch.split(loss.tokens.cpu(), part.batch.supervised_lengths)
-        for sample, tokens in zip(samples, shares, strict=True):
-            self._rows.append(RowLoss.of(self.examples[sample], float(tokens.mean())))
-            self.keepsakes.saw(sample, float(tokens.mean()))
+        for (place, sample), tokens in zip(samples.items(), shares, strict=True):
+            seen.by_place[place] = float(tokens.mean())
+            self._rows.append(RowLoss.of(self.examples[sample], seen.by_place[place]))
         value = float(loss.total.detach()) / supervised
         if not math.isfinite(value):
             raise self._non_finite("the loss", value, number)
         self._failing = _failing("backward", part.batch)
         (loss.total / supervised).backward()  # type: ignore[no-untyped-call]
-        return value
+        seen.loss += value
 
     def _passes(self, row: Batch) -> Generator[Pass]:
         family = self.runner.base.family
@@ -285,8 +332,9 @@ class Loop:
 
     def _report(self, taken: Taken) -> None:
         point = taken.point
-        with self.series.open("a", encoding="utf-8") as series:
-            series.write(json.dumps(point.model_dump(mode="json")) + "\n")
+        if self.world.first:
+            with self.series.open("a", encoding="utf-8") as series:
+                series.write(json.dumps(point.model_dump(mode="json")) + "\n")
         self._recent = [*self._recent[1 - RECENT_STEPS :], point.step_seconds]
         self.emit(
             StepTaken(
@@ -323,8 +371,10 @@ class Loop:
 
     def _prepared(self, step: Step) -> Prepared:
         divisor, collator = self.economy.frames_divisor, self.collator
-        rows = tuple(collator.batch([self.examples[sample] for sample in row]) for row in step.rows)
-        return Prepared(step, rows, divisor)
+        samples = [self.examples[sample] for row in step.rows for sample in row]
+        parts = self.world.share(step.rows, self.lengths)
+        rows = tuple(collator.batch([samples[place] for place in part]) for part in parts)
+        return Prepared(step, parts, rows, divisor)
 
     # ---- where memory does not suffice -------------------------------------------------------------------
 
@@ -348,6 +398,12 @@ class Loop:
                 step=number, site=failed.site, action=rung.action, before=rung.before, after=rung.after
             )
         )
+
+    def _keep_up(self) -> None:
+        """Fewer frames of one process are fewer frames of all, so that they train on the same."""
+        divisor = int(self.world.agree(self.economy.frames_divisor, "max"))
+        if divisor != self.economy.frames_divisor:
+            self._economise(replace(self.economy, frames_divisor=divisor))
 
     def _economise(self, economy: Economy) -> None:
         """Live by `economy` from here on."""
@@ -406,7 +462,7 @@ class Loop:
         phase.grow(ranks, self.state.step)
         taken = []
         for batch in batches:
-            if self.stop.mode is not None:
+            if self.world.asked(self.stop) is not None:
                 return None
             taken.append(self._take(batch))
             self.emit(Alive())

@@ -9,6 +9,7 @@ from qlora_engine.adapters.ranks.allocation import Layer, allocate
 from qlora_engine.adapters.ranks.resize import Resizing, adapted_layers, rank_cost, ranks_of
 from qlora_engine.adapters.ranks.rounds import Rounds
 from qlora_engine.adapters.ranks.sensitivity import Sketches
+from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.updates import RankChanged
 from schemas.adapters import Modality, RankAllocation
@@ -23,6 +24,7 @@ def rank_phase(
     resizing: Resizing,
     rounds: Rounds,
     keepsakes: Keepsakes,
+    world: World = ALONE,
 ) -> "RankPhase":
     """For a model whose layers have the floor rank now; `parts` has the modality of every adapted one."""
     chosen = resizing.chosen
@@ -35,7 +37,11 @@ def rank_phase(
         for name, layer in layers.items()
     }
     sketches = Sketches(
-        layers, {name: cap - wish.floor_rank for name, cap in caps.items()}, chosen.seed, keepsakes.tensors
+        layers,
+        {name: cap - wish.floor_rank for name, cap in caps.items()},
+        chosen.seed,
+        keepsakes.tensors,
+        world.sum_named,
     )
     costs = {name: rank_cost(layer) for name, layer in layers.items()}
     return RankPhase(resizing, rounds, wish, chosen.rank, parts, costs, caps, sketches)

@@ -20,6 +20,9 @@ class Capabilities(Message):
     cpu_cores: int
     memory_bytes: int
     gpu_memory_bytes: int = 0
+    """Of one device."""
+    gpus: int = 0
+    """CUDA devices; a training uses all of them unless it is told otherwise."""
     four_bit_kernel: bool
     """The probe quantised, multiplied and took an optimizer step."""
     versions: dict[str, str]

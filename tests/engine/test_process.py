@@ -12,8 +12,9 @@ import psutil
 import pytest
 import torch
 
+from qlora_engine.failures import is_out_of_memory
 from qlora_engine.parent import ORPHANED
-from qlora_engine.process import ABANDONED, FAILED, MISUSED, _is_out_of_memory
+from qlora_engine.process import ABANDONED, FAILED, MISUSED
 from qlora_engine.updates import UPDATE, ProbeResult, Start, Stop
 from schemas.training import DatasetValidationSpec, ModelValidationSpec
 from tests.engine.child import EngineChild
@@ -144,8 +145,8 @@ def test_a_model_is_validated(child: EngineChild, tiny: Path) -> None:
 def test_memory_that_does_not_suffice_is_recognised() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert _is_out_of_memory(refused.value)
-    assert not _is_out_of_memory(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(refused.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_the_probe_runs_a_real_kernel() -> None:

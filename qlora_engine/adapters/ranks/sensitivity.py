@@ -9,7 +9,7 @@ is nothing on average. LoRA-GA (arXiv:2407.05000) and GoRA (arXiv:2502.12171) al
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,8 @@ class Sketches:
     """Ranks to be valued, by layer."""
     seed: int
     store: dict[str, torch.Tensor]
+    together: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
+    """Adds up what all processes found that share a step; called by each of them, once for each step."""
     _projections: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
     @contextmanager
@@ -44,7 +46,7 @@ class Sketches:
             for name, layer in self.layers.items():
                 hooks.callback(layer.register_forward_hook(partial(self._ran, found, name)).remove)
             yield
-        for name, sketch in found.items():
+        for name, sketch in self.together(found).items():
             key = f"sketch/{half}/{name}"
             before = self.store.get(key)
             self.store[key] = sketch if before is None else before.to(sketch.device) + sketch

@@ -1,0 +1,187 @@
+"""Several processes share a training as if they were one, and none outlives the others."""
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qlora_engine.errors import TooFewDevices
+from qlora_engine.parent import ORPHANED
+from qlora_engine.stopping import StopWish
+from qlora_engine.training.attempt import train
+from qlora_engine.training.distributed import World
+from qlora_engine.training.export import ANSWERS_FILE
+from qlora_engine.training.launch import ProcessFailed, launch, processes_for, train_on_this_node
+from qlora_engine.updates import Update
+from schemas.training import ResumePoint, TrainingSpec
+from tests.engine.child import EngineChild
+from tests.engine.conftest import MakeSpec, Recorded
+
+pytestmark = pytest.mark.slow_process
+CPU = torch.device("cpu")
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """What forks must not have a pool of threads."""
+    torch.set_num_threads(1)
+
+
+def shared(spec: TrainingSpec, recorded: Callable[[Update], None], stop: StopWish | None = None) -> None:
+    """Train on two processes."""
+    launch(spec, 2, recorded, stop or StopWish(), method="fork")
+
+
+def series(spec: TrainingSpec) -> list[dict[str, float]]:
+    return [
+        json.loads(line) for line in Path(spec.output_folder, "series.jsonl").read_text("utf-8").splitlines()
+    ]
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest between two adapters."""
+    left, right = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_two_processes_train_as_one_does(make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish) -> None:
+    """Batches of 5 leave the processes unequal shares; rows of up to 3 make them unequal forward passes."""
+    chosen: dict[str, Any] = {"batch_size": 5, "micro_batch_size": 3, "learning_rate": 1e-3, "max_steps": 3}
+    one, two = make_spec("one", **chosen), make_spec("two", **chosen)
+    alone = Recorded()
+    train(one, alone, no_stop, CPU)
+    shared(two, recorded)
+    for mine, theirs in zip(series(one), series(two), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-6)
+        assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-5)
+        assert (theirs["tokens"], theirs["learning_rate"]) == (mine["tokens"], mine["learning_rate"])
+    assert difference(Path(one.output_folder, "adapter"), Path(two.output_folder, "adapter")) < 1e-5
+    for mine, theirs in zip(alone.of("evaluation_done"), recorded.of("evaluation_done"), strict=True):
+        assert theirs.evaluation.loss == pytest.approx(mine.evaluation.loss, rel=1e-5)
+        assert theirs.evaluation.examples == mine.evaluation.examples
+    answers = [Path(spec.output_folder, "adapter", ANSWERS_FILE) for spec in (one, two)]
+    assert answers[0].read_text("utf-8") == answers[1].read_text("utf-8")
+    told = [update.kind for update in recorded.updates if update.kind != "preparing"]
+    assert told == [update.kind for update in alone.updates if update.kind != "preparing"]
+
+
+def test_a_resumed_training_ends_as_the_unbroken_one(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    """With dropout, of which each process has its own; another number of processes goes on, and says so."""
+    unbroken = make_spec("unbroken", dropout=0.2, held_out_fraction=0)
+    shared(unbroken, recorded)
+    checkpoint = ResumePoint(step=3, folder=str(Path(unbroken.output_folder, "checkpoint-3")))
+    resumed = make_spec("resumed", checkpoint, dropout=0.2, held_out_fraction=0)
+    shared(resumed, recorded)
+    assert difference(Path(unbroken.output_folder, "adapter"), Path(resumed.output_folder, "adapter")) == 0
+    assert not [log for log in recorded.of("logged") if log.code == "other_processes"]
+
+    by_itself = make_spec("by itself", checkpoint, dropout=0.2, held_out_fraction=0)
+    train(by_itself, recorded, no_stop, CPU)
+    assert recorded.of("training_done")[-1].steps == 6
+    (told,) = [log for log in recorded.of("logged") if log.code == "other_processes"]
+    assert "2 processes, this attempt has 1" in told.message
+    assert series(by_itself)[:3] == series(unbroken)[:3]
+    assert difference(Path(unbroken.output_folder, "adapter"), Path(by_itself.output_folder, "adapter")) > 0
+
+
+def test_a_stop_reaches_all(make_spec: MakeSpec, recorded: Recorded) -> None:
+    spec = make_spec(max_steps=100_000, held_out_fraction=0, checkpoint_every_steps=100_000)
+    stop = StopWish()
+
+    def stopping(update: Update) -> None:
+        recorded(update)
+        if update.kind == "step_taken":
+            stop.ask("graceful")
+
+    shared(spec, stopping, stop)
+    stopped = recorded.updates[-1]
+    assert stopped.kind == "training_stopped"
+    assert stopped.step == recorded.of("step_taken")[-1].point.step < 100
+    assert stopped.adapter_folder is not None
+    assert Path(stopped.adapter_folder, WEIGHTS).is_file()
+    assert recorded.of("checkpoint_written")[-1].step == stopped.step
+    assert multiprocessing.active_children() == []
+
+
+def test_when_one_dies_all_end(make_spec: MakeSpec, recorded: Recorded) -> None:
+    spec = make_spec(max_steps=100_000, held_out_fraction=0, checkpoint_every_steps=100_000)
+
+    def killing(update: Update) -> None:
+        recorded(update)
+        if len(recorded.of("step_taken")) == 1 and update.kind == "step_taken":
+            second = next(each for each in multiprocessing.active_children() if each.name == "rank-1")
+            second.kill()
+
+    with pytest.raises(ProcessFailed, match="process 2 of 2 was killed by signal 9") as died:
+        shared(spec, killing)
+    assert (died.value.code, died.value.retryable) == ("process_died", True)
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_of_one_ends_all_with_its_name(make_spec: MakeSpec, recorded: Recorded) -> None:
+    spec = make_spec(max_steps=100_000, held_out_fraction=0, learning_rate=1.0, max_grad_norm=1e6)
+    damaged = spec.model_copy(update={"manifest_file": str(Path(spec.output_folder, "none.json"))})
+    with pytest.raises(ProcessFailed, match=r"none\.json is not a dataset manifest") as failed:
+        shared(damaged, recorded)
+    assert (failed.value.code, failed.value.retryable) == ("data_unreadable", False)
+
+
+def test_the_engine_starts_them_and_takes_them_along(tmp_path: Path, make_spec: MakeSpec) -> None:
+    spec = make_spec(max_steps=100_000, held_out_fraction=0, processes=2)
+    with EngineChild(tmp_path / "engine.log") as child:
+        child.start(spec)
+        child.until("alive")  # they have met
+        workers = [
+            process
+            for process in psutil.Process(child.process.pid).children()
+            if "spawn_main" in " ".join(process.cmdline())
+        ]
+        assert len(workers) == 2
+        child.close_stdin()
+        assert child.process.wait(60) == ORPHANED
+        _, alive = psutil.wait_procs(workers, timeout=60)
+        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed", "devices", "processes"),
+    [(None, None, 0, 1), (None, None, 4, 4), (None, 2, 4, 2), (3, None, 0, 3), (3, 2, 0, 2), (2, None, 4, 2)],
+)
+def test_how_many_processes(
+    asked: int | None, allowed: int | None, devices: int, processes: int, make_spec: MakeSpec
+) -> None:
+    spec = make_spec(processes=asked).model_copy(update={"processes": allowed})
+    assert processes_for(spec, devices) == processes
+
+
+def test_more_processes_than_devices_are_refused(make_spec: MakeSpec) -> None:
+    with pytest.raises(TooFewDevices, match="processes is 4, but this node has 2 CUDA devices; lower it"):
+        processes_for(make_spec(processes=4), 2)
+
+
+def test_what_the_operator_does_not_allow_is_said(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    spec = make_spec(processes=3, max_steps=1, held_out_fraction=0).model_copy(update={"processes": 1})
+    train_on_this_node(spec, recorded, no_stop)
+    assert "engine_processes allows 1" in recorded.of("logged")[0].message
+    assert recorded.updates[-1].kind == "training_done"
+
+
+def test_a_world_of_one_agrees_with_itself() -> None:
+    world = World()
+    assert world.combine([1.5, 2], "sum") == [1.5, 2]
+    assert world.gather("x") == ["x"]
+    assert world.once(lambda: 7) == 7
+    assert world.slice([1, 2, 3]) == [1, 2, 3]
+    assert world.asked(StopWish("immediate")) == "immediate"
