@@ -198,3 +198,24 @@ def test_a_world_of_one_agrees_with_itself() -> None:
     assert world.once(lambda: 7) == 7
     assert world.slice([1, 2, 3]) == [1, 2, 3]
     assert world.asked(StopWish("immediate")) == "immediate"
+
+
+def test_ranks_are_given_out_as_one_process_does(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    chosen: dict[str, Any] = {
+        "rank_allocation": {},
+        "rank": 2,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "held_out_fraction": 0.1,
+    }
+    one, two = make_spec("one", **chosen), make_spec("two", **chosen)
+    alone = Recorded()
+    train(one, alone, no_stop, CPU)
+    shared(two, recorded)
+    (mine,), (theirs,) = alone.of("rank_changed"), recorded.of("rank_changed")
+    assert theirs.layers == mine.layers
+    assert theirs.trial.examples == mine.trial.examples
+    assert theirs.trial.allocated_loss == pytest.approx(mine.trial.allocated_loss, rel=1e-4)
+    assert series(two)[-1]["loss"] == pytest.approx(series(one)[-1]["loss"], rel=1e-4)
