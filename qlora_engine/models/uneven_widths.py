@@ -48,15 +48,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: Any) -> torch.Tensor:
         ctx.weight = weight
-        return functional.linear(inputs, _dequantized(weight).to(inputs.dtype))
+        return functional.linear(inputs, dequantized(weight).to(inputs.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gradient,) = gradients
-        return gradient @ _dequantized(ctx.weight).to(gradient.dtype), None
+        return gradient @ dequantized(ctx.weight).to(gradient.dtype), None
 
 
-def _dequantized(weight: Any) -> torch.Tensor:
+def dequantized(weight: Any) -> torch.Tensor:
+    """What a 4-bit weight stands for, right for every width."""
     state: QuantState = weight.quant_state
     flat = copy(state)
     numbers = math.prod(state.shape)

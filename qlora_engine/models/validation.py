@@ -51,13 +51,13 @@ def check_chat_template(loaded: Loaded) -> None:
     Raises:
         ModelRefused: code ``unusable_chat_template``.
     """
-    shown = _tried(loaded)
+    shown = tried(loaded)
     if loaded.prompts.brings_a_template:
         try_template(loaded.family, loaded.model.config, loaded.tokenizer, shown)
     loaded.prompts.encode(EXCHANGE, shown)
 
 
-def _tried(loaded: Loaded) -> Shown | None:
+def tried(loaded: Loaded) -> Shown | None:
     if loaded.vision is None:
         return None
     try:
@@ -102,9 +102,9 @@ def take_training_step(loaded: Loaded) -> None:
     modalities = loaded.family.modalities
     injected = inject(loaded, Hyperparameters(rank=1, alpha=1, target_modalities=modalities))
     injected.model.train()
-    shown = _tried(loaded)
+    shown = tried(loaded)
     probe = PROBE if shown is not None else PROBE.model_copy(update={"clip": ""})
-    collator = Collator(loaded.prompts, _Noise(shown), loaded.context_tokens)
+    collator = Collator(loaded.prompts, Noise(shown), loaded.context_tokens)
     try:
         loss = Runner(injected.model, loaded).loss(collator.batch([probe])).total
         loss.backward()  # type: ignore[no-untyped-call]
@@ -133,7 +133,7 @@ def take_training_step(loaded: Loaded) -> None:
 
 
 @dataclass(frozen=True)
-class _Noise:
+class Noise:
     """Frames that need no clip; for a model that sees none, none are asked for."""
 
     shown: Shown | None
