@@ -1,12 +1,14 @@
-"""One tiny model and one set of clips for all engine tests, made once per run."""
+"""One tiny model and one set of clips for all engine tests, made once per run, for all workers."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as `import_less` does for engines
@@ -50,16 +52,27 @@ class Recorded:
         return [update for update in self.updates if update.kind == kind]
 
 
+def made_once(paths: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all workers of a run share; who reads it must not write to it."""
+    workers_own = paths.getbasetemp()
+    folder = (workers_own.parent if "PYTEST_XDIST_WORKER" in os.environ else workers_own) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            make(unfinished := folder.with_suffix(".unfinished"))
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny base model, less pre-trained than the demo's."""
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"), steps=PRETRAINING_STEPS)
+    return made_once(tmp_path_factory, "tiny", partial(make_tiny_model, steps=PRETRAINING_STEPS))
 
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder."""
-    return make_sample_dataset(tmp_path_factory.mktemp("clips"), clips=CLIPS)
+    return made_once(tmp_path_factory, "clips", partial(make_sample_dataset, clips=CLIPS))
 
 
 @pytest.fixture(scope="session")
