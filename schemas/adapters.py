@@ -82,7 +82,7 @@ class RankAllocation(Message):
         " connector, text) keeps at least.",
     )
     explore_ratio: float = Field(
-        0.1,
+        0.03,
         gt=0,
         le=0.5,
         description="Share of the steps taken at floor_rank; the gradients of the last of them decide.",
