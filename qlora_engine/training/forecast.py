@@ -31,6 +31,8 @@ from schemas.training import Hyperparameters
 
 MOST_STEPS = 2_000
 """Steps that are looked at one by one; what comes later is assumed to be like them."""
+ERROR = 1.1
+"""Times what was predicted that a training may really take: what fits is what fits with that."""
 WASTE = 5
 """Times the peak that glibc may hold when it is not told to return what was freed."""
 
@@ -175,9 +177,9 @@ class Forecast:
             available = min(available, limit)
         if self.device.type == "cpu" and self.preflight.peak_bytes * WASTE > available:
             return_memory_at_once()
-        if self.preflight.peak_bytes <= available:
+        if self.preflight.peak_bytes * ERROR <= available:
             return None
-        fitting = [name for name, other in self.remedies if other.peak_bytes <= available]
+        fitting = [name for name, other in self.remedies if other.peak_bytes * ERROR <= available]
         remedy = (
             f"choose {fitting[0]}"
             if fitting
@@ -185,7 +187,7 @@ class Forecast:
         )
         told = (
             f"the training needs {self.preflight.summed()} (an estimate), but {available / 2**30:.2f} GiB are"
-            f" free here; {remedy}"
+            f" free here, and a tenth more is kept free for its error; {remedy}"
         )
         if fitting and self.device.type == "cuda":
             return Logged(level="warning", code=DoesNotFit.code, message=told)

@@ -97,7 +97,7 @@ def test_a_training_that_cannot_fit_is_refused_with_the_sum_and_a_remedy(
 ) -> None:
     spec = make_spec(max_steps=2).model_copy(update={"memory_bytes": 2**20})
     with pytest.raises(
-        DoesNotFit, match=r"needs \d.* GiB = activations .*0\.00 GiB are free here; take a smaller"
+        DoesNotFit, match=r"needs \d.* GiB = activations .*0\.00 GiB are free here, .*; take a smaller"
     ):
         train(spec, recorded, no_stop, CPU)
     assert recorded.of("training_began") == []
