@@ -29,7 +29,6 @@ def test_a_batch_holds_what_is_shown(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-
     loaded = load_model(str(tiny), torch.device("cpu"))
     assert loaded.vision is not None
     manifest = read_manifest(manifest_file)
@@ -42,7 +41,8 @@ def test_a_batch_holds_what_is_shown(
             ) as frames:
                 batch = Collator(loaded.prompts, frames, loaded.context_tokens).batch(examples)
             assert frames.decoded == (3 if turn == "decoded" else 0)
-            for example, (clip,) in zip(examples, batch.clips, strict=True):
+            (row,) = batch.clips
+            for example, clip in zip(examples, row, strict=True):
                 size = str(loaded.vision.image_size)
                 asked = [f"--frames={sampling.frames}", f"--min-frames={sampling.min_frames}"]
                 if sampling.frames_per_second is not None:
