@@ -17,19 +17,27 @@ async def cut_all(database: PostgresSettings) -> None:
         )
 
 
-async def use(pool: Pool) -> None:
-    async with pool.connection() as connection:
-        await connection.execute("SELECT pg_sleep(0.1)")
+async def use_all(pool: Pool) -> None:
+    """Every connection at once: none is given back before all are taken."""
+    taken = asyncio.Barrier(SIZE)
+
+    async def use() -> None:
+        async with pool.connection() as connection:
+            await taken.wait()
+            await connection.execute("SELECT 1")
+
+    await asyncio.gather(*(use() for _ in range(SIZE)))
 
 
 async def test_a_full_pool_that_was_cut_serves_the_next_request(database: PostgresSettings) -> None:
     async with open_pool(database.conninfo(), application_name="test") as pool:
-        await asyncio.gather(*(use(pool) for _ in range(SIZE)))
+        await use_all(pool)
         assert pool.get_stats()["pool_size"] == SIZE
         await cut_all(database)
         await asyncio.sleep(TRUSTED_SECONDS)  # connections used a moment ago are not asked
-        await use(pool)
-        await asyncio.gather(*(use(pool) for _ in range(SIZE)))
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1")
+        await use_all(pool)
 
 
 async def test_a_log_whose_connections_were_all_cut_is_read(database: PostgresSettings) -> None:

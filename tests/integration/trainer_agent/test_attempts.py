@@ -93,7 +93,7 @@ async def test_a_training_from_offer_to_adapter(
     assert [body.lines for body in series] == [10]
     lines = await logged(peer)
     codes = [line["code"] for line in lines]
-    assert codes[:4] == ["staging", "loading_data", "loading_model", "model_loaded"]
+    assert codes[:5] == ["staging", "loading_data", "loading_model", "preflight", "model_loaded"]
     assert codes.index("data_split") < codes.index("evaluated") < codes.index("step")
     assert codes.index("saving") < codes.index("training_finished")
     assert codes[-1] == "adapter_stored"
