@@ -5,13 +5,14 @@ with the first special token after that. So a model is trained on exactly the pr
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from qlora_engine.errors import ControlTokenInCaption, ModelRefused
-from qlora_engine.models.families.base import Encoded, Turn
+from qlora_engine.models.families.base import Encoded, Shown, Turn
 
 Message = dict[str, Any]
 """What templates are given: ``role`` and ``content``."""
@@ -188,3 +189,34 @@ def check_id(vocabulary: dict[str, int], token: str, field: str, configured: int
             f"{vocabulary[token]}; use the tokenizer files of the checkpoint",
             code="unusable_tokenizer",
         )
+
+
+@dataclass(frozen=True)
+class ClipPrompts(ABC):
+    """Prompts of the families that see clips, for one tokenizer: what only their chat decides."""
+
+    end: ClassVar[str]
+    """The token that ends a turn."""
+    chat: Chat
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self.chat.tokenizer.pad_token_id)
+
+    @property
+    def end_token_id(self) -> int:
+        return int(self.chat.tokenizer.convert_tokens_to_ids(self.end))
+
+    @property
+    def brings_a_template(self) -> bool:
+        return self.chat.brings_a_template
+
+    def encode(self, turns: Sequence[Turn], clip: Shown | None) -> Encoded:
+        return self.chat.encoded(self.pieces(turns, clip))
+
+    def answer(self, generated: list[int]) -> str:
+        return self.chat.answer(generated)
+
+    @abstractmethod
+    def pieces(self, turns: Sequence[Turn], clip: Shown | None) -> list[Piece]:
+        """The sample as text, the clip's placeholders filled in."""

@@ -9,10 +9,8 @@ import torch
 
 from qlora_engine.models.families import mrope, qwen_vl
 from qlora_engine.models.families.base import Pixels, Shown
-from qlora_engine.models.families.chat import Chat, check_id, check_tokens
 from qlora_engine.models.families.preprocessor import colours, pixel_limits, read_preprocessor
-from qlora_engine.models.families.qwen_vl import QwenPrompts, QwenVision
-from schemas.adapters import Modality
+from qlora_engine.models.families.qwen_vl import QwenPrompts, QwenVision, QwenVL, checked_chat
 
 MOST_VIDEO_TOKENS = 128_000
 """The context that the total of a clip's pixels is reckoned from; 90 % of it are for the clip."""
@@ -75,23 +73,16 @@ class Qwen25Prompts(QwenPrompts):
         return mrope.block(layout.steps, rows, columns, float(self.tokens_per_second * seconds))
 
 
-class Qwen25VL:
+class Qwen25VL(QwenVL):
     """The family of ``Qwen2_5_VLForConditionalGeneration``."""
 
     name = "qwen2_5_vl"
     model_types = frozenset({"qwen2_5_vl"})
-    modalities: tuple[Modality, ...] = ("vision", "connector", "text")
 
     def model_class(self, model_type: str) -> Any:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         return Qwen2_5_VLForConditionalGeneration
-
-    def modality(self, module_name: str) -> Modality | None:
-        return qwen_vl.modality(module_name)
-
-    def context_tokens(self, config: Any) -> int:
-        return int(config.text_config.max_position_embeddings)
 
     def vision(self, config: Any, folder: Path) -> Qwen25Vision:
         described = read_preprocessor(folder)
@@ -109,11 +100,9 @@ class Qwen25VL:
         )
 
     def prompts(self, config: Any, tokenizer: Any) -> Qwen25Prompts:
-        vocabulary = check_tokens(tokenizer, qwen_vl.NEEDED)
-        check_id(vocabulary, qwen_vl.VIDEO, "video_token_id", config.video_token_id)
         tower = config.vision_config
         return Qwen25Prompts(
-            chat=Chat(tokenizer, CHAT_TEMPLATE, placeholders=(qwen_vl.VIDEO, qwen_vl.IMAGE)),
+            chat=checked_chat(config, tokenizer, CHAT_TEMPLATE),
             video_token_id=int(config.video_token_id),
             merge_size=int(tower.spatial_merge_size),
             tokens_per_second=int(tower.tokens_per_second),

@@ -9,10 +9,8 @@ import torch
 
 from qlora_engine.models.families import mrope, qwen_vl
 from qlora_engine.models.families.base import Shown
-from qlora_engine.models.families.chat import Chat, check_id, check_tokens
 from qlora_engine.models.families.preprocessor import colours, pixel_limits, read_preprocessor
-from qlora_engine.models.families.qwen_vl import QwenPrompts, QwenVision
-from schemas.adapters import Modality
+from qlora_engine.models.families.qwen_vl import QwenPrompts, QwenVision, QwenVL, checked_chat
 
 MOST_FRAME_TOKENS = 768
 """Of one frame, however few there are."""
@@ -68,23 +66,16 @@ class Qwen3Prompts(QwenPrompts):
         return mrope.block(1, clip.layout.rows // self.merge_size, clip.layout.columns // self.merge_size)
 
 
-class Qwen3VL:
+class Qwen3VL(QwenVL):
     """The family of ``Qwen3VLForConditionalGeneration``."""
 
     name = "qwen3_vl"
     model_types = frozenset({"qwen3_vl"})
-    modalities: tuple[Modality, ...] = ("vision", "connector", "text")
 
     def model_class(self, model_type: str) -> Any:
         from transformers import Qwen3VLForConditionalGeneration
 
         return Qwen3VLForConditionalGeneration
-
-    def modality(self, module_name: str) -> Modality | None:
-        return qwen_vl.modality(module_name)
-
-    def context_tokens(self, config: Any) -> int:
-        return int(config.text_config.max_position_embeddings)
 
     def vision(self, config: Any, folder: Path) -> Qwen3Vision:
         described = read_preprocessor(folder)
@@ -102,11 +93,9 @@ class Qwen3VL:
         )
 
     def prompts(self, config: Any, tokenizer: Any) -> Qwen3Prompts:
-        vocabulary = check_tokens(tokenizer, qwen_vl.NEEDED)
-        check_id(vocabulary, qwen_vl.VIDEO, "video_token_id", config.video_token_id)
         tower = config.vision_config
         return Qwen3Prompts(
-            chat=Chat(tokenizer, CHAT_TEMPLATE, placeholders=(qwen_vl.VIDEO, qwen_vl.IMAGE)),
+            chat=checked_chat(config, tokenizer, CHAT_TEMPLATE),
             video_token_id=int(config.video_token_id),
             merge_size=int(tower.spatial_merge_size),
             temporal_patch_size=int(tower.temporal_patch_size),

@@ -8,13 +8,22 @@ hold for every frame (``cap_pixels_per_frame``), as in the reference implementat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from qlora_engine.errors import ClipShapeRefused
 from qlora_engine.models.families import mrope
-from qlora_engine.models.families.base import ClipLayout, Encoded, Pixels, Shown, Turn
-from qlora_engine.models.families.chat import Chat, Piece, in_parts, refused
+from qlora_engine.models.families.base import ClipLayout, Pixels, Shown, Turn
+from qlora_engine.models.families.chat import (
+    Chat,
+    ClipPrompts,
+    Piece,
+    check_id,
+    check_tokens,
+    in_parts,
+    refused,
+)
 from schemas.adapters import Modality
 
 VISION_START = "<|vision_start|>"
@@ -110,10 +119,10 @@ class QwenVision(ABC):
 
 
 @dataclass(frozen=True)
-class QwenPrompts(ABC):
+class QwenPrompts(ClipPrompts):
     """Prompts for one tokenizer."""
 
-    chat: Chat
+    end = END
     video_token_id: int
     merge_size: int
 
@@ -125,23 +134,7 @@ class QwenPrompts(ABC):
     def grid(self, clip: Shown) -> torch.Tensor:
         """The `mrope.block` that each run of placeholders stands in."""
 
-    @property
-    def pad_token_id(self) -> int:
-        return int(self.chat.tokenizer.pad_token_id)
-
-    @property
-    def end_token_id(self) -> int:
-        return int(self.chat.tokenizer.convert_tokens_to_ids(END))
-
-    @property
-    def brings_a_template(self) -> bool:
-        return self.chat.brings_a_template
-
-    def encode(self, turns: Sequence[Turn], clip: Shown | None) -> Encoded:
-        return self.chat.encoded(self.pieces(turns, clip))
-
     def pieces(self, turns: Sequence[Turn], clip: Shown | None) -> list[Piece]:
-        """The sample as text, the clip's placeholders filled in."""
         self.chat.refuse_control_tokens(turns)
         pieces = self.chat.pieces(in_parts(turns, () if clip is None else [{"type": "video"}]))
         if (found := sum(piece.text.count(VIDEO) for piece in pieces)) != (clip is not None):
@@ -151,17 +144,33 @@ class QwenPrompts(ABC):
             return pieces
         return [Piece(piece.text.replace(VIDEO, self.clip_text(clip)), piece.is_answer) for piece in pieces]
 
-    def answer(self, generated: list[int]) -> str:
-        return self.chat.answer(generated)
-
     def positions(self, ids: Sequence[int], clip: Shown | None) -> torch.Tensor:
         grid = torch.empty(3, 0, dtype=torch.long) if clip is None else self.grid(clip)
         return mrope.positions(ids, self.video_token_id, grid)
 
 
-def modality(module_name: str) -> Modality | None:
-    """The mergers between tower and language model are the connector, those of inner layers too."""
-    parts = module_name.split(".")
-    if "visual" in parts:
-        return "connector" if "merger" in parts or "deepstack_merger_list" in parts else "vision"
-    return "text" if "language_model" in parts else None
+class QwenVL:
+    """What both families say of a checkpoint."""
+
+    modalities: tuple[Modality, ...] = ("vision", "connector", "text")
+
+    def modality(self, module_name: str) -> Modality | None:
+        """The mergers between tower and language model are the connector, those of inner layers too."""
+        parts = module_name.split(".")
+        if "visual" in parts:
+            return "connector" if "merger" in parts or "deepstack_merger_list" in parts else "vision"
+        return "text" if "language_model" in parts else None
+
+    def context_tokens(self, config: Any) -> int:
+        return int(config.text_config.max_position_embeddings)
+
+
+def checked_chat(config: Any, tokenizer: Any, template: str) -> Chat:
+    """The tokenizer with the family's template.
+
+    Raises:
+        ModelRefused: a token that the family needs is missing or has another number.
+    """
+    vocabulary = check_tokens(tokenizer, NEEDED)
+    check_id(vocabulary, VIDEO, "video_token_id", config.video_token_id)
+    return Chat(tokenizer, template, placeholders=(VIDEO, IMAGE))

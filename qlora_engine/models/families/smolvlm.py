@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from qlora_engine.models.families.base import ClipLayout, Encoded, Moments, Pixels, Shown, Turn
+from qlora_engine.models.families.base import ClipLayout, Moments, Pixels, Shown, Turn
 from qlora_engine.models.families.chat import (
     Chat,
+    ClipPrompts,
     Message,
     Piece,
     check_id,
@@ -91,28 +92,12 @@ def _not_blank(frames: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class SmolVLMPrompts:
+class SmolVLMPrompts(ClipPrompts):
     """Prompts for one tokenizer."""
 
-    chat: Chat
-
-    @property
-    def pad_token_id(self) -> int:
-        return int(self.chat.tokenizer.pad_token_id)
-
-    @property
-    def end_token_id(self) -> int:
-        return int(self.chat.tokenizer.convert_tokens_to_ids(END))
-
-    @property
-    def brings_a_template(self) -> bool:
-        return self.chat.brings_a_template
-
-    def encode(self, turns: Sequence[Turn], clip: Shown | None) -> Encoded:
-        return self.chat.encoded(self.pieces(turns, clip))
+    end = END
 
     def pieces(self, turns: Sequence[Turn], clip: Shown | None) -> list[Piece]:
-        """The sample as text, the clip's placeholders filled in."""
         self.chat.refuse_control_tokens(turns)
         if clip is None:
             return self.chat.pieces(in_parts(turns, ()))
@@ -126,9 +111,6 @@ class SmolVLMPrompts:
             return _filled(pieces, IMAGE, frame)
         shown = "".join(piece.text for piece in pieces)
         raise refused(f"renders {len(frames)} pictures as {shown[:120]!r}")
-
-    def answer(self, generated: list[int]) -> str:
-        return self.chat.answer(generated)
 
     def positions(self, ids: Sequence[int], clip: Shown | None) -> torch.Tensor:
         return torch.arange(len(ids))[None]
