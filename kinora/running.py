@@ -1,7 +1,6 @@
 """What one process of the service runs: settings in, a ready file out, an orderly end on a signal."""
 
 import asyncio
-import gc
 import os
 import signal
 import threading
@@ -15,6 +14,7 @@ import structlog
 from pydantic import BaseModel
 
 from command_api.settings import ApiSettings, AuditorSettings, OrchestratorSettings
+from kinora import collector
 from kinora.http import configuration, serve_http
 from kinora.local.private_file import write_private
 from kinora.logs import configure_logging
@@ -113,9 +113,7 @@ async def _until_signalled(role: Role, prepared: _Prepared) -> None:
     stop, readiness = asyncio.Event(), Readiness()
 
     def ready() -> None:
-        # What is there now stays. Looking through it again and again would stop everything for some 100 ms.
-        gc.collect()
-        gc.freeze()
+        collector.settle()
         readiness.say()
         _say_ready()
 

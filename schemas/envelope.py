@@ -100,6 +100,9 @@ class Envelope(Message):
         return REGISTRY.decode(*split_type(self.type), self.data)
 
 
+_OPTIONAL = tuple(name for name, field in Envelope.model_fields.items() if not field.is_required())
+
+
 def versioned_type(event: type[Event]) -> str:
     """The `type` attribute of an event of this class."""
     return f"{event.TYPE}.v{event.VERSION}"
@@ -134,7 +137,10 @@ def envelope_fields(stream_id: str, version: int, metadata: Metadata, event: Eve
         # Not through `Envelope`, whose untyped payload would let pydantic turn NaN into null silently.
         "data": event.model_dump(mode="json"),
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    for name in _OPTIONAL:
+        if fields[name] is None:
+            del fields[name]
+    return fields
 
 
 @dataclass(frozen=True, slots=True)

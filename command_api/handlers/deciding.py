@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from command_api.domain.errors import Conflict
 from command_api.eventlog.errors import LogUnavailable
@@ -101,13 +101,15 @@ class Decided:
         return answers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Known:
-    """What one look at the log found, or what is remembered."""
+    """What one look at the log found, or what is remembered of it, and what was committed since."""
 
     commands: Mapping[Key, StoredCommand]
     streams: dict[str, Loaded | None]
     """None for one that was not read to its end."""
+    taken: set[Key] = field(default_factory=set)
+    """Keys of commands that were not carried out then, and are now."""
 
 
 class Decider:
@@ -130,19 +132,22 @@ class Decider:
         found = self._log.look_up(keys, self._cache.versions(streams), PAGE_EVENTS)
         return Known(found.commands, self._cache.advance(found))
 
-    def remember(self, requests: Sequence[Request]) -> Known | None:
-        """The streams that the requests foresee, if all of them are kept."""
+    def remember(self, units: Iterable[Sequence[Request]]) -> tuple[Known, int]:
+        """What is kept of the streams that units foresee, and how many of the first units that covers."""
         streams: dict[str, Loaded | None] = {}
-        for request in requests:
-            foreseen = self.foreseen(request)
-            if not foreseen:
-                return None
-            for stream_id in foreseen:
-                kept = self._cache.kept(stream_id)
-                if kept is None:
-                    return None
-                streams[stream_id] = kept
-        return Known({}, streams)
+        count = 0
+        for requests in units:
+            for request in requests:
+                foreseen = self.foreseen(request)
+                if not foreseen:
+                    return Known({}, streams), count
+                for stream_id in foreseen:
+                    kept = self._cache.kept(stream_id)
+                    if kept is None:
+                        return Known({}, streams), count
+                    streams[stream_id] = kept
+            count += 1
+        return Known({}, streams), count
 
     def foreseen(self, request: Request) -> Sequence[str]:
         """The streams that the handler is going to read, as far as it says."""

@@ -30,8 +30,8 @@ class Traced:
         span = _tracer.start_span(
             f"command {name}", continued(context.traceparent), attributes={"kinora.command": name}
         )
-        follows = traceparent_of(span) or context.traceparent
-        return cls(command, replace(context, traceparent=follows), span)
+        follows = traceparent_of(span)
+        return cls(command, replace(context, traceparent=follows) if follows else context, span)
 
     def end(self, answer: Answer | BaseException) -> None:
         """Say what became of it."""

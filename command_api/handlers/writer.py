@@ -1,9 +1,8 @@
-"""The process's one writer: it joins waiting commands into few transactions, in arrival order.
+"""The process's one writer thread: it joins waiting commands into few transactions, in arrival order.
 
 Per transaction the log takes a lock and PostgreSQL flushes to disk, so sharing one is what gives throughput.
-While one batch is stored, the next is decided. Neither holds two units that touch the same stream, so nothing
-is decided on what may yet fail to be stored. When a batch cannot be committed, each of its units gets a
-transaction of its own before anything that came later.
+No transaction holds two units that touch the same stream, and when one cannot be committed, each of its
+units gets one of its own.
 """
 
 import asyncio
@@ -13,27 +12,25 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from command_api.domain.aggregates import Aggregate
 from command_api.eventlog.errors import CommandRepeated, LogUnavailable, VersionConflict
 from command_api.eventlog.log import EventLog
 from command_api.handlers.base import Loaded
-from command_api.handlers.committer import Committer, Landed, Stored, outcome_of, store
-from command_api.handlers.deciding import Answer, Decided, Decider, Key, Known, keys_of
+from command_api.handlers.deciding import Answer, Decided, Decider, Known, keys_of
 from command_api.handlers.decision import Clock, Handlers, Request
 from command_api.handlers.streams import FoldCache, MustWait, Unfinished
+from command_api.metrics import APPEND_EVENTS, APPEND_SECONDS
 from schemas.ids import Prefix
 
 MAX_COMMANDS = 256
-DECIDED_AT_ONCE = 32
-COMMAND_SECONDS = 0.0001
-"""About what it takes to answer a caller and to decide the next command of his."""
-LINGER_SECONDS = 0.002
-CAUTIOUS_BATCHES = 16
+CAUTIOUS_ROUNDS = 16
 """So many times the log is looked at first after somebody else turned out to write the same streams."""
+LINGER_SECONDS = 0.002
 RETRIES = 3
+
 
 Settled = tuple["asyncio.Future[Any]", object, Exception | None]
 
@@ -52,28 +49,6 @@ class LoadUnit:
 
     stream_id: str
     reply: "asyncio.Future[Loaded]"
-
-
-@dataclass(slots=True)
-class Batch:
-    """Units that were decided, in arrival order, and are going to be committed together."""
-
-    units: list[Unit] = field(default_factory=list)
-    decided: list[Decided] = field(default_factory=list)
-    commands: int = 0
-    streams: set[str] = field(default_factory=set)
-    """What is written."""
-    keys: set[Key] = field(default_factory=set)
-    from_memory: bool = False
-    """Whether some of it was decided without a look at the log."""
-
-    def add(self, unit: Unit, decided: Decided, keys: Iterable[Key], *, from_memory: bool) -> None:
-        self.units.append(unit)
-        self.decided.append(decided)
-        self.commands += len(unit.requests)
-        self.streams |= decided.pending.written
-        self.keys.update(keys)
-        self.from_memory |= from_memory
 
 
 class Replies:
@@ -115,41 +90,26 @@ class Writer:
         self._log = log
         self._cache = FoldCache(log, aggregates)
         self._decider = Decider(log, handlers, self._cache, clock)
-        self._queue: queue.SimpleQueue[Unit | LoadUnit | Landed | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Unit | LoadUnit | None] = queue.SimpleQueue()
         self._guard = threading.Lock()
         self._open = False
-        self._stopping = False
-        self._waiting: deque[Unit | LoadUnit] = deque()
-        """Not decided yet, in arrival order."""
-        self._aside: list[Unit | LoadUnit] = []
-        """What reads a long stream, in order: it goes on with the next turn, before what came later."""
-        self._draft = Batch()
-        self._under_way: Batch | None = None
-        self._barred: set[str] = set()
-        """The streams that these two write: nothing can be decided on them before that is stored."""
-        self._taken: set[Key] = set()
-        """The keys of their commands."""
-        self._company = 1
-        """How many commands there were when the last batch had landed, that batch's included."""
-        self._sent = self._storing_seconds = 0.0
-        """When the last batch was sent off, and how long the last one took."""
+        self._last_gathered = 1
         self._caution = 0
         self._replies = Replies()
-        self._committer = Committer(log, self._queue.put)
+        self._aside: list[Unit | LoadUnit] = []
+        """What reads a long stream, in order: it goes on with the next turn, before what came later."""
         self._thread = threading.Thread(target=self._run, name="kinora-writer", daemon=True)
 
     def start(self) -> None:
         self._open = True
-        self._committer.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish everything handed in so far, then end the threads."""
+        """Finish everything handed in so far, then end the thread."""
         with self._guard:
             self._open = False
             self._queue.put(None)
         self._thread.join()
-        self._committer.stop()
 
     def submit(self, unit: Unit | LoadUnit) -> None:
         with self._guard:
@@ -160,211 +120,164 @@ class Writer:
     # ---- the thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not (self._stopping and self._is_idle):
-            # A long stream's next page is read when a batch has landed: that one's callers come first.
-            self._take(wait=self._under_way is not None or not (self._aside or self._stopping))
-            self._turn()
+        stopping = False
+        while not stopping or self._aside:
+            aside, self._aside = self._aside, []
+            units, stopping = ([], True) if stopping else self._gather(wait=not aside)
+            self._work_off(deque(unit for unit in (*aside, *units) if not unit.reply.cancelled()))
 
-    @property
-    def _is_idle(self) -> bool:
-        return not (self._waiting or self._aside or self._draft.units or self._under_way)
-
-    def _turn(self) -> None:
-        """Decide what waits, as far as possible, and send it off where nothing is under way."""
-        self._waiting.extendleft(reversed(self._aside))
-        self._aside = []
-        self._cache.begin_turn()
-        deadline = time.monotonic() + LINGER_SECONDS
-        while True:
-            while self._waiting and self._advance():
-                self._send_unless_more_are_expected()
-            self._replies.send()
-            self._send_unless_more_are_expected()
-            if not self._draft.units or self._under_way or self._waiting or self._aside:
-                break
-            if (left := deadline - time.monotonic()) <= 0:
-                break
-            self._take(wait=True, seconds=left)
-        self._send_draft()
-
-    def _take(self, *, wait: bool, seconds: float | None = None) -> None:
-        """Everything that was handed in or has landed meanwhile."""
-        while True:
+    def _gather(self, *, wait: bool) -> tuple[list[Unit | LoadUnit], bool]:
+        """Take what waits. Only where there was company before is more waited for, so one caller never is."""
+        units: list[Unit | LoadUnit] = []
+        count = 0
+        deadline: float | None = None
+        while count < MAX_COMMANDS:
             try:
-                item = self._queue.get(block=wait, timeout=seconds if wait else None)
+                if deadline is None:
+                    unit = self._queue.get(block=wait)
+                    deadline = time.monotonic() + LINGER_SECONDS
+                elif count < self._last_gathered and (left := deadline - time.monotonic()) > 0:
+                    unit = self._queue.get(timeout=left)
+                else:
+                    unit = self._queue.get_nowait()
             except queue.Empty:
-                return
-            wait = False
-            if item is None:
-                self._stopping = True
-            elif isinstance(item, Landed):
-                self._land(item)
-            elif not item.reply.cancelled():
-                self._waiting.append(item)
+                break
+            if unit is None:
+                return units, True
+            units.append(unit)
+            count += len(unit.requests) if isinstance(unit, Unit) else 1
+        self._last_gathered = count
+        return units, False
 
-    # ---- deciding -------------------------------------------------------------------------------
+    def _work_off(self, waiting: deque[Unit | LoadUnit]) -> None:
+        known: Known | None = None
+        self._cache.begin_turn()
+        while waiting:
+            first = waiting[0]
+            if isinstance(first, LoadUnit):
+                waiting.popleft()
+                self._load(first, waiting)
+            else:
+                known = self._commit_some(waiting, first, known)
+            self._replies.send()
 
-    def _advance(self) -> bool:
-        """Decide some of what waits; False when the first of it must wait for what is being stored."""
-        first = self._waiting[0]
-        if isinstance(first, LoadUnit):
-            return self._load(first)
-        units = self._ready(DECIDED_AT_ONCE)
-        if units and self._decide_from_memory(units):
-            return True
-        units = self._ready(MAX_COMMANDS)
-        if not units:
-            return False
-        try:
-            known = self._decider.look_up(request for unit in units for request in unit.requests)
-        except LogUnavailable as error:
-            self._fail_all(error)
-        except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
-            for unit in units:
-                self._waiting.popleft()
-                self._replies.fail([unit], error)
-        else:
-            try:
-                return self._decide_some(units, known)
-            except LogUnavailable as error:
-                self._fail_all(error)
-        return True
-
-    def _fail_all(self, error: LogUnavailable) -> None:
-        """Whatever waits, because those behind would each wait for the same dead database."""
-        self._replies.fail(self._waiting, error)
-        self._waiting.clear()
-
-    def _load(self, unit: LoadUnit) -> bool:
-        if self._draft.units or self._under_way:
-            return False  # what was handed in before may be stored otherwise than it was decided
-        self._waiting.popleft()
+    def _load(self, unit: LoadUnit, waiting: deque[Unit | LoadUnit]) -> None:
         try:
             self._replies.add(unit, self._cache.load(unit.stream_id))
         except Unfinished:
             self._aside.append(unit)
         except LogUnavailable as error:
-            self._replies.fail([unit], error)
-            self._fail_all(error)
+            self._replies.fail([unit, *waiting], error)
+            waiting.clear()
         except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
             self._replies.fail([unit], error)
-        return True
 
-    def _ready(self, limit: int) -> list[Unit]:
-        """The first units that, as far as they say, need not wait; of at most so many commands in all."""
-        found: list[Unit] = []
-        left = min(limit, MAX_COMMANDS - self._draft.commands)
-        for unit in self._waiting:
-            if left <= 0 or not isinstance(unit, Unit) or self._has_to_wait(unit):
+    def _commit_some(self, waiting: deque[Unit | LoadUnit], first: Unit, known: Known | None) -> Known | None:
+        """Decide units in order until one must wait, and commit those together.
+
+        Returns what is known for those behind; None when the log has to be looked at again.
+        """
+        units: list[Unit] = []
+        for unit in waiting:
+            if not isinstance(unit, Unit):
                 break
-            found.append(unit)
-            left -= len(unit.requests)
-        return found
+            units.append(unit)
+        if known is None and (done := self._commit_from_memory(units)):
+            for _ in range(done):
+                waiting.popleft()
+            return None
+        try:
+            if known is None or not known.taken.isdisjoint(keys_of(first.requests)):
+                known = self._decider.look_up(
+                    request for unit in waiting if isinstance(unit, Unit) for request in unit.requests
+                )
+            batch, aside = self._decide_some(units, known)
+        except LogUnavailable as error:
+            # All of them, because those behind would each wait for the same dead database.
+            self._replies.fail(waiting, error)
+            waiting.clear()
+            return None
+        except Exception as error:  # noqa: BLE001 - the thread's door: whoever asked gets the error
+            self._replies.fail(units, error)
+            batch, known, done = [], None, len(units)
+        else:
+            self._aside += aside
+            done = len(batch) + len(aside)
+        if batch and not self._commit_together(batch):
+            known = None
+        for _ in range(done):
+            waiting.popleft()
+        return known
 
-    def _has_to_wait(self, unit: Unit) -> bool:
-        return not (
-            self._taken.isdisjoint(keys_of(unit.requests))
-            and all(self._barred.isdisjoint(self._decider.foreseen(request)) for request in unit.requests)
-        )
-
-    def _decide_from_memory(self, units: Sequence[Unit]) -> bool:
-        """Draft the first units that their commit proves, without a look at the log; whether there were any.
+    def _commit_from_memory(self, units: Sequence[Unit]) -> int:
+        """Commit the first units without a look at the log, where their commit proves them; returns how many.
 
         An agent's reports go on with streams that this process wrote last, so that look mostly finds nothing.
-        A batch that turns out to be different is undone as a whole, and decided on what the log has.
+        Units that turn out to be different are undone as a whole, and decided on what the log has.
         """
         if self._caution:
-            return False
-        for number, unit in enumerate(units):
-            keys = keys_of(unit.requests)
-            known = self._decider.remember(unit.requests) if self._taken.isdisjoint(keys) else None
-            decided: Decided | None = None
-            if known is not None:
-                with suppress(Exception):  # deciding on what the log has finds what it was
-                    decided = self._decider.decide(unit.requests, known, self._barred)
-            if decided is None or not decided.is_proven_by_its_commit:
-                return number > 0
-            self._waiting.popleft()
-            self._add_to_draft(unit, decided, keys, from_memory=True)
-        return True
-
-    def _decide_some(self, units: Sequence[Unit], known: Known) -> bool:
-        """Draft the first units on what is known; whether there were any."""
-        for number, unit in enumerate(units):
-            keys = keys_of(unit.requests)
-            if not self._taken.isdisjoint(keys):
-                return number > 0
-            try:
-                decided = self._decider.decide(unit.requests, known, self._barred)
-            except MustWait:
-                return number > 0
-            except Unfinished:
-                self._aside.append(unit)
-            else:
-                if decided.is_settled:
-                    self._replies.add(unit, decided.outcomes(iter(()), 0))
-                else:
-                    self._add_to_draft(unit, decided, keys, from_memory=False)
-            self._waiting.popleft()
-        return True
-
-    def _add_to_draft(self, unit: Unit, decided: Decided, keys: set[Key], *, from_memory: bool) -> None:
-        self._draft.add(unit, decided, keys, from_memory=from_memory)
-        self._barred |= decided.pending.written
-        self._taken |= keys
-
-    # ---- committing -----------------------------------------------------------------------------
-
-    def _send_unless_more_are_expected(self) -> None:
-        """Wait for those who were there before, where that takes less than storing theirs separately.
-
-        One caller alone never waits, and of many one half is decided while the other half's is stored.
-        """
-        missing = self._company - self._draft.commands
-        if self._stopping or missing <= 0 or missing * COMMAND_SECONDS > self._storing_seconds:
-            self._send_draft()
-
-    def _send_draft(self) -> None:
-        """Have the draft stored, if there is one and nothing is under way."""
-        if self._under_way is not None or not self._draft.units:
-            return
-        self._under_way, self._draft = self._draft, Batch()
-        self._sent = time.monotonic()
-        if not self._under_way.from_memory:
-            self._caution = max(0, self._caution - 1)
-        if self._under_way.commands < self._company:
-            self._committer.send(self._under_way.decided)
-        else:  # nobody is expected to hand anything in meanwhile, and waking a thread takes long
-            self._land(outcome_of(self._log, self._under_way.decided))
-
-    def _land(self, landed: Landed) -> None:
-        result = landed.result
-        batch, self._under_way = self._under_way, None
-        if batch is None:
-            raise AssertionError("a batch landed that nobody sent")
-        self._barred, self._taken = set(self._draft.streams), set(self._draft.keys)
-        self._company = batch.commands + self._draft.commands + len(self._waiting)
-        self._storing_seconds = time.monotonic() - self._sent
-        if not isinstance(result, Stored):
-            self._undo(batch, result)
-        else:
-            self._send_unless_more_are_expected()
-            for unit, answers in zip(batch.units, self._answers(batch.decided, result), strict=True):
-                self._replies.add(unit, answers)
-        self._replies.send()
-
-    def _undo(self, batch: Batch, error: Exception) -> None:
-        """What came after a batch that was not stored is decided again, behind what becomes of that one."""
-        self._waiting.extendleft(reversed(self._draft.units))
-        self._draft, self._barred, self._taken = Batch(), set(), set()
-        if isinstance(error, LogUnavailable):
+            self._caution -= 1
+            return 0
+        batch: list[tuple[Unit, Decided]] = []
+        try:
+            known, count = self._decider.remember(unit.requests for unit in units)
+            remembered = units[:count]
+            decisions, _ = self._decide_some(remembered, known)
+            for first, (unit, decided) in zip(remembered, decisions, strict=False):
+                if unit is not first or not decided.is_proven_by_its_commit:
+                    break
+                batch.append((unit, decided))
+            if not batch:
+                return 0
+            answers = self._commit([decided for _, decided in batch])
+        except LogUnavailable as error:
             # What was to be stored may be stored: it must not be decided a second time.
-            self._replies.fail(batch.units, error)
-        elif batch.from_memory:
-            self._caution = CAUTIOUS_BATCHES
-            self._waiting.extendleft(reversed(batch.units))
+            self._replies.fail([unit for unit, _ in batch], error)
+        except Exception:  # noqa: BLE001 - nothing was stored; deciding on what the log has finds what it was
+            self._caution = CAUTIOUS_ROUNDS
+            return 0
         else:
-            self._commit_each(batch.units)
+            for (unit, _), own in zip(batch, answers, strict=True):
+                self._replies.add(unit, own)
+        return len(batch)
+
+    def _commit_together(self, batch: Sequence[tuple[Unit, Decided]]) -> bool:
+        """False when that could not be."""
+        units = [unit for unit, _ in batch]
+        try:
+            answers = self._commit([decided for _, decided in batch])
+        except LogUnavailable as error:
+            self._replies.fail(units, error)
+        except Exception:  # noqa: BLE001 - whatever it was, giving each unit its own transaction finds it
+            self._commit_each(units)
+        else:
+            for unit, own in zip(units, answers, strict=True):
+                self._replies.add(unit, own)
+            return True
+        return False
+
+    def _decide_some(
+        self, units: Sequence[Unit], known: Known
+    ) -> tuple[list[tuple[Unit, Decided]], list[Unit]]:
+        """What can be committed together, and what reads a long stream: the units' beginning in all."""
+        batch: list[tuple[Unit, Decided]] = []
+        aside: list[Unit] = []
+        barred: set[str] = set()
+        for unit in units:
+            own_keys = keys_of(unit.requests)
+            if not known.taken.isdisjoint(own_keys):
+                break
+            try:
+                decided = self._decider.decide(unit.requests, known, barred)
+            except MustWait:
+                break
+            except Unfinished:
+                aside.append(unit)
+                continue
+            batch.append((unit, decided))
+            barred |= decided.pending.written
+            known.taken |= own_keys
+        return batch, aside
 
     def _commit_each(self, units: Sequence[Unit]) -> None:
         for index, unit in enumerate(units):
@@ -382,8 +295,7 @@ class Writer:
         problem: Exception
         for _ in range(1 + RETRIES):
             try:
-                decided = self._decide_to_the_end(requests)
-                return self._answers([decided], store(self._log, [decided]))[0]
+                return self._commit([self._decide_to_the_end(requests)])[0]
             except (VersionConflict, CommandRepeated) as error:
                 problem = error
             except LogUnavailable:
@@ -404,8 +316,26 @@ class Writer:
             except Unfinished:
                 continue
 
-    def _answers(self, batch: Sequence[Decided], stored: Stored) -> list[list[Answer]]:
+    # ---- committing -----------------------------------------------------------------------------
+
+    def _commit(self, batch: Sequence[Decided]) -> list[list[Answer]]:
+        """Everything in one transaction, or nothing.
+
+        Raises:
+            VersionConflict, CommandRepeated, LogUnavailable, Refused: as `EventLog.append` does.
+        """
+        appends = [append for decided in batch for append in decided.appends]
+        needs_the_head = any(decided.needs_the_head for decided in batch)
+        # Before anything is stored: what fails afterwards would be told as if nothing had been.
+        head = self._log.head() if needs_the_head else 0
+        shares: list[tuple[int, ...]] = []
+        if appends:
+            with APPEND_SECONDS.time():
+                shares = self._log.append(appends, head=head if needs_the_head else None)
+            APPEND_EVENTS.observe(sum(len(append.events) for append in appends))
         for decided in batch:
             decided.pending.committed()
-        positions = iter(stored.positions)
-        return [decided.outcomes(positions, stored.head) for decided in batch]
+        # What stands in the rows of commands without events, too: a repeat is told the same.
+        head = max([head, *(position for share in shares for position in share)])
+        positions = iter(shares)
+        return [decided.outcomes(positions, head) for decided in batch]

@@ -265,10 +265,11 @@ MUTATIONS = (
             lambda: mock.patch.object(EventLog, "_positions_if_stored", _find_nothing),
             fault(
                 Writer,
-                "_undo",
+                "_commit_together",
                 (
-                    "            self._commit_each(batch.units)",
-                    "            self._replies.fail(batch.units, error)",
+                    "        except Exception:  # noqa: BLE001 - whatever it was, giving each unit its own"
+                    " transaction finds it\n            self._commit_each(units)",
+                    "        except Exception as error:\n            self._replies.fail(units, error)",
                 ),
             ),
         ],

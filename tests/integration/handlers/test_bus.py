@@ -21,7 +21,6 @@ from command_api.handlers.base import (
     Changes,
     Context,
     Foreseen,
-    Handler,
     Idempotency,
     Loaded,
     StreamEvents,
@@ -614,45 +613,7 @@ async def test_a_clock_that_is_set_back_changes_no_order(log: EventLog) -> None:
     ]
 
 
-async def test_what_comes_next_is_decided_while_a_batch_is_stored_and_waits_for_its_streams(
-    log: EventLog, database: PostgresSettings
-) -> None:
-    decided: list[str] = []
-
-    def noted(handler: Handler) -> Handler:
-        def handle(command: EnrollAgent | MarkAgentOnline, context: Context, streams: Streams) -> Changes:
-            changes = handler(command, context, streams)
-            decided.append(type(command).__name__)
-            return changes
-
-        return handle
-
-    handlers = {**HANDLERS, **{kind: noted(HANDLERS[kind]) for kind in (EnrollAgent, MarkAgentOnline)}}
-    async with CommandBus(log, handlers, clock=lambda: NOON) as bus, asyncio.TaskGroup() as callers:
-        await bus.execute_batch([(enroll(), person(), ()) for _ in range(3)])  # company, so it is expected
-        decided.clear()
-        agent_id = new_id(Prefix.AGENT)
-        with connect(database.conninfo()) as blocker:
-            blocker.execute("LOCK TABLE kinora_events IN EXCLUSIVE MODE")
-            first = callers.create_task(bus.execute(enroll(agent_id), person()))
-            await until(lambda: decided == ["EnrollAgent"])
-            other = callers.create_task(bus.execute(enroll(), person()))
-            await until(lambda: decided == ["EnrollAgent"] * 2)
-            same = callers.create_task(bus.execute(online(agent_id), person()))
-            loaded = callers.create_task(bus.load(agent_id))
-            behind = callers.create_task(bus.execute(enroll(), person()))
-            # Not before the writer has seen them, and still nothing of them is decided.
-            await asyncio.sleep(0.05)
-            assert decided == ["EnrollAgent"] * 2
-            assert not any(task.done() for task in (first, other, same, loaded, behind))
-    assert decided == ["EnrollAgent", "EnrollAgent", "MarkAgentOnline", "EnrollAgent"]
-    outcomes = [await task for task in (first, other, same, behind)]
-    assert [outcome.position for outcome in outcomes] == sorted(outcome.position for outcome in outcomes)
-    assert [event.version for event in outcomes[2].events] == [2]
-    assert (await loaded).version == 2
-
-
-async def test_what_was_decided_on_top_of_a_batch_that_fails_is_decided_again_behind_it(
+async def test_what_comes_while_a_batch_fails_is_stored_behind_it(
     log: EventLog, database: PostgresSettings
 ) -> None:
     """Somebody else writes the stream while the batch waits for the lock; arrival order is kept anyway."""
