@@ -6,40 +6,27 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from qlora_engine.adapters.injection import inject
-from qlora_engine.adapters.parameter_groups import parameter_groups
-from qlora_engine.adapters.ranks.resize import Resizing
-from qlora_engine.adapters.ranks.rounds import not_planned, planned_rounds
-from qlora_engine.data.batches import Cursor, planned
-from qlora_engine.data.collate import Collator
+from qlora_engine.data.batches import planned
 from qlora_engine.data.decoders import Decoders
-from qlora_engine.data.frame_cache import FrameCache
 from qlora_engine.data.frames import Frames
-from qlora_engine.data.samples import sampled, split
-from qlora_engine.data.sampling import Sampling
-from qlora_engine.device import best_device, device_name
+from qlora_engine.device import best_device
 from qlora_engine.errors import DatasetError
 from qlora_engine.fingerprints import file_sha256, folder_sha256
 from qlora_engine.models.loading import load_model
 from qlora_engine.models.quantization import Quantization
 from qlora_engine.spans import span
 from qlora_engine.stopping import Mode, StopWish
-from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
-from qlora_engine.training.distributed import ALONE, World, idle_processes, other_processes, sow
-from qlora_engine.training.economy import Economy
+from qlora_engine.training import preparation
+from qlora_engine.training.checkpoints import Checkpoints, Identity
+from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.evaluation import Answer, Evaluator, Phase
 from qlora_engine.training.export import Exporter, write_answers
-from qlora_engine.training.forecast import Forecast, data_rows, kept_frame_bytes
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.loop import Emit, Loop
-from qlora_engine.training.optimizers import make_optimizer, not_paged
-from qlora_engine.training.preflight import cautions, check_budget, check_captions, check_clips
-from qlora_engine.training.rank_phase import rank_phase
-from qlora_engine.training.schedule import learning_rate_factor
-from qlora_engine.updates import Logged, Preparing, TrainingBegan, TrainingDone, TrainingStopped
+from qlora_engine.updates import Preparing, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
-from schemas.training import TrainingSpec, total_steps
+from schemas.training import TrainingSpec
 
 ADAPTER_FOLDER = "adapter"
 SERIES_FILE = "series.jsonl"
@@ -171,135 +158,77 @@ def _prepare(
     decoders: Decoders,
     world: World,
 ) -> _Attempt:
-    hyperparameters = spec.hyperparameters
-    output = Path(spec.output_folder)
-    output.mkdir(parents=True, exist_ok=True)
-    series = output / SERIES_FILE
-    if world.first:
-        series.write_text("", "utf-8")
+    """What can be refused without the model is looked at before it is loaded, which takes longest."""
+    chosen = spec.hyperparameters
+    series = _series(Path(spec.output_folder), world)
     manifest = read_manifest(Path(spec.manifest_file))
     emit(Preparing(phase="loading_data", total=len(manifest.clips)))
-    sampling = Sampling.of(hyperparameters)
-    check_clips(manifest, Path(spec.dataset_folder), sampling)
-    examples = split(manifest, hyperparameters.held_out_fraction, hyperparameters.seed)
-    steps = total_steps(hyperparameters, len(examples.training))
+    data = preparation.data_of(spec, manifest)
+
     emit(Preparing(phase="loading_model"))
     with span(emit, "load model"):
-        base = load_model(spec.model_folder, device, Quantization.chosen(hyperparameters))
+        base = load_model(spec.model_folder, device, Quantization.chosen(chosen))
     _set_threads(spec.threads, base.parameters, world.size)
-    frames = Frames(
-        Path(spec.dataset_folder),
-        manifest.clips,
-        sampling,
-        base.vision,
-        decode=decoders.sample,
-        cache=_frame_cache(spec),
-    )
-    collator = Collator(base.prompts, frames, base.context_tokens)
-    tokens = check_captions(manifest, collator, base.vision, sampling, emit)
-    check_budget(examples.training, tokens, hyperparameters)
-    evaluated = sampled(examples.held_out, hyperparameters.seed)
+    inputs = preparation.inputs_of(spec, data, base, decoders, emit)
     base_sha256 = world.once(lambda: folder_sha256(base.folder))
-    rounds = planned_rounds(hyperparameters, steps, len(evaluated))
-    with span(emit, "inject adapters", rank=hyperparameters.rank):
-        injected = inject(base, hyperparameters, None if rounds is None else rounds.floor_rank)
-    exporter = Exporter(base, injected, hyperparameters, base_sha256)
-    optimizer = make_optimizer(parameter_groups(injected, hyperparameters), hyperparameters, device)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(hyperparameters, steps))
-    identity = Identity(hyperparameters, base_sha256, file_sha256(Path(spec.manifest_file)))
-    keepsakes = Keepsakes(len(examples.training))
-    resizing = Resizing(injected.model, optimizer, hyperparameters, injected.alphas)
+    learner = preparation.learner_of(chosen, data, base, device, emit)
+
+    exporter = Exporter(base, learner.injected, chosen, base_sha256)
+    keepsakes = Keepsakes(len(data.training))
     checkpoints = Checkpoints(
-        output, injected, optimizer, scheduler, exporter, series, identity, keepsakes, resizing, world
+        Path(spec.output_folder),
+        learner.injected,
+        learner.optimizer,
+        learner.scheduler,
+        exporter,
+        series,
+        Identity(chosen, base_sha256, file_sha256(Path(spec.manifest_file))),
+        keepsakes,
+        learner.resizing,
+        world,
     )
-    economy = Economy(
-        gradient_checkpointing=hyperparameters.gradient_checkpointing,
-        loss_chunk=hyperparameters.loss_chunk_tokens,
-    )
-    state = TrainingState(0, Cursor(), None, None, 0.0, economy=economy)
-    if not world.first:  # whose random numbers are those of a training by itself
-        sow(hyperparameters.seed, 0, world)
-    if spec.resume is not None:
-        state = checkpoints.restore(Path(spec.resume.folder), spec.resume.step)
-        if (elsewhere := checkpoints.elsewhere(Path(spec.resume.folder))) is not None:
-            emit(elsewhere)
-        if (before := checkpoints.processes_of(Path(spec.resume.folder))) != world.size:
-            sow(hyperparameters.seed, state.step, world)
-            emit(other_processes(before, world.size))
-    runner = Runner(injected.model, base, hyperparameters.loss_chunk_tokens)
-    lengths = [tokens[example.where].whole for example in examples.training]
-    plan = planned(hyperparameters, lengths)
-    forecast = Forecast.of(
-        base,
-        hyperparameters,
-        plan,
-        steps,
-        data_rows(examples.training, tokens, manifest, base.vision, sampling),
-        frame_bytes=kept_frame_bytes(manifest, base.vision, sampling),
-        trainable=injected.trainable_parameters if rounds is None else None,  # it will grow
-        decoders=decoders.count if manifest.clips else 0,
-    )
+    state = preparation.beginning(spec, checkpoints, world, emit)
+    plan = planned(chosen, inputs.lengths)
+    forecast = preparation.forecast_of(chosen, data, inputs, base, learner, plan, decoders)
     scarce = forecast.check(spec.memory_bytes)
-    emit(
-        TrainingBegan(
-            family=base.family.name,
-            quantized_linear_layers=sum(1 for _ in base.linear_layers()),
-            start_step=state.step,
-            total_steps=steps,
-            trainable_parameters=injected.trainable_parameters,
-            total_parameters=base.parameters + injected.trainable_parameters,
-            training_examples=len(examples.training),
-            held_out_examples=len(examples.held_out),
-            device=device_name(device),
-            preflight=forecast.preflight,
-        )
-    )
-    for caution in cautions(examples, evaluated, tokens, hyperparameters):
+    emit(preparation.began(data, base, learner, state, forecast, device))
+    for caution in preparation.cautions_of(chosen, data, inputs, learner, scarce, world, device):
         emit(caution)
-    if scarce is not None:
-        emit(scarce)
-    if world.size > 1 and (idle := idle_processes(hyperparameters, world.size)) is not None:
-        emit(idle)
-    if (unpaged := not_paged(hyperparameters, device)) is not None:
-        emit(Logged(level="warning", code="not_paged", message=unpaged))
-    if rounds is None and hyperparameters.rank_allocation is not None:
-        emit(Logged(level="warning", code="rank_not_allocated", message=not_planned(steps, len(evaluated))))
+
+    runner = Runner(learner.injected.model, base, chosen.loss_chunk_tokens)
+    at_once = chosen.micro_batch_size or chosen.batch_size
     loop = Loop(
         runner=runner,
-        injected=injected,
-        collator=collator,
-        examples=examples.training,
+        injected=learner.injected,
+        collator=inputs.collator,
+        examples=data.training,
         plan=plan,
-        lengths=lengths,
-        hyperparameters=hyperparameters,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        evaluator=Evaluator(
-            runner,
-            collator,
-            evaluated,
-            hyperparameters.micro_batch_size or hyperparameters.batch_size,
-            hyperparameters.max_new_tokens,
-            world,
-        ),
+        lengths=inputs.lengths,
+        hyperparameters=chosen,
+        optimizer=learner.optimizer,
+        scheduler=learner.scheduler,
+        evaluator=Evaluator(runner, inputs.collator, data.evaluated, at_once, chosen.max_new_tokens, world),
         checkpoints=checkpoints,
         keepsakes=keepsakes,
-        ranks=None if rounds is None else rank_phase(injected.parts, resizing, rounds, keepsakes, world),
-        steps=steps,
+        ranks=preparation.rank_phase_of(learner, keepsakes, world),
+        steps=data.steps,
         state=state,
         emit=emit,
         stop=stop,
         series=series,
-        frames=frames,
+        frames=inputs.frames,
         world=world,
     )
-    return _Attempt(spec, loop, exporter, frames, state.step)
+    return _Attempt(spec, loop, exporter, inputs.frames, state.step)
 
 
-def _frame_cache(spec: TrainingSpec) -> FrameCache | None:
-    if spec.frame_cache_folder is None:
-        return None
-    return FrameCache(Path(spec.frame_cache_folder), spec.frame_cache_bytes)
+def _series(output: Path, world: World) -> Path:
+    """The file that steps are told in, empty; its folder is made."""
+    output.mkdir(parents=True, exist_ok=True)
+    series = output / SERIES_FILE
+    if world.first:
+        series.write_text("", "utf-8")
+    return series
 
 
 def read_manifest(file: Path) -> Manifest:
