@@ -2,9 +2,12 @@
 
 Every rung but the last leaves the gradient as it was: a micro-batch is split, layers are computed twice
 instead of kept, logits are made for fewer tokens at once. Fewer frames is another training, so it needs
-consent. A rung that was taken stays: what did not fit once would not fit again.
+consent. A rung that was taken stays: what did not fit once would not fit again. Where several processes share
+a training, a rung of one is a rung of all from the next step on: rows are dealt anew then, and what was too
+much for one may be another's.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -39,6 +42,31 @@ class Economy:
     """Held-out examples."""
     optimizer_slice: int = OPTIMIZER_SLICE
     """Bytes of parameters that are updated at once."""
+
+    @property
+    def thrift(self) -> list[float]:
+        """As numbers, of which a larger one is thriftier."""
+        return [
+            -math.inf if self.tokens_per_pass is None else -self.tokens_per_pass,
+            self.gradient_checkpointing,
+            -self.loss_chunk,
+            self.frames_divisor,
+            -math.inf if self.evaluated_at_once is None else -self.evaluated_at_once,
+            -self.optimizer_slice,
+        ]
+
+    @classmethod
+    def of_thrift(cls, thrift: Sequence[float]) -> "Economy":
+        """The largest number of each kind, from several economies, is the one that suffices for all."""
+        tokens, checkpointing, chunk, divisor, at_once, optimizer_slice = thrift
+        return cls(
+            tokens_per_pass=None if tokens == -math.inf else int(-tokens),
+            gradient_checkpointing=bool(checkpointing),
+            loss_chunk=int(-chunk),
+            frames_divisor=int(divisor),
+            evaluated_at_once=None if at_once == -math.inf else int(-at_once),
+            optimizer_slice=int(-optimizer_slice),
+        )
 
     @property
     def described(self) -> str:

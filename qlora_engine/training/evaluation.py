@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ FEWEST_CLIPS_FOR_EXACT_MATCH = 8
 
 
 Phase = Literal["before", "during", "after"]
+Found = TypeVar("Found")
 
 
 class Answer(Message):
@@ -76,24 +77,14 @@ class Evaluator:
         loss, tokens, right = 0.0, 0.0, 0.0
         answers: list[Answer] = []
         mine = self.world.slice(self.examples)
-        stopped = False
-        with undisturbed(self.runner.model, self.runner.base.device):
-            while len(answers) < len(mine):
-                if stop.mode is not None:
-                    stopped = True
-                    break
-                part = mine[len(answers) : len(answers) + self.batch_size]
-                found = tried(partial(self._part, part))
-                if isinstance(found, Exhausted):
-                    relieve(self._failed(part), found)
-                    continue
-                loss += found.loss
-                tokens += found.tokens
-                right += found.right
-                answers.extend(found.answers)
-                progress(len(answers) * len(self.examples) // len(mine), len(self.examples))
-        if self.world.agree(stopped, "max"):
-            return None
+        for found in self._parts(mine, self._part, stop, relieve):
+            if found is None:
+                return None
+            loss += found.loss
+            tokens += found.tokens
+            right += found.right
+            answers.extend(found.answers)
+            progress(len(answers) * len(self.examples) // len(mine), len(self.examples))
         loss, tokens, right = self.world.combine([loss, tokens, right], "sum")
         answers = dealt_back(self.world.gather(answers))
         counted = len({answer.video or answer.prompt for answer in answers}) >= FEWEST_CLIPS_FOR_EXACT_MATCH
@@ -113,18 +104,43 @@ class Evaluator:
         self, examples: Sequence[Example], relieve: Callable[[Failed, Exhausted], None] = _give_up
     ) -> float:
         """Of these examples, per response token, without a trace; `relieve` is as in `measure`."""
-        loss, tokens, done = 0.0, 0.0, 0
-        mine = self.world.slice(examples)
-        with undisturbed(self.runner.model, self.runner.base.device):
-            while done < len(mine):
-                part = mine[done : done + self.batch_size]
-                found = tried(partial(self._loss, part))
-                if isinstance(found, Exhausted):
-                    relieve(self._failed(part), found)
-                    continue
-                loss, tokens, done = loss + found[0], tokens + found[1], done + len(part)
+        loss, tokens = 0.0, 0.0
+        for found in self._parts(self.world.slice(examples), self._loss, StopWish(), relieve):
+            assert found is not None  # noqa: S101 - nobody can ask it to stop: it does not take long
+            loss, tokens = loss + found[0], tokens + found[1]
         loss, tokens = self.world.combine([loss, tokens], "sum")
         return loss / tokens
+
+    def _parts(
+        self,
+        mine: Sequence[Example],
+        work: Callable[[Sequence[Example]], Found],
+        stop: StopWish,
+        relieve: Callable[[Failed, Exhausted], None],
+    ) -> Iterator[Found | None]:
+        """What `work` finds in `batch_size` examples after the other, ending in a None when all are to stop.
+
+        Before each of them the processes agree to go on, so that all leave at the same one, whoever of them
+        was told to. Who has finished, or repeats something, is waited for there.
+        """
+        done = 0
+        while True:
+            left, stopped = self.world.combine([done < len(mine), stop.mode is not None], "max")
+            if stopped and left:
+                yield None
+                return
+            if not left:
+                return
+            part = mine[done : done + self.batch_size]
+            if not part:
+                continue
+            with undisturbed(self.runner.model, self.runner.base.device):
+                found = tried(partial(work, part))
+            if isinstance(found, Exhausted):
+                relieve(self._failed(part), found)
+            else:
+                done += len(part)
+                yield found
 
     def _loss(self, examples: Sequence[Example]) -> tuple[float, int]:
         found = self.runner.loss(self.collator.batch(examples))

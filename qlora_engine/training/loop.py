@@ -184,6 +184,7 @@ class Loop:
                 lambda done, total: self.emit(Preparing(phase="evaluating", done=done, total=total)),
                 self._relieve,
             )
+        self._keep_up()
         if measured is not None:
             self.emit(EvaluationDone(step=self.state.step, phase=phase, evaluation=measured.evaluation))
         return measured
@@ -201,7 +202,6 @@ class Loop:
         number = self.state.step + 1
         prepared = ahead.result()
         supervised = self.world.agree(prepared.supervised, "sum")
-        self._keep_up()
         prepared, seen = self._computed(prepared, supervised, number)
         tokens, loss = self._together(prepared, seen)
         norm = self._clip(number)
@@ -213,6 +213,7 @@ class Loop:
         )
         self.scheduler.step()
         self.optimizer.zero_grad()
+        self._keep_up()
         seconds = time.perf_counter() - began
         self.state = replace(
             self.state,
@@ -400,10 +401,10 @@ class Loop:
         )
 
     def _keep_up(self) -> None:
-        """Fewer frames of one process are fewer frames of all, so that they train on the same."""
-        divisor = int(self.world.agree(self.economy.frames_divisor, "max"))
-        if divisor != self.economy.frames_divisor:
-            self._economise(replace(self.economy, frames_divisor=divisor))
+        """What one process does without, all do from here on; called by all together."""
+        agreed = Economy.of_thrift(self.world.combine(self.economy.thrift, "max"))
+        if agreed != self.economy:
+            self._economise(agreed)
 
     def _economise(self, economy: Economy) -> None:
         """Live by `economy` from here on."""
@@ -467,7 +468,9 @@ class Loop:
             taken.append(self._take(batch))
             self.emit(Alive())
         judged = self.evaluator.some(phase.rounds.judged)
-        return Tried(tuple(taken), len(judged), self.evaluator.loss(judged, self._relieve))
+        loss = self.evaluator.loss(judged, self._relieve)
+        self._keep_up()
+        return Tried(tuple(taken), len(judged), loss)
 
     # ---- early stopping ----------------------------------------------------------------------------------
 

@@ -9,8 +9,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.distributed as distributed
 from safetensors.torch import load_file
 
+from benchmarks.engine.oom import longer_than, refusing
 from qlora_engine.errors import TooFewDevices
 from qlora_engine.parent import ORPHANED
 from qlora_engine.stopping import StopWish
@@ -124,6 +126,42 @@ def test_a_stop_reaches_all(make_spec: MakeSpec, recorded: Recorded) -> None:
     assert Path(stopped.adapter_folder, WEIGHTS).is_file()
     assert recorded.of("checkpoint_written")[-1].step == stopped.step
     assert multiprocessing.active_children() == []
+
+
+def test_a_stop_that_one_hears_of_breaks_off_the_evaluation_of_all(
+    make_spec: MakeSpec, recorded: Recorded
+) -> None:
+    spec = make_spec(held_out_fraction=0.4, batch_size=1, max_new_tokens=2)
+
+    def telling_the_second(update: Update) -> None:
+        recorded(update)
+        if update.kind == "preparing" and update.phase == "evaluating" and update.done:
+            second = next(each for each in multiprocessing.active_children() if each.name == "rank-1")
+            second.terminate()  # which asks it, and nobody else, to stop in good order
+
+    shared(spec, telling_the_second)
+    measured = [update for update in recorded.of("preparing") if update.phase == "evaluating"]
+    assert 0 < measured[-1].done < measured[-1].total / 2
+    assert recorded.of("evaluation_done") == []
+    assert recorded.updates[-1].kind == "training_stopped"
+
+
+def test_what_one_does_without_all_do_and_a_checkpoint_knows(make_spec: MakeSpec) -> None:
+    """Rows are long for the second process only, and not where the checkpoint is made: by the first one."""
+    chosen: dict[str, Any] = {"max_steps": 2, "held_out_fraction": 0, "checkpoint_every_steps": 1}
+    shaken, again = Recorded(), Recorded()
+    long = longer_than(100)
+    spec = make_spec("shaken", **chosen)
+    with refusing(lambda module, given: distributed.get_rank() == 1 and long(module, given)):
+        shared(spec, shaken)
+        assert {found.step for found in shaken.of("oom_recovered")} == {1}
+        folder = Path(spec.output_folder, "checkpoint-1")
+        described = json.loads((folder / "state.json").read_text("utf-8"))
+        assert 0 < described["training"]["economy"]["tokens_per_pass"] <= 200
+        resumed = make_spec("again", ResumePoint(step=1, folder=str(folder)), **chosen)
+        shared(resumed, again)
+    assert again.of("oom_recovered") == []
+    assert difference(Path(spec.output_folder, "adapter"), Path(resumed.output_folder, "adapter")) == 0
 
 
 def test_when_one_dies_all_end(make_spec: MakeSpec, recorded: Recorded) -> None:

@@ -84,6 +84,31 @@ def test_every_ladder_ends_and_only_consent_touches_the_frames(
         assert taken.index("gradient_checkpointing") == taken.count("split_micro_batch")
 
 
+ECONOMIES = st.builds(
+    Economy,
+    tokens_per_pass=st.one_of(st.none(), st.integers(1, 1 << 20)),
+    gradient_checkpointing=st.booleans(),
+    loss_chunk=st.integers(16, 1 << 16),
+    frames_divisor=st.sampled_from([1, 2, 4]),
+    evaluated_at_once=st.one_of(st.none(), st.integers(1, 64)),
+    optimizer_slice=st.integers(1, 1 << 25),
+)
+
+
+@given(ECONOMIES, ECONOMIES)
+def test_what_processes_agree_on_is_no_more_than_any_of_them_can(one: Economy, other: Economy) -> None:
+    def agreed(*all_: Economy) -> Economy:
+        columns = zip(*(each.thrift for each in all_), strict=True)
+        return Economy.of_thrift([max(column) for column in columns])
+
+    assert agreed(one, one) == one
+    both = agreed(one, other)
+    assert both == agreed(other, one) == agreed(both, one)
+    for each in (one, other):
+        assert all(mine >= theirs for mine, theirs in zip(both.thrift, each.thrift, strict=True))
+    assert (both.tokens_per_pass is None) == (one.tokens_per_pass is None and other.tokens_per_pass is None)
+
+
 # ---- exact gradients -------------------------------------------------------------------------------------
 
 
