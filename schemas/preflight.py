@@ -11,7 +11,7 @@ q + k. NF4 takes 4 bits, plus scales of 8 bits per 64 weights and of 32 per 16,3
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from schemas.adapters import Modality
@@ -41,6 +41,10 @@ class Workload:
     steps: int
     """Optimizer steps that the totals are of."""
 
+    def keeping(self, frame_bytes: int) -> Self:
+        """The same with so many bytes of frames in memory."""
+        return replace(self, frame_bytes=frame_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -67,6 +71,8 @@ class Device:
         return 2 if self.half and self.gpu else FLOAT
 
 
+ERROR = 1.1
+"""Times what was predicted that a training may really take: what fits is what fits with that."""
 LIBRARIES_BYTES = 720 * 2**20
 """Resident after torch, transformers, peft and bitsandbytes are imported."""
 WORKING_BYTES = 64 * 2**20
@@ -128,18 +134,28 @@ def predict(
     )
 
 
-def timed(preflight: Preflight, profile: AgentProfile, flops: float | None = None) -> Preflight:
-    """With seconds and energy, at a measured speed or at what nodes of this kind are assumed to reach."""
-    seconds = preflight.teraflops * 1e12 / (flops or FLOPS[profile])
-    watt_hours = seconds * WATTS[profile] / 3600
+def timed(
+    preflight: Preflight, profile: AgentProfile, flops: float | None = None, *, devices: int = 1
+) -> Preflight:
+    """With seconds and energy, at a measured speed or at what nodes of this kind are assumed to reach.
+
+    `flops` are those of all devices together; `devices` is how many GPUs share the steps. Several processes
+    on one device, or on a CPU, are no faster than one.
+    """
+    seconds = preflight.teraflops * 1e12 / (flops or FLOPS[profile] * devices)
+    watt_hours = seconds * WATTS[profile] * devices / 3600
     return preflight.model_copy(update={"seconds": seconds, "watt_hours": watt_hours})
 
 
-def room(capabilities: Capabilities) -> int:
-    """Bytes that a training may take on a node; what its GPU has, or its memory without the libraries."""
+def room(capabilities: Capabilities, processes: int = 1) -> int:
+    """Bytes that each of `processes` may take: of its GPU, or of the node's memory without the libraries.
+
+    Processes of one GPU, or of a node without one, share what there is.
+    """
     if capabilities.gpu_memory_bytes and capabilities.profile != "jetson":
-        return capabilities.gpu_memory_bytes - CUDA_CONTEXT_BYTES
-    return capabilities.memory_bytes - LIBRARIES_BYTES
+        sharing = -(-processes // max(1, capabilities.gpus))
+        return max(0, capabilities.gpu_memory_bytes // sharing - CUDA_CONTEXT_BYTES)
+    return max(0, capabilities.memory_bytes // processes - LIBRARIES_BYTES)
 
 
 def least_workload(tokens: float, steps: int, chosen: Hyperparameters) -> Workload:

@@ -23,31 +23,38 @@ def decide_request(
         if _as_asked(state.history.request, command):
             return []
         raise Conflict(f"job {command.job_id} exists already; use a new id", code="job_exists")
+    return [pinned(dataset_state, model_state, command)]
+
+
+def pinned(dataset_state: dataset.State, model_state: model.State, command: RequestJob) -> JobRequested:
+    """What would be recorded of a new request.
+
+    Raises:
+        Refused: dataset or model cannot be trained on, or not with these hyperparameters.
+    """
     ready_dataset = _ready_dataset(dataset_state, command.dataset_id)
     ready_model = _ready_model(model_state, command.model_id)
     _check_frames(ready_dataset, command)
-    return [
-        JobRequested(
-            name=command.name,
-            owner_id=command.owner_id,
-            dataset_id=command.dataset_id,
-            model_id=command.model_id,
-            dataset=PinnedInput(
-                listing=ready_dataset.registered.listing,
-                content_sha256=ready_dataset.validated.content_sha256,
-            ),
-            model=PinnedInput(
-                listing=ready_model.registered.listing, content_sha256=ready_model.validated.content_sha256
-            ),
-            manifest=ready_dataset.validated.manifest,
-            hyperparameters=command.hyperparameters,
-            pool=command.pool,
-            priority=command.priority,
-            labels=command.labels,
-            max_attempts=command.max_attempts,
-            model_shape=ready_model.validated.facts.shape,
-        )
-    ]
+    return JobRequested(
+        name=command.name,
+        owner_id=command.owner_id,
+        dataset_id=command.dataset_id,
+        model_id=command.model_id,
+        dataset=PinnedInput(
+            listing=ready_dataset.registered.listing,
+            content_sha256=ready_dataset.validated.content_sha256,
+        ),
+        model=PinnedInput(
+            listing=ready_model.registered.listing, content_sha256=ready_model.validated.content_sha256
+        ),
+        manifest=ready_dataset.validated.manifest,
+        hyperparameters=command.hyperparameters,
+        pool=command.pool,
+        priority=command.priority,
+        labels=command.labels,
+        max_attempts=command.max_attempts,
+        model_shape=ready_model.validated.facts.shape,
+    )
 
 
 def _ready_dataset(state: dataset.State, dataset_id: str) -> dataset.Ready:

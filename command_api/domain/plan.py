@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.datasets import DatasetFacts
+from schemas.datasets import DatasetFacts, Manifest
 from schemas.events.agent import Capabilities
 from schemas.events.job import JobRequested
 from schemas.footprint import Preflight
@@ -20,6 +20,24 @@ class Plan:
     held_out_examples: int
     epochs: float | None
     """None when steps are counted in tokens: how many an example has, only the model's tokenizer tells."""
+
+
+def facts_of(manifest: Manifest) -> DatasetFacts:
+    """The figures that a plan needs."""
+    smallest = min(manifest.clips, key=lambda clip: clip.frames, default=None)
+    own = any(example.split for example in manifest.examples)
+    return DatasetFacts(
+        clips=len(manifest.clips),
+        examples=len(manifest.examples),
+        frames=sum(clip.frames for clip in manifest.clips),
+        duration_seconds=sum(clip.duration_seconds for clip in manifest.clips),
+        size_bytes=sum(clip.size_bytes for clip in manifest.clips),
+        smallest_clip_frames=smallest.frames if smallest else 0,
+        smallest_clip=smallest.path if smallest else "",
+        characters=sum(len(turn.text) for example in manifest.examples for turn in example.messages),
+        split_groups=len(set(manifest.groups())),
+        validation_examples=sum(each.split == "validation" for each in manifest.examples) if own else None,
+    )
 
 
 def plan_training(facts: DatasetFacts, hyperparameters: Hyperparameters) -> Plan:

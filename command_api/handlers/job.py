@@ -34,8 +34,8 @@ _alone = single_aggregate(job.decide, _stream_of)
 @reading(lambda command: (command.job_id, command.dataset_id, command.model_id))
 def request_job(command: RequestJob, context: Context, streams: Streams) -> Changes:
     requested = streams.load(command.job_id)
-    dataset = _of_same_organization(streams.load(command.dataset_id), command.dataset_id, context)
-    model = _of_same_organization(streams.load(command.model_id), command.model_id, context)
+    dataset = owned(streams.load(command.dataset_id), command.dataset_id, context.organization_id)
+    model = owned(streams.load(command.model_id), command.model_id, context.organization_id)
     events = decide_request(requested.state, dataset.state, model.state, command)
     return [StreamEvents(command.job_id, requested.version, events)]
 
@@ -53,9 +53,13 @@ def claim_job(command: ClaimJob, context: Context, streams: Streams) -> Changes:
     return _alone(command, context, streams)
 
 
-def _of_same_organization(loaded: Loaded, item_id: str, context: Context) -> Loaded:
-    """Also for the control plane itself, which sees every organization's streams."""
-    if loaded.version and loaded.organization_id != context.organization_id:
+def owned(loaded: Loaded, item_id: str, organization_id: str | None) -> Loaded:
+    """The stream, if it is that organization's; also for the control plane itself, which sees all.
+
+    Raises:
+        NotFound: it is another one's.
+    """
+    if loaded.version and loaded.organization_id != organization_id:
         raise NotFound(f"{item_id} does not exist; check the id and the organization")
     return loaded
 

@@ -1,26 +1,25 @@
 """Admits or refuses requested jobs. Driven by what the board shows, so a restart only looks again."""
 
 import asyncio
-import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from botocore.exceptions import BotoCoreError
-from pydantic import ValidationError
 
 from command_api.domain.errors import Refused
-from command_api.domain.plan import fits, foreseen, plan_training, too_large
+from command_api.domain.plan import facts_of, fits, foreseen, plan_training, too_large
 from command_api.eventlog.recorder import SideRow
 from command_api.handlers.base import Context
 from command_api.handlers.bus import Answer, CommandBus
+from command_api.manifests import read_manifest
 from command_api.messaging.board import Item
 from command_api.messaging.follower import Follower
 from command_api.messaging.identity import item_context
-from command_api.objects import ObjectMissing, ObjectStore
+from command_api.objects import ObjectStore
 from schemas.commands import Command
 from schemas.commands.job import AdmitJob, RefuseJob, ValidateJob
-from schemas.datasets import MAX_MANIFEST_BYTES, DatasetFacts, Manifest
+from schemas.datasets import DatasetFacts
 from schemas.errors import KinoraError
 from schemas.events.job import JobRequested
 from schemas.objects import StoredObject
@@ -128,18 +127,13 @@ class Admission:
         if (known := self._known.get(manifest.sha256)) is not None:
             self._known.move_to_end(manifest.sha256)
             return known
-        if manifest.size_bytes > MAX_MANIFEST_BYTES:
-            return f"its manifest {manifest.key} is larger than {MAX_MANIFEST_BYTES} bytes"
-        try:
-            body = await self._store.get_bytes(manifest.key, limit=MAX_MANIFEST_BYTES)
-        except ObjectMissing:
-            return f"its manifest {manifest.key} is not in the store"
-        # Off the loop, which answers heartbeats meanwhile.
-        found = await asyncio.to_thread(_read_manifest, manifest, body)
-        if isinstance(found, DatasetFacts):
-            self._known[manifest.sha256] = found
-            if len(self._known) > KNOWN_MANIFESTS:
-                self._known.popitem(last=False)
+        read = await read_manifest(self._store, manifest)
+        if isinstance(read, str):
+            return read
+        found = await asyncio.to_thread(facts_of, read)
+        self._known[manifest.sha256] = found
+        if len(self._known) > KNOWN_MANIFESTS:
+            self._known.popitem(last=False)
         return found
 
 
@@ -158,38 +152,3 @@ def _taken(command: Command, answer: Answer) -> bool:
             return False
         case _:
             return True
-
-
-def _read_manifest(stored: StoredObject, body: bytes) -> DatasetFacts | str:
-    """The facts of a manifest that an agent wrote and nobody has checked yet, or what is wrong with it."""
-    if hashlib.sha256(body).hexdigest() != stored.sha256:
-        return f"its manifest {stored.key} is not what was validated"
-    try:
-        manifest = Manifest.model_validate_json(body)
-    except ValidationError as error:
-        return f"its manifest cannot be read: {error.error_count()} problems"
-    if not manifest.examples:
-        return "it has no examples"
-    if all(example.split == "validation" for example in manifest.examples):
-        return "all of its examples are for validation"
-    paths = {clip.path for clip in manifest.clips}
-    if unknown := next((each for each in manifest.examples if each.clip and each.clip not in paths), None):
-        return f"{unknown.where} names {unknown.clip}, which is not among its clips"
-    return _facts(manifest)
-
-
-def _facts(manifest: Manifest) -> DatasetFacts:
-    smallest = min(manifest.clips, key=lambda clip: clip.frames, default=None)
-    own = any(example.split for example in manifest.examples)
-    return DatasetFacts(
-        clips=len(manifest.clips),
-        examples=len(manifest.examples),
-        frames=sum(clip.frames for clip in manifest.clips),
-        duration_seconds=sum(clip.duration_seconds for clip in manifest.clips),
-        size_bytes=sum(clip.size_bytes for clip in manifest.clips),
-        smallest_clip_frames=smallest.frames if smallest else 0,
-        smallest_clip=smallest.path if smallest else "",
-        characters=sum(len(turn.text) for example in manifest.examples for turn in example.messages),
-        split_groups=len(set(manifest.groups())),
-        validation_examples=sum(each.split == "validation" for each in manifest.examples) if own else None,
-    )

@@ -1,12 +1,18 @@
 """Jobs: request, list, show, stop, and everything that one leaves behind."""
 
+import asyncio
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
+from command_api.auth.tokens import Principal
 from command_api.domain.errors import Conflict, NotFound
-from command_api.routes.calling import RATE_LIMIT, ClosedRoute, needs
+from command_api.domain.job_request import pinned
+from command_api.domain.outlook import PoolAgent, job_plan
+from command_api.handlers.job import owned
+from command_api.manifests import read_manifest
+from command_api.routes.calling import RATE_LIMIT, CallerOfRequest, ClosedRoute, needs
 from command_api.routes.commanding import AskingOfRequest
 from command_api.routes.downloads import DownloadFile, downloadable
 from command_api.routes.joblogs import LogLine, read_lines
@@ -23,6 +29,7 @@ from command_api.routes.reading import (
 from command_api.routes.showing import show
 from command_api.routes.travelling import MomentOfRequest, then
 from projections.views import jobs as view
+from projections.views.agents import of_pool
 from projections.views.jobs import Checkpoint, JobDetail, Jobs, JobView
 from projections.views.logs import segments
 from projections.views.loss_curve import LossPoint, curve
@@ -30,6 +37,7 @@ from schemas.api import CreateJobBody, StopJobBody
 from schemas.commands.job import RequestJob, StopJob
 from schemas.events.job import Evaluation
 from schemas.ids import JobId, Prefix, new_id
+from schemas.job_plan import JobPlan
 from schemas.job_status import JobPhase
 from schemas.training import AdapterFacts
 
@@ -84,21 +92,44 @@ class AdapterFiles(BaseModel):
 )
 async def create(body: CreateJobBody, asking: AskingOfRequest) -> dict[str, Any]:
     job_id = new_id(Prefix.JOB)
-    command = RequestJob(
-        job_id=job_id,
-        name=body.name or f"job {job_id[-8:]}",
-        owner_id=asking.caller.user_id,
-        dataset_id=body.dataset_id,
-        model_id=body.model_id,
-        hyperparameters=body.hyperparameters,
-        pool=body.pool,
-        priority=body.priority,
-        labels=body.labels,
-    )
-    outcome = await asking.execute(command, body)
+    outcome = await asking.execute(_request(body, job_id, asking.caller), body)
     job_id = outcome.events[0].stream_id
     asking.response.headers["Location"] = f"/api/v1/jobs/{job_id}"
     return {**dict(await show(asking.parts, _JOBS, job_id, outcome)), "command_id": asking.command_id}
+
+
+@router.post(
+    "/plan",
+    dependencies=[needs("jobs:write")],
+    operation_id="jobs_plan",
+    response_model=JobPlan,
+    responses=problems(*QUERY, 409),
+    summary="What would happen if this job was requested",
+    description="Takes what `POST /jobs` takes and refuses what that refuses, but nothing is recorded: steps,"
+    " tokens, peak memory with the parts of its sum, time and energy as ranges, whether it fits on each agent"
+    " of its pool, and what to know before. Tokens are reckoned from characters and from the clips' sizes;"
+    " the engine counts them before the first step.",
+    openapi_extra={RATE_LIMIT: "job_creation"},
+)
+async def plan(body: CreateJobBody, reading: ReadingOfRequest, caller: CallerOfRequest) -> JobPlan:
+    organization_id, parts = reading.organization_id, reading.parts
+    dataset = owned(await parts.bus.load(body.dataset_id), body.dataset_id, organization_id).state
+    model = owned(await parts.bus.load(body.model_id), body.model_id, organization_id).state
+    request = pinned(dataset, model, _request(body, new_id(Prefix.JOB), caller))
+    manifest = await read_manifest(parts.store, request.manifest)
+    if isinstance(manifest, str):
+        raise Conflict(
+            f"dataset {body.dataset_id} cannot be trained on: {manifest}; register it again",
+            code="invalid_dataset",
+        )
+    await reading.fresh("agents", None)
+    async with parts.pool.connection() as connection:
+        agents = await of_pool(connection, organization_id, body.pool)
+    pool = [PoolAgent(each.id, each.name, each.status == "online", each.capabilities) for each in agents]
+    # Off the loop: a dataset may have very many rows.
+    return await asyncio.to_thread(
+        job_plan, request, manifest, dataset.validated.facts, model.validated.facts, pool
+    )
 
 
 @router.get(
@@ -287,6 +318,20 @@ async def adapter(job_id: JobId, reading: ReadingOfRequest, min_position: MinPos
         raise Conflict(f"job {job_id} is {job.status} and has no adapter (yet)", code="no_adapter")
     files = [await downloadable(reading.parts, each) for each in job.adapter]
     return AdapterFiles(job_id=job_id, partial=job.adapter_partial, facts=job.adapter_facts, files=files)
+
+
+def _request(body: CreateJobBody, job_id: str, caller: Principal) -> RequestJob:
+    return RequestJob(
+        job_id=job_id,
+        name=body.name or f"job {job_id[-8:]}",
+        owner_id=caller.user_id,
+        dataset_id=body.dataset_id,
+        model_id=body.model_id,
+        hyperparameters=body.hyperparameters,
+        pool=body.pool,
+        priority=body.priority,
+        labels=body.labels,
+    )
 
 
 async def _job(reading: Reading, job_id: str) -> JobDetail:

@@ -29,6 +29,7 @@ from kinora.cli.output import (
 )
 from kinora.client import Client, Json, at
 from kinora.feed import follow
+from kinora.job_plan import job_plan
 from kinora.parameters import Parameter, parameters
 from kinora.watch import JobProgress, duration, percent, picture
 from schemas.errors import KinoraError
@@ -73,55 +74,53 @@ def hyperparameters(flags: Mapping[str, str | None], pairs: Sequence[str]) -> Hy
         ) from error
 
 
+Dataset = Annotated[str, typer.Option(help="Dataset id.")]
+Model = Annotated[str, typer.Option(help="Base model id.")]
+Name = Annotated[str, typer.Option()]
+Rank = Annotated[str | None, typer.Option(help="LoRA rank.", metavar="NUMBER")]
+Alpha = Annotated[str | None, typer.Option(help="LoRA alpha.", metavar="NUMBER")]
+Number = Annotated[str | None, typer.Option(metavar="NUMBER")]
+FramesPerClip = Annotated[str | None, typer.Option(help="Frames per clip.", metavar="NUMBER")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p",
+        "--parameter",
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any hyperparameter; `kinora jobs parameters` lists them. May be given several times.",
+    ),
+]
+Priority = Annotated[str, typer.Option(help="high, normal or low.")]
+Pool = Annotated[str, typer.Option(help="Agents that may take it.")]
+
+
 @app.command()
 @door
 def submit(
-    dataset: Annotated[str, typer.Option(help="Dataset id.")],
-    model: Annotated[str, typer.Option(help="Base model id.")],
-    name: Annotated[str, typer.Option()] = "",
-    rank: Annotated[str | None, typer.Option(help="LoRA rank.", metavar="NUMBER")] = None,
-    alpha: Annotated[str | None, typer.Option(help="LoRA alpha.", metavar="NUMBER")] = None,
-    learning_rate: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
-    batch_size: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
-    epochs: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
-    max_steps: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
-    frames: Annotated[str | None, typer.Option(help="Frames per clip.", metavar="NUMBER")] = None,
-    seed: Annotated[str | None, typer.Option(metavar="NUMBER")] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-p",
-            "--parameter",
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any hyperparameter; `kinora jobs parameters` lists them. May be given several times.",
-        ),
-    ] = None,
-    priority: Annotated[str, typer.Option(help="high, normal or low.")] = "normal",
-    pool: Annotated[str, typer.Option(help="Agents that may take it.")] = "default",
+    dataset: Dataset,
+    model: Model,
+    name: Name = "",
+    rank: Rank = None,
+    alpha: Alpha = None,
+    learning_rate: Number = None,
+    batch_size: Number = None,
+    epochs: Number = None,
+    max_steps: Number = None,
+    frames: FramesPerClip = None,
+    seed: Number = None,
+    parameter: Parameters = None,
+    priority: Priority = "normal",
+    pool: Pool = "default",
     watch: Annotated[bool, typer.Option(help="Follow it until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask for a fine-tuning."""
-    flags = {
-        "rank": rank,
-        "alpha": alpha,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "frames": frames,
-        "seed": seed,
-    }
-    settings = hyperparameters(flags, parameter or [])
-    body = {
-        "name": name,
-        "dataset_id": dataset,
-        "model_id": model,
-        "hyperparameters": settings.model_dump(mode="json", exclude_unset=True),
-        "pool": pool,
-        "priority": priority,
-    }
+    body = _body(
+        (dataset, model, name, pool, priority),
+        (rank, alpha, learning_rate, batch_size, epochs, max_steps, frames, seed),
+        parameter or [],
+    )
     with connect() as client:
         job = client.post("/jobs", body)
         if as_json:
@@ -132,6 +131,56 @@ def submit(
         _warn_of_empty_pool(client, pool)
         if watch:
             _leave(_watch_live(client, job))
+
+
+@app.command()
+@door
+def plan(
+    dataset: Dataset,
+    model: Model,
+    name: Name = "",
+    rank: Rank = None,
+    alpha: Alpha = None,
+    learning_rate: Number = None,
+    batch_size: Number = None,
+    epochs: Number = None,
+    max_steps: Number = None,
+    frames: FramesPerClip = None,
+    seed: Number = None,
+    parameter: Parameters = None,
+    priority: Priority = "normal",
+    pool: Pool = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a fine-tuning would take, and whether it fits; nothing is submitted."""
+    body = _body(
+        (dataset, model, name, pool, priority),
+        (rank, alpha, learning_rate, batch_size, epochs, max_steps, frames, seed),
+        parameter or [],
+    )
+    with connect() as client:
+        planned = client.post("/jobs/plan", body)
+    if as_json:
+        print_json(planned)
+    else:
+        out.print(job_plan(planned), highlight=False)
+
+
+_FLAGS = ("rank", "alpha", "learning_rate", "batch_size", "epochs", "max_steps", "frames", "seed")
+
+
+def _body(asked: tuple[str, ...], flags: tuple[str | None, ...], pairs: Sequence[str]) -> Json:
+    """What is posted, to be submitted or only planned."""
+    dataset, model, name, pool, priority = asked
+    settings = hyperparameters(dict(zip(_FLAGS, flags, strict=True)), pairs)
+    return {
+        "name": name,
+        "dataset_id": dataset,
+        "model_id": model,
+        "hyperparameters": settings.model_dump(mode="json", exclude_unset=True),
+        "pool": pool,
+        "priority": priority,
+    }
 
 
 @app.command("parameters")

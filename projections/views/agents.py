@@ -218,6 +218,21 @@ async def page(
     return await _with_items(connection, [_QUERIES.read(stored) for stored in found])
 
 
+async def of_pool(connection: AsyncConnection[Any], organization_id: str, pool: str) -> list[AgentDocument]:
+    """The agents of a pool, without the revoked ones, the oldest first."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            """
+            SELECT document
+              FROM view_agents.agents
+             WHERE organization_id = %s AND document->>'pool' = %s AND status <> 'revoked'
+             ORDER BY created_at, id
+            """,
+            [organization_id, pool],
+        )
+        return [AgentDocument.model_validate(row["document"]) for row in await cursor.fetchall()]
+
+
 class _Held(HeldItem):
     agent_id: str
 

@@ -25,14 +25,12 @@ from qlora_engine.updates import Logged
 from schemas.datasets import Clip, Example, Manifest
 from schemas.events.agent import AgentProfile
 from schemas.footprint import Preflight
-from schemas.preflight import LIBRARIES_BYTES, Workload, predict, timed
+from schemas.preflight import ERROR, LIBRARIES_BYTES, Workload, predict, timed
 from schemas.preflight import Device as Where
 from schemas.training import Hyperparameters
 
 MOST_STEPS = 2_000
 """Steps that are looked at one by one; what comes later is assumed to be like them."""
-ERROR = 1.1
-"""Times what was predicted that a training may really take: what fits is what fits with that."""
 WASTE = 5
 """Times the peak that glibc may hold when it is not told to return what was freed."""
 

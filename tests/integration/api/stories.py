@@ -17,6 +17,7 @@ from schemas.commands.job import AdmitJob, ClaimJob, ReportAttempt, ValidateJob
 from schemas.commands.model import ClaimModelValidation
 from schemas.datasets import DatasetFacts, Manifest, ModelFacts
 from schemas.events.job import Evaluation, ProgressPoint
+from schemas.footprint import ModelShape
 from schemas.objects import StoredObject, adapter_prefix, checkpoint_prefix, log_prefix, validation_prefix
 from schemas.training import AdapterFacts
 from tests.integration.api.running import Person, Visit
@@ -137,12 +138,14 @@ class Inputs:
     model_files: Files
 
 
-async def ready_inputs(visit: Visit, person: Person) -> Inputs:
+async def ready_inputs(
+    visit: Visit, person: Person, manifest: Manifest | None = None, shape: ModelShape | None = None
+) -> Inputs:
     dataset = await uploaded(person, "datasets", {"captions.jsonl": b"{}", "a.mp4": b"clip"})
     model_files = {"config.json": b"{}", "model.safetensors": b"weights"}
     model = await uploaded(person, "models", model_files, "tiny")
     agent = await Agent.enrolled(visit, person)
-    await judge_dataset(agent, dataset["id"])
+    await judge_dataset(agent, dataset["id"], manifest)
     await agent.execute(ClaimModelValidation(model_id=model["id"], agent_id=agent.agent_id, attempt=1))
     facts = ModelFacts(
         family="smolvlm",
@@ -154,15 +157,16 @@ async def ready_inputs(visit: Visit, person: Person) -> Inputs:
         text_linear_layers=5,
         context_tokens=2048,
         image_size=64,
+        shape=shape,
     )
     await agent.report(model["id"], work.ModelJudged(facts=facts, content_sha256="cd" * 32))
     return Inputs(dataset["id"], dataset["upload_id"], model["id"], model_files)
 
 
-async def judge_dataset(agent: Agent, dataset_id: str) -> int:
+async def judge_dataset(agent: Agent, dataset_id: str, found: Manifest | None = None) -> int:
     """The dataset is found valid."""
     await agent.execute(ClaimDatasetValidation(dataset_id=dataset_id, agent_id=agent.agent_id, attempt=1))
-    manifest = Manifest(clips=(), examples=()).model_dump_json().encode()
+    manifest = (found or Manifest(clips=(), examples=())).model_dump_json().encode()
     prefix = validation_prefix(agent.person.organization_id, dataset_id, 1)
     (stored,) = await agent.stored(prefix, {"manifest.json": manifest})
     facts = DatasetFacts(

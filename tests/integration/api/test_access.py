@@ -240,10 +240,9 @@ async def test_what_belongs_to_others_does_not_exist(visit: Visit, ada: Person, 
         assert_absent(answer, f"{each.method} {each.template}")
         tried += 1
     assert tried > 15
-    assert_absent(
-        await bob.post("/jobs", {"dataset_id": inputs.dataset_id, "model_id": inputs.model_id}),
-        "their inputs",
-    )
+    for path in ("/jobs", "/jobs/plan"):
+        body = {"dataset_id": inputs.dataset_id, "model_id": inputs.model_id}
+        assert_absent(await bob.post(path, body), "their inputs")
     for path in (f"/datasets/{inputs.dataset_id}", f"/models/{inputs.model_id}", f"/jobs/{job['id']}"):
         assert (await ada.get(path)).json()["status"] not in ("deleted", "cancelling", "cancelled")
     assert (await ada.get(f"/event-subscriptions/{subscription['id']}")).json()["status"] == "active"
