@@ -5,17 +5,15 @@ from datetime import UTC, datetime, timedelta
 
 from command_api.auth.tokens import Principal
 from command_api.feed.frames import EventFilter, From, Subscribe
+from command_api.feed.known import is_stream, is_workspace
 from command_api.feed.parts import FeedParts
 from command_api.feed.subscription import Selection, Subscription
 from projections.sentences import types_from
 from schemas.events import REGISTRY
-from schemas.events.identity import WorkspaceCreated
 from schemas.pins import UnknownVersion, pins_of
 
 _CLOCKS_DIFFER = timedelta(minutes=1)
 """By so much a client's "now" may lie ahead of the service's."""
-
-_MOST_WORKSPACES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,11 @@ async def open_subscription(
         stream_id=stream_id,
         workspace_id=wanted.workspace_id,
     )
-    if stream_id is not None and not await parts.reader.page(
-        0, 1, organization_id=selection.organization_id, stream_id=stream_id
-    ):
+    if stream_id is not None and not await is_stream(parts.reader, selection.organization_id, stream_id):
         return Fault("not_found", f"{stream_id} does not exist", "/filter")
-    if wanted.workspace_id is not None and not await _is_workspace(parts, caller, wanted.workspace_id):
+    if wanted.workspace_id is not None and not await is_workspace(
+        parts.reader, caller.organization_id, wanted.workspace_id
+    ):
         return Fault("not_found", f"{wanted.workspace_id} does not exist", "/filter/workspace_id")
     return Subscription(
         name=asked.sub,
@@ -77,20 +75,6 @@ async def open_subscription(
         conflated=asked.mode == "conflated",
         pins=pins,
     )
-
-
-async def _is_workspace(parts: FeedParts, caller: Principal, workspace_id: str) -> bool:
-    """Whether the caller's organization has it: its own stream tells of all that it ever had."""
-    organization_id = caller.organization_id
-    begun = await parts.reader.page(
-        0,
-        _MOST_WORKSPACES,
-        organization_id=organization_id,
-        stream_id=organization_id,
-        types=[WorkspaceCreated.TYPE],
-    )
-    events = [row.recorded().event for row in begun]
-    return any(isinstance(event, WorkspaceCreated) and event.workspace_id == workspace_id for event in events)
 
 
 async def _start(parts: FeedParts, asked: Subscribe, head: int) -> int:

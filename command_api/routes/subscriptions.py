@@ -6,8 +6,9 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from command_api.credentials.subscriptions import SubscriptionGoneRow
-from command_api.domain.errors import Conflict, NotFound
+from command_api.domain.errors import Conflict, Invalid, NotFound
 from command_api.domain.webhook_addresses import check_url
+from command_api.feed.known import is_stream, is_workspace
 from command_api.problems import BadPosition
 from command_api.routes.calling import ClosedRoute, needs
 from command_api.routes.commanding import Asking, AskingOfRequest
@@ -147,8 +148,10 @@ async def create(body: CreateSubscriptionBody, asking: AskingOfRequest) -> dict[
     if body.url is not None:
         check_url(body.url)
         check_target(body.url, parts.settings.webhooks)
+    context = asking.context(body)
+    await _check_filter(parts, context.organization_id or "", body)
     after = await _after(parts, body)
-    made = await parts.subscriptions.create(body, after, asking.context(body))
+    made = await parts.subscriptions.create(body, after, context)
     asking.mark(made.outcome)
     asking.response.headers["Location"] = f"/api/v1/event-subscriptions/{made.subscription_id}"
     found = await show(parts, _VIEW, made.subscription_id, made.outcome)
@@ -158,6 +161,25 @@ async def create(body: CreateSubscriptionBody, asking: AskingOfRequest) -> dict[
         "credentials": made.credentials,
         "signing_secret": made.signing_secret,
     }
+
+
+async def _check_filter(parts: Parts, organization_id: str, body: CreateSubscriptionBody) -> None:
+    """Refuse what would never deliver anything.
+
+    Raises:
+        Invalid: the organization has no such stream or workspace.
+    """
+    stream_id = body.filter.stream_id if body.kind == "webhook" else None  # NATS has no such filter at all
+    if stream_id is not None and not await is_stream(parts.reader, organization_id, stream_id):
+        raise _unknown("/filter/stream_id", stream_id)
+    workspace_id = body.filter.workspace_id
+    if workspace_id is not None and not await is_workspace(parts.reader, organization_id, workspace_id):
+        raise _unknown("/filter/workspace_id", workspace_id)
+
+
+def _unknown(pointer: str, value: str) -> Invalid:
+    message = f"{value} does not exist; check the id, and the organization that you are in"
+    return Invalid.field(pointer, "unknown_value", message)
 
 
 async def _after(parts: Parts, body: CreateSubscriptionBody) -> int:

@@ -15,9 +15,7 @@ def receive(request, respond):
     except WebhookVerificationError:
         respond("401 Unauthorized", [])
         return []
-    if (
-        event["id"] not in seen
-    ):  # a delivery may be repeated; keep the ids with what you do, in one transaction
+    if event["id"] not in seen:  # one may come again: keep the ids in the transaction of what you do
         seen.add(event["id"])
         print(event["type"], event["subject"], event["data"], flush=True)
     respond("204 No Content", [])

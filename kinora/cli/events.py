@@ -161,7 +161,7 @@ def export_events(
         markup=False,
         highlight=False,
     )
-    talk.print(f"later events are added by the same command; check the file: kinora events verify {file}")
+    talk.print("later events are added by the same command; to verify, get a signed head: kinora audit fetch")
 
 
 def _print_line(event: Json, indent: int = 0) -> None:

@@ -61,7 +61,10 @@ def _evidence(files: list[Path], head: Path | None, key: Path | None, leaves: Pa
     if folders := [file for file in files if file.is_dir()]:
         raise FileUnfit(f"{folders[0]} is a folder; name it alone, or name export files")
     if head is None or key is None:
-        raise FileUnfit("an export is verified by a signed head and a public key: give --head and --key")
+        raise FileUnfit(
+            "an export is verified by a signed head and a public key: give --head and --key;"
+            " kinora audit fetch FOLDER gets them, with the events and their leaf hashes"
+        )
     return Evidence(tuple(files), head, key, leaves)
 
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from command_api.backup.create import Source, back_up
 from command_api.backup.folder import BackupFolder
@@ -118,6 +119,41 @@ async def test_a_planted_canary_is_found_nowhere_and_the_log_is_what_it_was(
         "public.kinora_commands",  # the streams that commands of others were about
     }
     assert not any(name.startswith("public.kinora_person") for name in left)
+
+
+async def test_what_receivers_answered_to_their_events_goes_and_what_is_due_is_still_sent(
+    visit: Visit, bob: Person
+) -> None:
+    ada = await visit.sign_up("ada")
+    theirs, others = canary(), canary()
+    rows = []
+    for person, answer in ((ada, theirs), (bob, others)):
+        answered = await person.get("/events", params={"stream_id": person.organization_id})
+        for status, event in zip(("delivered", "failed", "pending"), answered.json()["data"], strict=True):
+            assert event["actor"] == person.user_id
+            rows.append((event["id"], event["type"], event["subject"], status, Jsonb([{"answer": answer}])))
+    with psycopg.connect(visit.service.parts.settings.postgres.conninfo()) as connection:
+        connection.cursor().executemany(
+            "INSERT INTO kinora_webhook_deliveries (delivery_id, subscription_id, organization_id, event_id,"
+            " event_type, stream_id, status, attempts, due_at, created_at)"
+            " VALUES ('dlv_' || %(event)s, 'sub_erasure', 'org_erasure', %(event)s, %(type)s, %(stream)s,"
+            " %(status)s, %(attempts)s, now(), now())",
+            [dict(zip(("event", "type", "stream", "status", "attempts"), row, strict=True)) for row in rows],
+        )
+    assert tables_with(visit, theirs) == {"public.kinora_webhook_deliveries"}
+
+    assert (await erase(ada, ada.user_id))[0] == 200
+
+    assert tables_with(visit, theirs) == set()
+    with psycopg.connect(visit.service.parts.settings.postgres.conninfo()) as connection:
+        left = connection.execute(
+            "DELETE FROM kinora_webhook_deliveries WHERE subscription_id = 'sub_erasure'"
+            " RETURNING event_id, status, attempts"
+        ).fetchall()
+    mine, of_bob = rows[2], rows[3:]
+    assert sorted(left) == sorted(
+        [(mine[0], "pending", []), *((row[0], row[3], [{"answer": others}]) for row in of_bob)]
+    )
 
 
 async def test_ciphertext_stays_and_its_key_is_gone(visit: Visit) -> None:

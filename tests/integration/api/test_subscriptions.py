@@ -8,6 +8,7 @@ from uuid import uuid4
 import psycopg
 
 from command_api.credentials.subscriptions import WebhookSecrets
+from schemas.ids import Prefix, new_id
 from tests.integration.api.running import Person, Visit
 
 WEBHOOK = {"name": "chat", "kind": "webhook", "url": "https://hooks.example.org/kinora"}
@@ -111,6 +112,22 @@ async def test_where_delivery_begins(ada: Person) -> None:
     assert 1 < latest["after"] < latest["last_position"]
     beyond = await ada.post("/event-subscriptions", WEBHOOK | {"start": 2**40})
     assert (beyond.status_code, beyond.json()["code"]) == (400, "bad_position")
+
+
+async def test_a_filter_that_nothing_of_one_s_own_can_pass_is_refused(ada: Person, bob: Person) -> None:
+    """Another organization's workspace, or a stream that never was: it would stay silent for ever."""
+    for body, pointer in (
+        (NATS | {"filter": {"workspace_id": bob.workspace_id}}, "/filter/workspace_id"),
+        (WEBHOOK | {"filter": {"workspace_id": bob.workspace_id}}, "/filter/workspace_id"),
+        (WEBHOOK | {"filter": {"stream_id": bob.organization_id}}, "/filter/stream_id"),
+        (WEBHOOK | {"filter": {"stream_id": new_id(Prefix.JOB)}}, "/filter/stream_id"),
+    ):
+        answer = await ada.post("/event-subscriptions", body)
+        (error,) = answer.json()["errors"]
+        assert (answer.status_code, error["code"], error["pointer"]) == (422, "unknown_value", pointer)
+        assert "does not exist" in error["message"]
+    for wanted in ({"workspace_id": ada.workspace_id}, {"stream_id": ada.organization_id}):
+        await subscribed(ada, WEBHOOK | {"filter": wanted})
 
 
 async def test_an_organization_has_only_so_many(visit: Visit, bob: Person) -> None:
