@@ -8,16 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from qlora_engine.adapters.injection import Injected, checkpoint_activations
-from qlora_engine.adapters.ranks.resize import ranks_of
 from qlora_engine.data.batches import Cursor, Step, Steps
 from qlora_engine.data.collate import Batch, Collator
-from qlora_engine.data.dealing import Part
 from qlora_engine.data.frames import Frames
 from qlora_engine.errors import NonFiniteLoss, OutOfMemory
 from qlora_engine.memory import Exhausted, peak_memory_bytes, tried
@@ -34,6 +31,8 @@ from qlora_engine.training.optimizer_step import step_by_slices
 from qlora_engine.training.passes import Pass, passes
 from qlora_engine.training.random_states import RandomStates
 from qlora_engine.training.rank_phase import RankPhase
+from qlora_engine.training.rank_trial import give_out_ranks
+from qlora_engine.training.step import Prepared, Seen, Taken
 from qlora_engine.updates import (
     Alive,
     CheckpointWritten,
@@ -45,7 +44,7 @@ from qlora_engine.updates import (
     Update,
 )
 from schemas.datasets import Example
-from schemas.events.job import ProgressPoint, RankTrial
+from schemas.events.job import ProgressPoint
 from schemas.training import Hyperparameters
 
 Emit = Callable[[Update], None]
@@ -55,62 +54,6 @@ ALIVE_SECONDS = 5.0
 """How often a long step tells that it goes on."""
 AHEAD = 2
 """Steps whose rows are decoded and encoded while the present one trains."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What one optimizer step takes, decoded and encoded."""
-
-    step: Step
-    parts: tuple[Part, ...]
-    """What of it this process computes."""
-    rows: tuple[Batch, ...]
-    """As `parts`."""
-    frames_divisor: int
-    """See `Economy`."""
-
-    @property
-    def samples(self) -> list[int]:
-        """Of the whole step, by place."""
-        return [sample for row in self.step.rows for sample in row]
-
-    @property
-    def tokens(self) -> int:
-        return sum(row.tokens for row in self.rows)
-
-    @property
-    def supervised(self) -> int:
-        """Tokens that the loss is computed on."""
-        return sum(row.supervised for row in self.rows)
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A step that was taken, as it is told."""
-
-    point: ProgressPoint
-    after: Cursor
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One way of a trial."""
-
-    taken: tuple[Taken, ...]
-    judged: int
-    """Held-out examples."""
-    loss: float
-    """Theirs, after the steps."""
-
-
-@dataclass
-class _Seen:
-    """Of one step, by one process."""
-
-    loss: float = 0.0
-    """Its part of the sum over supervised tokens, divided by those of all processes."""
-    by_place: dict[int, float] = field(default_factory=dict)
-    """Loss per supervised token of each sample that it had."""
 
 
 @dataclass
@@ -159,20 +102,25 @@ class Loop:
             self._look()
         with self._ahead() as prepared:
             for ahead in prepared:
-                if self.world.asked(self.stop) is not None:
+                if self.asked_to_stop:
                     return
                 if self._fell_behind:
                     break
                 before = self.state.step
                 if self.ranks is not None and self.ranks.due(before):
-                    if not self._give_out_ranks(self.ranks, ahead, prepared):
+                    if not give_out_ranks(self, self.ranks, ahead, prepared):
                         return
                 else:
-                    self._report(self._take(ahead))
+                    self.report(self.take(ahead))
                 self._look()
                 if self._passed(self.hyperparameters.checkpoint_every_steps, before):
                     self.save()
         self._end_with_the_best()
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Asked by all processes together."""
+        return self.world.asked(self.stop) is not None
 
     def evaluate(self, phase: Phase) -> Measured | None:
         """Measure the adapter on held-out examples; None when a stop was asked for on the way."""
@@ -182,9 +130,9 @@ class Loop:
             measured = self.evaluator.measure(
                 self.stop,
                 lambda done, total: self.emit(Preparing(phase="evaluating", done=done, total=total)),
-                self._relieve,
+                self.relieve,
             )
-        self._keep_up()
+        self.keep_up()
         if measured is not None:
             self.emit(EvaluationDone(step=self.state.step, phase=phase, evaluation=measured.evaluation))
         return measured
@@ -197,7 +145,8 @@ class Loop:
 
     # ---- one step ----------------------------------------------------------------------------------------
 
-    def _take(self, ahead: Future[Prepared]) -> Taken:
+    def take(self, ahead: Future[Prepared]) -> Taken:
+        """One optimizer step; `report` tells of it, where it counts."""
         began = time.perf_counter()
         number = self.state.step + 1
         prepared = ahead.result()
@@ -209,11 +158,11 @@ class Loop:
         step_by_slices(
             self.optimizer,
             lambda: self.economy.optimizer_slice,
-            lambda found: self._relieve(Failed("optimizer"), found),
+            lambda found: self.relieve(Failed("optimizer"), found),
         )
         self.scheduler.step()
         self.optimizer.zero_grad()
-        self._keep_up()
+        self.keep_up()
         seconds = time.perf_counter() - began
         self.state = replace(
             self.state,
@@ -234,7 +183,7 @@ class Loop:
         )
         return Taken(point, prepared.step.after)
 
-    def _computed(self, prepared: Prepared, supervised: float, number: int) -> tuple[Prepared, "_Seen"]:
+    def _computed(self, prepared: Prepared, supervised: float, number: int) -> tuple[Prepared, Seen]:
         """This process's part of the step, whose exact gradient is left in the parameters.
 
         Where memory does not suffice, the same step is computed again, with the same random numbers. Nothing
@@ -249,14 +198,14 @@ class Loop:
                 return prepared, found
             self.optimizer.zero_grad()
             random.restore()
-            self._relieve(self._failing, found)
+            self.relieve(self._failing, found)
 
-    def _watched(self, prepared: Prepared, supervised: float, number: int) -> "_Seen":
+    def _watched(self, prepared: Prepared, supervised: float, number: int) -> Seen:
         with nullcontext() if self.ranks is None else self.ranks.watching(number):
             return self._accumulate(prepared, supervised, number)
 
-    def _accumulate(self, prepared: Prepared, supervised: float, number: int) -> "_Seen":
-        seen = _Seen()
+    def _accumulate(self, prepared: Prepared, supervised: float, number: int) -> Seen:
+        seen = Seen()
         self._rows = []
         whole = prepared.samples
         spoken = time.perf_counter()
@@ -270,7 +219,7 @@ class Loop:
                         spoken = time.perf_counter()
         return seen
 
-    def _together(self, prepared: Prepared, seen: "_Seen") -> tuple[float, float]:
+    def _together(self, prepared: Prepared, seen: Seen) -> tuple[float, float]:
         """Tokens of the step and its loss per supervised token; all gradients are added up.
 
         Every process hears what the examples cost, so that all keep the same.
@@ -295,7 +244,7 @@ class Loop:
         return norm
 
     def _pass(
-        self, part: Pass, samples: Mapping[int, int], supervised: float, number: int, seen: "_Seen"
+        self, part: Pass, samples: Mapping[int, int], supervised: float, number: int, seen: Seen
     ) -> None:
         """One forward and one backward pass; `samples` are by their place in the step."""
         self._failing = _failing("forward", part.batch)
@@ -331,7 +280,8 @@ class Loop:
             f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm. {evidence.message}"
         )
 
-    def _report(self, taken: Taken) -> None:
+    def report(self, taken: Taken) -> None:
+        """A step counts: into the series, and to whoever watches."""
         point = taken.point
         if self.world.first:
             with self.series.open("a", encoding="utf-8") as series:
@@ -379,7 +329,7 @@ class Loop:
 
     # ---- where memory does not suffice -------------------------------------------------------------------
 
-    def _relieve(self, failed: Failed, found: Exhausted) -> None:
+    def relieve(self, failed: Failed, found: Exhausted) -> None:
         """Take the next rung.
 
         Raises:
@@ -400,7 +350,7 @@ class Loop:
             )
         )
 
-    def _keep_up(self) -> None:
+    def keep_up(self) -> None:
         """What one process does without, all do from here on; called by all together."""
         agreed = Economy.of_thrift(self.world.combine(self.economy.thrift, "max"))
         if agreed != self.economy:
@@ -419,58 +369,6 @@ class Loop:
             self.collator = self.evaluator.collator = replace(self.collator, frames=source)
             self.checkpoints.exporter.sampling = source.sampling  # whoever uses the adapter needs to know
         self.economy = economy  # last: steps that are being prepared count as made by the one before
-
-    # ---- ranks -------------------------------------------------------------------------------------------
-
-    def _give_out_ranks(
-        self, phase: RankPhase, first: Future[Prepared], rest: Iterator[Future[Prepared]]
-    ) -> bool:
-        """Change ranks and take the next steps with them; False when a stop was asked for, and nothing done.
-
-        No checkpoint falls in between: whoever resumes from an older one does the same again.
-        """
-        step, before = self.state.step, ranks_of(self.injected.model)
-        allocated = phase.allocated(step)
-        if not phase.tries_both(step):
-            phase.grow(allocated, step)
-            self.emit(phase.told(before, step, None))
-            self._report(self._take(first))
-            return True
-        start = self.checkpoints.hold(self.state)
-        batches = [first, *islice(rest, phase.rounds.trial - 1)]
-        even = self._try(phase, phase.even(step), batches)
-        arrived = self.checkpoints.hold(self.state)
-        self.state = self.checkpoints.put_back(start)
-        ours = self._try(phase, allocated, batches) if even is not None else None
-        if even is None or ours is None:
-            self.state = self.checkpoints.put_back(start)
-            return False
-        trial = RankTrial(
-            steps=len(batches), examples=even.judged, allocated_loss=ours.loss, uniform_loss=even.loss
-        )
-        if not trial.passed:
-            self.state = self.checkpoints.put_back(arrived)
-            phase.grow(phase.uniform(), step)
-        self.emit(phase.told(before, step, trial))
-        for taken in (ours if trial.passed else even).taken:
-            self._report(taken)
-        return True
-
-    def _try(
-        self, phase: RankPhase, ranks: Mapping[str, int], batches: Sequence[Future[Prepared]]
-    ) -> Tried | None:
-        """Train with these ranks from here; None when a stop was asked for."""
-        phase.grow(ranks, self.state.step)
-        taken = []
-        for batch in batches:
-            if self.world.asked(self.stop) is not None:
-                return None
-            taken.append(self._take(batch))
-            self.emit(Alive())
-        judged = self.evaluator.some(phase.rounds.judged)
-        loss = self.evaluator.loss(judged, self._relieve)
-        self._keep_up()
-        return Tried(tuple(taken), len(judged), loss)
 
     # ---- early stopping ----------------------------------------------------------------------------------
 
