@@ -46,46 +46,28 @@ class Drawn:
 
 def make_model(folder: Path, layers: int) -> None:
     """SmolVLM2-256M's shape; it has 30 layers of text and 12 of vision."""
-    import torch
-    from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
-    from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
+    from qlora_engine.models.tiny_random import smolvlm_of, smolvlm_tokenizer, write_smolvlm
 
-    from qlora_engine.models.families import smolvlm
-    from qlora_engine.models.tiny_random import smolvlm_tokenizer, write_preprocessor
-
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+    }
+    vision = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": max(1, layers * 12 // 30),
+        "num_attention_heads": 12,
+        "image_size": IMAGE,
+        "patch_size": 16,
+    }
     tokenizer = smolvlm_tokenizer()
-    text = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    vision = SmolVLMVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=max(1, layers * 12 // 30),
-        num_attention_heads=12,
-        image_size=IMAGE,
-        patch_size=16,
-    )
-    config = SmolVLMConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(smolvlm.IMAGE),
-        scale_factor=2,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    SmolVLMForConditionalGeneration(config).save_pretrained(folder / MODEL_FOLDER)
-    tokenizer.save_pretrained(folder / MODEL_FOLDER)
-    write_preprocessor(folder / MODEL_FOLDER, "smolvlm")
+    config = smolvlm_of(tokenizer, text, vision, scale_factor=2, tie_word_embeddings=True)
+    write_smolvlm(folder / MODEL_FOLDER, tokenizer, config)
 
 
 def make_samples(folder: Path, count: int) -> list[Drawn]:

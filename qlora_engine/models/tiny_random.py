@@ -6,7 +6,7 @@ the preprocessor file. Some 100 to 500 thousand parameters; weights are drawn wi
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,23 +114,42 @@ def _ids(tokenizer: Any) -> dict[str, Any]:
 
 def smolvlm_config(tokenizer: Any) -> SmolVLMConfig:
     """One token per frame."""
+    vision = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": IMAGE_SIZE,
+        "patch_size": 8,
+        "initializer_range": 0.1,
+    }
+    return smolvlm_of(tokenizer, TEXT, vision, initializer_range=0.1)
+
+
+def smolvlm_of(
+    tokenizer: Any, text: Mapping[str, Any], vision: Mapping[str, Any], **rest: Any
+) -> SmolVLMConfig:
+    """A SmolVLM of these proportions; what they leave open is the tokenizer's. Sixteen patches make a token."""
     return SmolVLMConfig(
-        vision_config=SmolVLMVisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=IMAGE_SIZE,
-            patch_size=8,
-            initializer_range=0.1,
-        ),
-        text_config=LlamaConfig(**TEXT, **_ids(tokenizer)),
+        vision_config=SmolVLMVisionConfig(**vision),
+        text_config=LlamaConfig(**_ids(tokenizer) | dict(text)),
         image_token_id=tokenizer.convert_tokens_to_ids(smolvlm.IMAGE),
-        scale_factor=4,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
+        **{"scale_factor": 4, "tie_word_embeddings": False} | rest,
     )
+
+
+def write_smolvlm(folder: Path, tokenizer: Any, config: SmolVLMConfig, **saving: Any) -> None:
+    """Write a checkpoint of `config`, a `smolvlm_of`, with random weights; `saving` is for `save_pretrained`.
+
+    Weights are saved in the configuration's ``dtype``. The caller's random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SmolVLMForConditionalGeneration(config)
+    model.to(config.dtype or torch.float32).save_pretrained(folder, **saving)
+    tokenizer.save_pretrained(folder)
+    write_preprocessor(folder, "smolvlm")
 
 
 def smolvlm_tokenizer() -> Any:

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
-from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 from transformers.models.smolvlm.processing_smolvlm import (
     DEFAULT_CHAT_TEMPLATE,
     DEFAULT_MEDIA_OUTTRO,
@@ -18,7 +16,7 @@ from qlora_engine.models.families import smolvlm
 from qlora_engine.models.families.base import Moments, Shown, exchange
 from qlora_engine.models.loading import load_model
 from qlora_engine.models.tiny import make_tokenizer
-from qlora_engine.models.tiny_random import write_preprocessor
+from qlora_engine.models.tiny_random import smolvlm_of, write_smolvlm
 from qlora_engine.models.validation import validate_model
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import train
@@ -34,41 +32,25 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    text = LlamaConfig(
-        vocab_size=(len(tokenizer) + 63) // 64 * 64,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    vision = SmolVLMVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=512,
-        patch_size=16,
-    )
-    config = SmolVLMConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(smolvlm.IMAGE),
-        scale_factor=4,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = SmolVLMForConditionalGeneration(config)
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="300KB")
-    tokenizer.save_pretrained(folder)
-    write_preprocessor(folder, "smolvlm")
+    text = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 512,
+        "patch_size": 16,
+    }
+    config = smolvlm_of(tokenizer, text, vision, tie_word_embeddings=True, dtype=torch.bfloat16)
+    write_smolvlm(folder, tokenizer, config, max_shard_size="300KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
 
