@@ -129,7 +129,7 @@ def smolvlm_config(tokenizer: Any) -> SmolVLMConfig:
 def smolvlm_of(
     tokenizer: Any, text: Mapping[str, Any], vision: Mapping[str, Any], **rest: Any
 ) -> SmolVLMConfig:
-    """A SmolVLM of these proportions; what they leave open is the tokenizer's. Sixteen patches make a token."""
+    """A SmolVLM of these proportions; what they leave open is the tokenizer's."""
     return SmolVLMConfig(
         vision_config=SmolVLMVisionConfig(**vision),
         text_config=LlamaConfig(**_ids(tokenizer) | dict(text)),
