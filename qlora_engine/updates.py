@@ -14,7 +14,7 @@ from schemas.training import AdapterFacts, EngineSpec
 
 class Preparing(Message):
     kind: Literal["preparing"] = "preparing"
-    phase: Literal["loading_model", "loading_data", "evaluating", "saving"]
+    phase: Literal["loading_model", "loading_data", "evaluating", "saving", "merging"]
     done: int = 0
     total: int = 0
 

@@ -11,6 +11,8 @@ from schemas.ids import JobId, Sha256
 
 Schedule = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+Export = Literal["adapter", "merged"]
+MergedDtype = Literal["auto", "float32", "bfloat16"]
 MOST_FRAMES = 512
 """Frames that one clip may give."""
 
@@ -138,6 +140,16 @@ class Hyperparameters(AdapterChoices):
         description="Processes of one node that share every optimizer step, each with the whole model; one"
         " for each CUDA device of the node when absent, and one without any. The gradient is exact.",
     )
+    export: Export = Field(
+        "adapter",
+        description="What the job leaves. merged: beside the adapter also the base model with the adapter"
+        " merged into it, an ordinary checkpoint that needs neither PEFT nor bitsandbytes.",
+    )
+    merged_dtype: MergedDtype = Field(
+        "auto",
+        description="Type of the merged model's weights; needs export merged. auto: what the base model is"
+        " stored in. bfloat16 takes half of float32's room and rounds.",
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -176,6 +188,7 @@ class Hyperparameters(AdapterChoices):
                 " set rank_allocation.gate to false"
             )
         self._check_frames()
+        self._check_export()
         fastest = max(self.lora_plus_ratio, self.temporal_learning_rate_ratio if self.temporal else 1)
         if self.learning_rate * fastest > 1:
             raise ValueError(
@@ -193,6 +206,26 @@ class Hyperparameters(AdapterChoices):
         if self.max_steps is None:
             raise ValueError(
                 f"tokens_per_step {tokens} leaves open how many steps an epoch takes; set max_steps"
+            )
+
+    def _check_export(self) -> None:
+        if self.export == "adapter":
+            if self.merged_dtype != "auto":
+                raise ValueError(
+                    f"merged_dtype is {self.merged_dtype!r}, but export 'adapter' merges nothing; set export"
+                    " to 'merged', or leave merged_dtype out"
+                )
+            return
+        if self.temporal:
+            raise ValueError(
+                "export is 'merged' and temporal is true: what a frame gives depends on its neighbours, which"
+                " no merged weight can do; use export 'adapter', or leave temporal out"
+            )
+        if self.init_lora_weights == "olora" and self.compute_dtype != "float32":
+            raise ValueError(
+                f"export is 'merged' and init_lora_weights 'olora' with compute_dtype {self.compute_dtype!r}:"
+                " the 4-bit weights that OLoRA begins from can be made again exactly in float32 only; set"
+                " compute_dtype to 'float32', use init_lora_weights 'default', or export 'adapter'"
             )
 
     def _check_frames(self) -> None:
@@ -301,6 +334,23 @@ EngineSpec = Annotated[
 ]
 
 
+MERGED_FOLDER = "merged"
+"""Of the merged model, inside of the adapter's."""
+
+
+class MergedFacts(Message):
+    """The merged model that lies beside an adapter, below `MERGED_FOLDER`."""
+
+    dtype: str
+    """Of its weights, such as ``bfloat16``."""
+    difference: float = Field(allow_inf_nan=False)
+    """The largest difference of a logit to base and adapter, in float32."""
+    stored_difference: float = Field(allow_inf_nan=False)
+    """The same once weights are rounded to `dtype`, as read back from the files."""
+    size_bytes: int = Field(ge=0)
+    """Of the weights."""
+
+
 class AdapterFacts(Message):
     """What a finished adapter is."""
 
@@ -320,3 +370,5 @@ class AdapterFacts(Message):
     lowest_rank: int | None = None
     """Of any layer; which has which, `adapter_config.json` says. None: `rank` everywhere."""
     highest_rank: int | None = None
+    merged: MergedFacts | None = None
+    """Absent where the job did not ask for it, or where it could not be made (a warning says why)."""

@@ -86,6 +86,8 @@ def _preparing(update: Preparing) -> tuple[Line, ...]:
             return (_info("evaluating", f"Evaluating {_count(update.total, 'held-out row')}"),)
         case "saving":
             return (_info("saving", "Saving the adapter"),)
+        case "merging":
+            return (_info("merging", "Merging the adapter into the base model"),)
         case _:
             return ()
 

@@ -47,4 +47,4 @@ def _difference(architecture: str, seed: int, folder: Path) -> float:
     adapter = folder / "adapter"
     adapter.mkdir()
     Exporter(loaded, injected, chosen, folder_sha256(base)).write(adapter, 1)
-    return merge(base, adapter, folder / "merged")
+    return merge(base, adapter, folder / "merged").difference

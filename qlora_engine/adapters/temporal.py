@@ -203,13 +203,13 @@ class TemporalVariant(LoraVariant):  # type: ignore[misc]
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
-        _refuse_to_merge(module, active_adapter)
+        refuse_to_merge(module, active_adapter)
         merged: torch.Tensor = orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
         return merged
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> None:
-        _refuse_to_merge(module, active_adapter)
+        refuse_to_merge(module, active_adapter)
         orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
@@ -237,7 +237,11 @@ def is_temporal(parameter_name: str) -> bool:
     return ".lora_temporal." in parameter_name
 
 
-def _refuse_to_merge(module: Any, adapter_name: str) -> None:
+def refuse_to_merge(module: Any, adapter_name: str) -> None:
+    """
+    Raises:
+        TemporalMergeRefused: the layer's temporal weights are not zero.
+    """
     if bool(module.lora_temporal[adapter_name].weight.any()):
         raise TemporalMergeRefused(
             "the adapter's temporal weights are not zero: what a frame gives depends on its neighbours, which"

@@ -24,6 +24,7 @@ from qlora_engine.training.export import Exporter, write_answers
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.loop import Emit, Loop
+from qlora_engine.training.merged_export import check_room_for_merged, with_merged
 from qlora_engine.updates import Preparing, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
 from schemas.training import TrainingSpec
@@ -53,10 +54,15 @@ def train(
         with span(emit, "prepare"):
             attempt = _prepare(spec, emit, stop, device or best_device(), decoders, world)
         with attempt.frames:
-            _run(attempt, emit, stop)
+            last_word = _run(attempt, emit)
+        device = attempt.exporter.base.device
+        del attempt  # the model's memory is needed
+    if isinstance(last_word, TrainingDone) and spec.hyperparameters.export == "merged" and world.first:
+        last_word = with_merged(last_word, spec, device, emit, stop)
+    emit(last_word)
 
 
-def _run(attempt: "_Attempt", emit: Emit, stop: StopWish) -> None:
+def _run(attempt: "_Attempt", emit: Emit) -> TrainingDone | TrainingStopped:
     spec = attempt.spec
     if spec.resume is None:
         attempt.evaluate("before")
@@ -67,10 +73,7 @@ def _run(attempt: "_Attempt", emit: Emit, stop: StopWish) -> None:
     if attempt.asked is None:
         attempt.evaluate("after")
     mode = attempt.asked
-    if mode is None:
-        attempt.finish()
-    else:
-        attempt.give_up(mode == "graceful")
+    return attempt.finish() if mode is None else attempt.give_up(mode == "graceful")
 
 
 @dataclass
@@ -97,7 +100,7 @@ class _Attempt:
         if measured is not None:
             self.answers = measured.answers
 
-    def finish(self) -> None:
+    def finish(self) -> TrainingDone:
         state = self.loop.state
         self.loop.emit(Preparing(phase="saving"))
         folder = self._write_adapter()
@@ -105,21 +108,19 @@ class _Attempt:
             write_answers(folder, self.answers)
             if (outliers := self.loop.keepsakes.write_outliers(folder, self.loop.examples)) is not None:
                 self.loop.emit(outliers)
-        self.loop.emit(
-            TrainingDone(
-                steps=state.step,
-                loss_first=state.loss_first or 0.0,
-                loss_last=state.loss_last or 0.0,
-                seconds=state.seconds,
-                adapter_folder=str(folder),
-                series_file=str(self.loop.series),
-                facts=self.exporter.facts(self._adapter_step),
-                stopped_early=state.step < self.loop.steps,
-                adapter_step=self.loop.adapter_step,
-            )
+        return TrainingDone(
+            steps=state.step,
+            loss_first=state.loss_first or 0.0,
+            loss_last=state.loss_last or 0.0,
+            seconds=state.seconds,
+            adapter_folder=str(folder),
+            series_file=str(self.loop.series),
+            facts=self.exporter.facts(self._adapter_step),
+            stopped_early=state.step < self.loop.steps,
+            adapter_step=self.loop.adapter_step,
         )
 
-    def give_up(self, graceful: bool) -> None:
+    def give_up(self, graceful: bool) -> TrainingStopped:
         """A graceful stop keeps what was learnt, unless nothing was."""
         state, folder = self.loop.state, None
         if graceful and state.step > 0:
@@ -127,13 +128,11 @@ class _Attempt:
             if state.step > self.start_step and state.step % self.spec.hyperparameters.checkpoint_every_steps:
                 self.loop.save()
             folder = self._write_adapter()
-        self.loop.emit(
-            TrainingStopped(
-                step=state.step,
-                adapter_folder=None if folder is None else str(folder),
-                series_file=str(self.loop.series),
-                facts=None if folder is None else self.exporter.facts(self._adapter_step),
-            )
+        return TrainingStopped(
+            step=state.step,
+            adapter_folder=None if folder is None else str(folder),
+            series_file=str(self.loop.series),
+            facts=None if folder is None else self.exporter.facts(self._adapter_step),
         )
 
     def _write_adapter(self) -> Path:
@@ -169,6 +168,8 @@ def _prepare(
     with span(emit, "load model"):
         base = load_model(spec.model_folder, device, Quantization.chosen(chosen))
     _set_threads(spec.threads, base.parameters, world.size)
+    if chosen.export == "merged":
+        check_room_for_merged(base, chosen.merged_dtype, Path(spec.output_folder))
     inputs = preparation.inputs_of(spec, data, base, decoders, emit)
     base_sha256 = world.once(lambda: folder_sha256(base.folder))
     learner = preparation.learner_of(chosen, data, base, device, emit)

@@ -15,7 +15,7 @@ from qlora_engine.data.sampling import Sampling
 from qlora_engine.models.families.base import Vision
 from qlora_engine.models.loading import Loaded
 from qlora_engine.training.evaluation import Answer
-from schemas.training import AdapterFacts, Hyperparameters
+from schemas.training import AdapterFacts, Hyperparameters, MergedFacts
 
 FACTS_FILE = "kinora_adapter.json"
 RESIZE = "bicubic, antialiased, uint8: swscale with SWS_BICUBIC, bit-exact"
@@ -148,6 +148,13 @@ def _ranks(facts: AdapterFacts) -> dict[str, str]:
         "ranks": f"ranks {facts.lowest_rank} to {facts.highest_rank}",
         "alpha": f"{facts.alpha:g} for rank {facts.rank}, others by layer",
     }
+
+
+def note_merged(folder: Path, merged: MergedFacts) -> None:
+    """Say in the adapter's files that the merged model lies below `MERGED_FOLDER`."""
+    described = json.loads((folder / FACTS_FILE).read_text("utf-8"))
+    described["facts"]["merged"] = merged.model_dump(mode="json")
+    (folder / FACTS_FILE).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
 
 
 def write_answers(folder: Path, answers: Sequence[Answer]) -> None:
