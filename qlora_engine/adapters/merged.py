@@ -49,8 +49,10 @@ def whole_tensor(model: Any, name: str) -> torch.Tensor:
         if attribute == "weight":
             return merged_weight(module)
         module = module.get_base_layer()
-    tensor: torch.Tensor = getattr(module, attribute).detach()
-    return dequantized(tensor).float() if isinstance(module, Linear4bit) and attribute == "weight" else tensor
+    if isinstance(module, Linear4bit) and attribute == "weight":
+        return dequantized(module.weight).float()
+    tensor: torch.Tensor = getattr(module, attribute)
+    return tensor.detach()
 
 
 @contextmanager

@@ -96,7 +96,6 @@ def write_weights(
     dtype: torch.dtype,
     tensor_of: TensorOf,
     told: Told,
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the tensors of `model`, an `outline`, with floats in `dtype`, as transformers names them.
 
@@ -107,7 +106,7 @@ def write_weights(
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in tensor_names(model).items()
     }
-    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
     done, where = 0, dict[str, str]()
     with full_disks_told(folder):
         for file, names in shards.filename_to_tensors.items():

@@ -14,7 +14,7 @@ from qlora_engine.stopping import StopWish
 from qlora_engine.training.export import note_merged
 from qlora_engine.training.loop import Emit
 from qlora_engine.training.merging import merge
-from qlora_engine.updates import Logged, Preparing, TrainingDone
+from qlora_engine.updates import Alive, Logged, Preparing, TrainingDone
 from schemas.training import MERGED_FOLDER, MergedDtype, MergedFacts, TrainingSpec
 
 
@@ -50,7 +50,10 @@ def with_merged(
     def told(phase: str, count: int, total: int) -> None:
         if stop.mode is not None:
             raise MergeAbandoned("the job was asked to stop")
-        emit(Preparing(phase="merging", done=count if phase == "writing" else 0, total=total))
+        if phase == "loading" or count:
+            emit(Preparing(phase="merging", done=count, total=total))
+        else:
+            emit(Alive())
 
     def made() -> MergedFacts:
         return merge(

@@ -137,7 +137,7 @@ class _Merging:
         stored = type_to_store(self.base_folder, dtype)
         size = weight_bytes(tensor_names(hollow), stored)
         check_room(self.part, size)
-        batch = _batch(base)
+        batch = probe_batch(base)
         wanted, difference = self._compared(base, batch)
         self.part.mkdir(parents=True)
         write_weights(
@@ -238,7 +238,7 @@ def _initialised(folder: Path) -> Any:
     return (read_json(folder / CONFIG_FILE) or {}).get("init_lora_weights")
 
 
-def _batch(base: Loaded) -> Batch:
+def probe_batch(base: Loaded) -> Batch:
     """A question and its answer, about noise."""
     shown = tried(base)
     example = PROBE if shown is not None else PROBE.model_copy(update={"clip": None})
