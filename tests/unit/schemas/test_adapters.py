@@ -15,6 +15,7 @@ TOGETHER: list[dict[str, Any]] = [
     {"rank_pattern": {"vision": 4, "layers.0.*": 16}, "alpha_pattern": {"q_proj": 32}},
     {"rank_allocation": {"rounds": 3, "max_rank": 64}, "temporal": True, "alpha_pattern": {"text": 8}},
     {"rank_allocation": {"gate": False}, "held_out_fraction": 0, "lora_variant": "dora", "rslora": True},
+    {"export": "merged", "init_lora_weights": "olora", "compute_dtype": "float32", "lora_variant": "dora"},
     {"quantization": "fp4", "double_quantization": False, "compute_dtype": "bfloat16"},
 ]
 APART: list[tuple[dict[str, Any], str]] = [
@@ -37,6 +38,12 @@ APART: list[tuple[dict[str, Any], str]] = [
     ({"rank_allocation": {"max_rank": 7}}, "max_rank 7 is below rank 8.*raise max_rank or lower rank"),
     ({"rank_allocation": {"rounds": 4, "explore_ratio": 0.2}}, "after 80% of the steps, too late.*to 75%"),
     ({"rank_allocation": {}, "held_out_fraction": 0}, "held_out_fraction is 0; raise it, or set rank_alloc"),
+    ({"export": "merged", "temporal": True}, "is 'merged' and temporal is true.* use export 'adapter'"),
+    (
+        {"export": "merged", "init_lora_weights": "olora"},
+        "compute_dtype 'auto'.* set compute_dtype to 'float",
+    ),
+    ({"merged_dtype": "float32"}, "export 'adapter' merges nothing; set export to 'merged', or leave"),
     ({"rank_pattern": {"q proj (": 4}}, "String should match pattern"),
     ({"rank_pattern": {"q_proj": 0}}, "greater than or equal to 1"),
 ]
