@@ -51,6 +51,14 @@ class StepTaken(Message):
     peak_memory_bytes: int = 0
 
 
+class Calibrated(Message):
+    """What the training is expected to take, corrected by its first steps; goes before their `StepTaken`."""
+
+    kind: Literal["calibrated"] = "calibrated"
+    step: int
+    preflight: Preflight
+
+
 class EvaluationDone(Message):
     kind: Literal["evaluation_done"] = "evaluation_done"
     step: int
@@ -183,6 +191,7 @@ Update = Annotated[
     Preparing
     | Alive
     | TrainingBegan
+    | Calibrated
     | StepTaken
     | EvaluationDone
     | RankChanged

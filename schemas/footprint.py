@@ -99,9 +99,14 @@ class Preflight(Message):
     """Of all steps; None before any speed is known."""
     watt_hours: float | None = None
     """Estimated from seconds and the power that a node of its kind is assumed to draw."""
+    processes: int = 1
+    """Each of them takes `peak_bytes` and `host_bytes`; seconds are those of all together."""
+    calibrated: bool = False
+    """Whether the first steps have corrected what was predicted before them."""
 
     def summed(self) -> str:
         """``3.21 GiB = base weights 1.20 + activations 2.01``."""
-        told = [part for part in self.parts if part.size_bytes >= 0.005 * _GIB] or list(self.parts[:1])
+        told = [part for part in self.parts if abs(part.size_bytes) >= 0.005 * _GIB] or list(self.parts[:1])
         terms = " + ".join(f"{part.name} {part.size_bytes / _GIB:.2f}" for part in told)
-        return f"{self.peak_bytes / _GIB:.2f} GiB = {terms}"
+        each = f" for each of {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.peak_bytes / _GIB:.2f} GiB{each} = {terms}"

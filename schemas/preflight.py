@@ -152,10 +152,26 @@ def room(capabilities: Capabilities, processes: int = 1) -> int:
 
     Processes of one GPU, or of a node without one, share what there is.
     """
-    if capabilities.gpu_memory_bytes and capabilities.profile != "jetson":
-        sharing = -(-processes // max(1, capabilities.gpus))
-        return max(0, capabilities.gpu_memory_bytes // sharing - CUDA_CONTEXT_BYTES)
-    return max(0, capabilities.memory_bytes // processes - LIBRARIES_BYTES)
+    gpu = _has_memory_of_its_own(capabilities)
+    sharing = -(-processes // max(1, capabilities.gpus)) if gpu else processes
+    return share(offered(capabilities), sharing, gpu=gpu)
+
+
+def offered(capabilities: Capabilities) -> int:
+    """Bytes that a node offers to a training, its libraries included: of one GPU, or of main memory."""
+    gpu = _has_memory_of_its_own(capabilities)
+    whole = capabilities.gpu_memory_bytes if gpu else capabilities.memory_bytes
+    return max(0, whole - capabilities.reserved_bytes)
+
+
+def share(offered: int, processes: int, *, gpu: bool) -> int:
+    """What is left for a training of each of `processes` that share `offered` bytes, without libraries."""
+    return max(0, offered // processes - (CUDA_CONTEXT_BYTES if gpu else LIBRARIES_BYTES))
+
+
+def _has_memory_of_its_own(capabilities: Capabilities) -> bool:
+    """Whether its GPU does not share the node's memory."""
+    return capabilities.gpu_memory_bytes > 0 and capabilities.profile != "jetson"
 
 
 def least_workload(tokens: float, steps: int, chosen: Hyperparameters) -> Workload:

@@ -307,7 +307,8 @@ class TrainingSpec(Message):
     processes: int | None = Field(None, ge=1)
     """The most that this node's operator allows; no limit when absent."""
     memory_bytes: int | None = Field(None, ge=1)
-    """What the training may take of the device's memory; all that is free when absent."""
+    """What all processes of the training may take together of each device's memory, or of main memory on a
+    node without one, libraries included; all that is free when absent."""
 
 
 class DatasetValidationSpec(Message):

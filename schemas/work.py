@@ -248,6 +248,8 @@ class Progressed(Message):
     points: tuple[ProgressPoint, ...] = Field(max_length=64)
     eta_seconds: float | None = None
     peak_memory_bytes: int = 0
+    preflight: Preflight | None = None
+    """The forecast, where steps have corrected it since the last report."""
 
 
 class CheckpointStored(Message):

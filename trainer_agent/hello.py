@@ -57,9 +57,12 @@ async def probe(settings: AgentSettings) -> Capabilities:
 
 
 def _as_configured(capabilities: Capabilities, settings: AgentSettings) -> Capabilities:
-    if settings.profile is None:
-        return capabilities
-    return capabilities.model_copy(update={"profile": settings.profile})
+    return capabilities.model_copy(
+        update={
+            "profile": settings.profile or capabilities.profile,
+            "reserved_bytes": settings.memory_reserve_bytes,
+        }
+    )
 
 
 async def introduce(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from qlora_engine.updates import StepTaken
 from schemas.events.job import ProgressPoint
+from schemas.footprint import Preflight
 from schemas.work import Progressed
 
 MOST_POINTS = 64
@@ -26,6 +27,7 @@ class ProgressReports:
     def __init__(self) -> None:
         self._points: list[ProgressPoint] = []
         self._latest: StepTaken | None = None
+        self._expected: Preflight | None = None
         self._began: float | None = None
         self._reported = 0.0
 
@@ -40,11 +42,16 @@ class ProgressReports:
         self._reported = now
         return self.flush()
 
+    def expect(self, corrected: Preflight) -> None:
+        """The next report says what the training is now expected to take."""
+        self._expected = corrected
+
     def flush(self) -> Progressed | None:
         """The steps not reported yet: due before anything that presupposes them, and at the end."""
         if self._latest is None or not self._points:
             return None
         points, self._points = thin(self._points), []
+        expected, self._expected = self._expected, None
         return Progressed(
             step=self._latest.point.step,
             total_steps=self._latest.total_steps,
@@ -52,6 +59,7 @@ class ProgressReports:
             points=points,
             eta_seconds=self._latest.eta_seconds,
             peak_memory_bytes=self._latest.peak_memory_bytes,
+            preflight=expected,
         )
 
     def _interval(self, update: StepTaken, elapsed: float) -> float:

@@ -9,6 +9,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from schemas.events.agent import Capabilities
+from schemas.preflight import offered
 from schemas.subjects import LANES, Lane, agent_inbox
 from schemas.work import Assignment, DatasetAssignment, HeldItem, ModelAssignment, TrainAssignment, log_fields
 from trainer_agent import control, heartbeat, recovery
@@ -68,16 +69,23 @@ async def serve(
 ) -> None:
     """`run` for a node whose capabilities are known."""
     async with http_client() as http:
-        await _Node(settings, folder, http).serve(capabilities, stop, ready)
+        await _Node(settings, folder, http, capabilities).serve(stop, ready)
 
 
 class _Node:
     """Everything that the attempts on this node share."""
 
-    def __init__(self, settings: AgentSettings, folder: WorkFolder, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        folder: WorkFolder,
+        http: httpx.AsyncClient,
+        capabilities: Capabilities,
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self._http = http
+        self._capabilities = capabilities
         self._orders = Orders()
         self._standing = Standing()
         self._cache = ContentCache(folder.cache, settings.cache_bytes)
@@ -88,11 +96,11 @@ class _Node:
             inbox_prefix=agent_inbox(settings.agent_id),
         )
 
-    async def serve(self, capabilities: Capabilities, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    async def serve(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         await asyncio.to_thread(self._cache.prepare)
         control.listen(self._connection, self._settings, self._orders)
         async with self._connection as connection:
-            hello = introduce(connection, self._settings, capabilities, self._standing, ready)
+            hello = introduce(connection, self._settings, self._capabilities, self._standing, ready)
             beats = heartbeat.beat(connection, self._settings, self._orders, self._standing)
             renewals = renew(connection, self._credentials, self._settings, self._http)
             busy = measure(lambda: connection.client is not None)
@@ -103,7 +111,7 @@ class _Node:
                 running(busy),
                 running(self._shut_down(stop)),
             ):
-                await self._work(capabilities, stop)
+                await self._work(stop)
             await heartbeat.say_goodbye(connection, self._settings)
 
     async def _shut_down(self, stop: asyncio.Event) -> None:
@@ -111,13 +119,13 @@ class _Node:
         log.info("shutting_down", held=self._orders.held)
         await self._orders.shut_down()
 
-    async def _work(self, capabilities: Capabilities, stop: asyncio.Event) -> None:
+    async def _work(self, stop: asyncio.Event) -> None:
         settled = await unless(stop, self._settle_the_past())
         welcomed = await unless(stop, self._standing.accepted.wait())
         if settled is None or not welcomed or self._standing.reply is None:
             return
         pool = self._standing.reply.pool or self._settings.pool
-        lanes: tuple[Lane, ...] = LANES if capabilities.four_bit_kernel else ()
+        lanes: tuple[Lane, ...] = LANES if self._capabilities.four_bit_kernel else ()
         if not lanes:
             log.warning("no_work_taken", reason="the 4-bit kernel does not run on this node")
         offers = Offers(self._connection, self._settings.organization_id, pool, lanes, self._orders)
@@ -173,6 +181,7 @@ class _Node:
                     assignment,
                     held,
                     settings=self._settings,
+                    memory_bytes=max(1, offered(self._capabilities)),
                     connection=self._connection,
                     folder=folder,
                     staging=staging,

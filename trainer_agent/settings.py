@@ -28,6 +28,8 @@ class AgentSettings(Message):
     engine_processes: int | None = Field(None, ge=1)
     """Processes that one training may use at most, on a node with several CUDA devices or where jobs ask for
     them; no limit when absent."""
+    memory_reserve_bytes: int = Field(256 * 2**20, ge=0)
+    """What trainings leave to others of the memory that they take: a GPU's, or the node's without one."""
     shutdown_seconds: float = Field(20.0, gt=0)
     """How long a stop waits for a last checkpoint before the engine is killed."""
     engine_silence_seconds: float = Field(900.0, gt=0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_engine.updates import (
+    Calibrated,
     CheckpointWritten,
     EvaluationDone,
     OomRecovered,
@@ -54,6 +55,8 @@ def of_update(update: Update) -> tuple[Line, ...]:
             return _preparing(update)
         case TrainingBegan():
             return _began(update)
+        case Calibrated():
+            return (_corrected(update),)
         case EvaluationDone():
             return (_evaluated(update),)
         case RankChanged():
@@ -98,6 +101,16 @@ def _expected(preflight: Preflight) -> Line:
         "preflight",
         f"Expecting {preflight.summed()}; {_count(preflight.tokens, 'token')} in all steps,"
         f" {_count(preflight.largest_pass_tokens, 'token')} in the largest pass{energy}",
+    )
+
+
+def _corrected(update: Calibrated) -> Line:
+    preflight = update.preflight
+    energy = "" if preflight.watt_hours is None else f", about {preflight.watt_hours:.2g} Wh (assumed power)"
+    return _info(
+        "calibrated",
+        f"After step {update.step} expecting {preflight.summed()};"
+        f" {_duration(preflight.seconds or 0.0)} for all steps{energy}",
     )
 
 

@@ -9,6 +9,7 @@ import structlog
 from pydantic import ValidationError
 
 from qlora_engine.updates import (
+    Calibrated,
     CheckpointWritten,
     EvaluationDone,
     Logged,
@@ -71,6 +72,7 @@ class Training:
         held: HeldItem,
         *,
         settings: AgentSettings,
+        memory_bytes: int,
         connection: Connection,
         folder: AttemptFolder,
         staging: Staging,
@@ -80,6 +82,7 @@ class Training:
         self._assignment = assignment
         self._held = held
         self._settings = settings
+        self._memory_bytes = memory_bytes
         self._connection = connection
         self._telemetry_subject = telemetry_subject(settings.organization_id, held.item_id)
         self._folder = folder
@@ -120,6 +123,7 @@ class Training:
             resume=await self._stage_resume(),
             threads=self._settings.engine_threads,
             processes=self._settings.engine_processes,
+            memory_bytes=self._memory_bytes,
         )
 
     async def _stage_dataset(self) -> None:
@@ -203,6 +207,8 @@ class Training:
                 self._step = update.start_step
                 known_to_the_job = set(Started.model_fields) - {"kind"}
                 await self._reporter.report(Started(**update.model_dump(include=known_to_the_job)))
+            case Calibrated():
+                self._progress.expect(update.preflight)
             case EvaluationDone():
                 await self._reporter.report(
                     Evaluated(step=update.step, phase=update.phase, evaluation=update.evaluation)

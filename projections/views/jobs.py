@@ -101,7 +101,8 @@ class JobView(Document):
     eta_seconds: float | None = None
     peak_memory_bytes: int = 0
     preflight: Preflight | None = None
-    """What it is expected to take: when planned, the least; once an agent prepared it, by all its rows."""
+    """What it is expected to take: when planned, the least; once an agent prepared it, by all its rows; after
+    its first steps corrected by what they took."""
     training_seconds: float | None = None
     """Of the attempt that finished."""
     stopped_early: bool = False
@@ -437,6 +438,7 @@ def _progressed(job: JobView, recorded: Recorded, event: events.JobProgressed) -
         "epoch": event.epoch,
         "eta_seconds": event.eta_seconds,
         "peak_memory_bytes": max(job.peak_memory_bytes, event.peak_memory_bytes),
+        "preflight": event.preflight or job.preflight,
     }
     if event.points:
         newest = event.points[-1]

@@ -12,11 +12,13 @@ from qlora_engine.data.frames import Frames
 from qlora_engine.device import best_device
 from qlora_engine.errors import DatasetError
 from qlora_engine.fingerprints import file_sha256, folder_sha256
+from qlora_engine.memory import held_memory_bytes
 from qlora_engine.models.loading import load_model
 from qlora_engine.models.quantization import Quantization
 from qlora_engine.spans import span
 from qlora_engine.stopping import Mode, StopWish
 from qlora_engine.training import preparation
+from qlora_engine.training.calibration import Calibration
 from qlora_engine.training.checkpoints import Checkpoints, Identity
 from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.evaluation import Answer, Evaluator, Phase
@@ -158,6 +160,7 @@ def _prepare(
     world: World,
 ) -> _Attempt:
     """What can be refused without the model is looked at before it is loaded, which takes longest."""
+    baseline = held_memory_bytes(device)
     chosen = spec.hyperparameters
     series = _series(Path(spec.output_folder), world)
     manifest = read_manifest(Path(spec.manifest_file))
@@ -190,7 +193,7 @@ def _prepare(
     )
     state = preparation.beginning(spec, checkpoints, world, emit)
     plan = planned(chosen, inputs.lengths)
-    forecast = preparation.forecast_of(chosen, data, inputs, base, learner, plan, decoders)
+    forecast = preparation.forecast_of(chosen, data, inputs, base, learner, plan, decoders, world)
     scarce = forecast.check(spec.memory_bytes)
     emit(preparation.began(data, base, learner, state, forecast, device))
     for caution in preparation.cautions_of(chosen, data, inputs, learner, scarce, world, device):
@@ -219,6 +222,13 @@ def _prepare(
         series=series,
         frames=inputs.frames,
         world=world,
+        calibration=Calibration(
+            forecast.preflight,
+            forecast.of_step,
+            forecast.retimed,
+            baseline,
+            memory=learner.rounds is None,  # else adapters are small at first, and will grow
+        ),
     )
     return _Attempt(spec, loop, exporter, inputs.frames, state.step)
 

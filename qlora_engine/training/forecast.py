@@ -4,7 +4,7 @@ The formula is `schemas.preflight`'s. Here the largest forward pass is found by 
 them, and after the first step the rest is corrected by what that one took.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from typing import NamedTuple, Self
@@ -25,7 +25,7 @@ from qlora_engine.updates import Logged
 from schemas.datasets import Clip, Example, Manifest
 from schemas.events.agent import AgentProfile
 from schemas.footprint import Preflight
-from schemas.preflight import ERROR, LIBRARIES_BYTES, Workload, predict, timed
+from schemas.preflight import ERROR, LIBRARIES_BYTES, Workload, predict, share, timed
 from schemas.preflight import Device as Where
 from schemas.training import Hyperparameters
 
@@ -52,26 +52,41 @@ def workload(plan: Steps, steps: int, rows: Sequence[Row], frame_bytes: int, lar
     `largest_pass` is how many examples a forward pass may hold. Where there are more steps than are looked
     at, a pass may bring the largest examples together; that is then assumed.
     """
-    most, total = Row(0, 0), Row(0, 0)
-    cursor = Cursor()
-    looked = min(steps, MOST_STEPS)
-    for _ in range(looked):
-        step = plan.at(cursor)
-        cursor = step.after
-        for taken in passes(step, rows):
-            most = Row(*map(max, most, taken))
-            total = _sum((total, taken))
+    cursor, looked = Cursor(), min(steps, MOST_STEPS)
+
+    def all_passes() -> Iterator[Row]:
+        nonlocal cursor
+        for _ in range(looked):
+            step = plan.at(cursor)
+            cursor = step.after
+            yield from passes(step, rows)
+
+    seen = sums(all_passes(), looked)
+    most = Row(seen.tokens, seen.supervised, seen.patches, seen.pixels)
     if looked < steps and largest_pass:
         together = Row(*(sum(nlargest(largest_pass, column)) for column in zip(*rows, strict=True)))
         most = Row(*map(max, most, together))
-    return Workload(
-        tokens=most.tokens,
-        supervised=most.supervised,
-        patches=most.patches,
-        pixels=most.pixels,
+    return replace(
+        seen,
+        **most._asdict(),
         frame_bytes=frame_bytes,
-        total_tokens=total.tokens * steps // looked,
-        total_patches=total.patches * steps // looked,
+        total_tokens=seen.total_tokens * steps // looked,
+        total_patches=seen.total_patches * steps // looked,
+        steps=steps,
+    )
+
+
+def sums(taken: Iterable[Row], steps: int) -> Workload:
+    """What these forward passes come to, which are those of `steps` steps."""
+    most, total = Row(0, 0), Row(0, 0)
+    for each in taken:
+        most = Row(*map(max, most, each))
+        total = _sum((total, each))
+    return Workload(
+        **most._asdict(),
+        frame_bytes=0,
+        total_tokens=total.tokens,
+        total_patches=total.patches,
         steps=steps,
     )
 
@@ -116,6 +131,11 @@ class Forecast:
 
     preflight: Preflight
     device: torch.device
+    processes: int
+    """That share the device's memory, or the node's."""
+    of_step: Callable[[Step], Preflight]
+    """What one step is expected to take, without the frames that are kept."""
+    retimed: Callable[[Preflight, float], Preflight]
     remedies: tuple[tuple[str, Preflight], ...] = ()
     """Changes of hyperparameters that take less, the mildest first."""
 
@@ -131,11 +151,13 @@ class Forecast:
         frame_bytes: int,
         trainable: int | None,
         decoders: int,
+        processes: int = 1,
     ) -> Self:
         """
         Args:
             trainable: parameters of the adapter; None where every layer may come to have `rank`.
             decoders: processes that decode clips.
+            processes: that share every step; each has a GPU of its own, or its share of the node.
         """
         shape = model_shape(base)
         profile: AgentProfile = "cpu" if base.device.type == "cpu" else "jetson" if is_jetson() else "cuda"
@@ -143,15 +165,27 @@ class Forecast:
         largest = 0 if chosen.tokens_per_micro_batch else chosen.micro_batch_size or chosen.batch_size
         work = workload(plan, steps, rows, frame_bytes, largest)
 
+        devices = processes if where.gpu else 1
+
+        def retimed(given: Preflight, flops: float | None) -> Preflight:
+            told = timed(given, profile, flops, devices=devices)
+            return told.model_copy(update={"calibrated": flops is not None})
+
+        def of_step(step: Step) -> Preflight:
+            return predicted(sums(passes(step, rows), 1), chosen)
+
         def predicted(work: Workload, chosen: Hyperparameters) -> Preflight:
             given = predict(shape, work, chosen, where, trainable=trainable, decoders=decoders)
-            return timed(given, profile)
+            return retimed(given.model_copy(update={"processes": processes}), None)
 
         alone = replace(work, **{name: max(column) for name, column in _columns(rows)})
         sparing = chosen.model_copy(update={"gradient_checkpointing": True})
         return cls(
             predicted(work, chosen),
             base.device,
+            1 if where.gpu else processes,
+            of_step,
+            retimed,
             (
                 ("micro_batch_size 1", predicted(alone, chosen)),
                 ("gradient_checkpointing", predicted(work, sparing)),
@@ -162,7 +196,8 @@ class Forecast:
     def check(self, limit: int | None = None) -> Logged | None:
         """Refuse what cannot fit; where memory is merely scarce, spare it.
 
-        `limit` is what the training may take, in bytes; else all that is free. A GPU that runs short says
+        `limit` is what all its processes may take, in bytes (`TrainingSpec.memory_bytes`); else all that is
+        free. A GPU that runs short says
         so, and the step is taken again in smaller parts; a process that runs short of main memory is killed.
         So where only smaller parts fit, a training on a GPU begins, with a warning.
 
@@ -170,9 +205,9 @@ class Forecast:
             DoesNotFit: with the sum, and what would fit.
         """
         held = max(0, held_memory_bytes(self.device) - (0 if self.device.type == "cuda" else LIBRARIES_BYTES))
-        available = free_memory_bytes(self.device) + held
+        available = free_memory_bytes(self.device) // self.processes + held
         if limit is not None:
-            available = min(available, limit)
+            available = min(available, share(limit, self.processes, gpu=self._has_memory_of_its_own))
         if self.device.type == "cpu" and self.preflight.peak_bytes * WASTE > available:
             return_memory_at_once()
         if self.preflight.peak_bytes * ERROR <= available:
@@ -190,6 +225,10 @@ class Forecast:
         if fitting and self.device.type == "cuda":
             return Logged(level="warning", code=DoesNotFit.code, message=told)
         raise DoesNotFit(told)
+
+    @property
+    def _has_memory_of_its_own(self) -> bool:
+        return self.device.type == "cuda" and not is_jetson()
 
 
 def _columns(rows: Sequence[Row]) -> list[tuple[str, Sequence[int]]]:

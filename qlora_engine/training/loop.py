@@ -20,6 +20,7 @@ from qlora_engine.errors import NonFiniteLoss, OutOfMemory
 from qlora_engine.memory import Exhausted, peak_memory_bytes, tried
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
+from qlora_engine.training.calibration import Calibration
 from qlora_engine.training.checkpoints import Checkpoints, TrainingState
 from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.economy import Economy, Failed, Site, next_rung
@@ -35,6 +36,7 @@ from qlora_engine.training.rank_trial import give_out_ranks
 from qlora_engine.training.step import Prepared, Seen, Taken
 from qlora_engine.updates import (
     Alive,
+    Calibrated,
     CheckpointWritten,
     EvaluationDone,
     Logged,
@@ -82,6 +84,7 @@ class Loop:
     frames: Frames | None = None
     """Where fewer frames of each clip could come from."""
     world: World = ALONE
+    calibration: Calibration | None = None
     adapter_step: int | None = None
     """The step that early stopping took the adapter of, at the end."""
     _recent: list[float] = field(default_factory=list)
@@ -149,6 +152,8 @@ class Loop:
         """One optimizer step; `report` tells of it, where it counts."""
         began = time.perf_counter()
         number = self.state.step + 1
+        if self.calibration is not None:
+            self.calibration.begin(peak_memory_bytes(self.runner.base.device))
         prepared = ahead.result()
         supervised = self.world.agree(prepared.supervised, "sum")
         prepared, seen = self._computed(prepared, supervised, number)
@@ -181,7 +186,7 @@ class Loop:
             tokens_per_second=tokens / seconds,
             step_seconds=seconds,
         )
-        return Taken(point, prepared.step.after)
+        return Taken(point, prepared.step)
 
     def _computed(self, prepared: Prepared, supervised: float, number: int) -> tuple[Prepared, Seen]:
         """This process's part of the step, whose exact gradient is left in the parameters.
@@ -287,13 +292,18 @@ class Loop:
             with self.series.open("a", encoding="utf-8") as series:
                 series.write(json.dumps(point.model_dump(mode="json")) + "\n")
         self._recent = [*self._recent[1 - RECENT_STEPS :], point.step_seconds]
+        peak = peak_memory_bytes(self.runner.base.device)
+        if self.calibration is not None:
+            corrected = self.calibration.after(taken.step, point.step_seconds, peak)
+            if corrected is not None:
+                self.emit(Calibrated(step=point.step, preflight=corrected))
         self.emit(
             StepTaken(
                 total_steps=self.steps,
                 epoch=taken.after.examples / len(self.examples),
                 point=point,
                 eta_seconds=sum(self._recent) / len(self._recent) * (self.steps - point.step),
-                peak_memory_bytes=peak_memory_bytes(self.runner.base.device),
+                peak_memory_bytes=peak,
             )
         )
 

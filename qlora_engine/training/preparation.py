@@ -182,6 +182,7 @@ def forecast_of(
     learner: Learner,
     plan: Steps,
     decoders: Decoders,
+    world: World,
 ) -> Forecast:
     """What the training will take."""
     return Forecast.of(
@@ -193,6 +194,7 @@ def forecast_of(
         frame_bytes=kept_frame_bytes(data.manifest, base.vision, data.sampling),
         trainable=learner.injected.trainable_parameters if learner.rounds is None else None,  # it will grow
         decoders=decoders.count if data.manifest.clips else 0,
+        processes=world.size,
     )
 
 

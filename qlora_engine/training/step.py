@@ -40,7 +40,11 @@ class Taken:
     """A step that was taken, as it is told."""
 
     point: ProgressPoint
-    after: Cursor
+    step: Step
+
+    @property
+    def after(self) -> Cursor:
+        return self.step.after
 
 
 @dataclass

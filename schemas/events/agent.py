@@ -21,6 +21,8 @@ class Capabilities(Message):
     memory_bytes: int
     gpu_memory_bytes: int = 0
     """Of one device."""
+    reserved_bytes: int = 0
+    """Of the memory that trainings take, what the node's operator keeps for others."""
     gpus: int = 0
     """CUDA devices; a training uses all of them unless it is told otherwise."""
     four_bit_kernel: bool

@@ -229,6 +229,8 @@ class JobProgressed(Event):
     """Evenly thinned when there were more than 64 steps."""
     eta_seconds: float | None = None
     peak_memory_bytes: int = 0
+    preflight: Preflight | None = None
+    """What it is expected to take, where these steps have corrected that."""
 
 
 @REGISTRY.register

@@ -1,6 +1,7 @@
 """Memory is predicted from sizes: what autograd keeps is what the formula says, in every family."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from qlora_engine.models.shape import model_shape
 from qlora_engine.models.tiny_random import RECIPES, make_random_model
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import train
-from qlora_engine.training.forecast import Row, passes, workload
+from qlora_engine.training.forecast import Forecast, Row, passes, workload
 from qlora_engine.training.forward import Runner
 from schemas.datasets import Example, one_turn
-from schemas.preflight import Device, Workload, predict
+from schemas.preflight import LIBRARIES_BYTES, Device, Workload, predict
 from schemas.training import Hyperparameters
 from tests.engine.conftest import MakeSpec, Recorded
 
@@ -106,13 +107,35 @@ def test_a_training_that_cannot_fit_is_refused_with_the_sum_and_a_remedy(
 def test_the_sum_is_told_before_the_first_step(
     make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
 ) -> None:
-    train(make_spec(max_steps=2), recorded, no_stop, CPU)
+    train(make_spec(max_steps=5), recorded, no_stop, CPU)
     (began,) = recorded.of("training_began")
-    told = began.preflight
+    told, steps = began.preflight, recorded.of("step_taken")
     assert told.peak_bytes == sum(part.size_bytes for part in told.parts)
-    assert told.tokens == sum(step.point.tokens for step in recorded.of("step_taken"))
-    assert told.steps == 2
+    assert told.tokens == sum(step.point.tokens for step in steps)
+    assert told.steps == 5
     assert told.seconds > 0
+    first, last = recorded.of("calibrated")
+    assert (first.step, last.step) == (1, 4)
+    assert first.preflight.calibrated
+    assert not told.calibrated
+    measured = sum(step.point.step_seconds for step in steps[1:4])
+    of_all = sum(step.point.tokens for step in steps) / sum(step.point.tokens for step in steps[1:4])
+    assert last.preflight.seconds == pytest.approx(measured * of_all, rel=0.2)
+    assert last.preflight.watt_hours == pytest.approx(told.watt_hours * last.preflight.seconds / told.seconds)
+
+
+def test_processes_without_gpus_have_a_share_of_what_the_agent_offers(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    train(make_spec(max_steps=1), recorded, no_stop, CPU)
+    expected = recorded.of("training_began")[0].preflight
+    alone = Forecast(expected, CPU, 1, lambda _: expected, lambda given, _: given)
+    offered = LIBRARIES_BYTES + round(expected.peak_bytes * 1.2)
+    assert alone.check(offered) is None
+    shared = replace(alone, processes=2)
+    assert shared.check(2 * offered) is None
+    with pytest.raises(DoesNotFit):
+        shared.check(2 * offered - expected.peak_bytes)
 
 
 def test_the_largest_pass_is_found_among_all_steps() -> None:

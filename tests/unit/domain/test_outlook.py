@@ -87,6 +87,13 @@ def test_processes_share_a_node_without_gpus_and_multiply_its_gpus() -> None:
     assert fast.watt_hours == slow.watt_hours
 
 
+def test_what_the_operator_keeps_back_is_not_offered() -> None:
+    kept = node(64).model_copy(update={"reserved_bytes": 2**30})
+    free, reserved = (planned(TEXTS, [agent(each)]).agents[0] for each in (node(64), kept))
+    assert free.room_bytes is not None
+    assert reserved.room_bytes == free.room_bytes - 2**30
+
+
 def test_a_clip_counts_by_its_size_and_its_frames() -> None:
     shape = SEVEN_BILLION.model_copy(update={"sight": SIGHT})
     manifest = Manifest(

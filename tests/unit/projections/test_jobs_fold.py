@@ -7,6 +7,7 @@ import pytest
 from projections.errors import MissingRow
 from projections.views.jobs import Jobs, JobView
 from schemas.events import REGISTRY, Event, job
+from schemas.footprint import Preflight
 from schemas.ids import Prefix, derived_id
 from tests.stories import (
     AGENT,
@@ -75,6 +76,19 @@ def test_a_running_job_shows_its_newest_figures() -> None:
     assert running.loss_last == pytest.approx(1.04)
     assert running.eta_seconds == 8
     assert running.tokens_per_second == 1000.0
+
+
+def test_a_corrected_forecast_replaces_the_first_one() -> None:
+    first = Preflight(
+        parts=(), peak_bytes=1, host_bytes=2, largest_pass_tokens=3, tokens=4, steps=5, teraflops=6.0
+    )
+    corrected = first.model_copy(update={"peak_bytes": 7, "calibrated": True})
+    started = taken(1)[-1].model_copy(update={"preflight": first})
+    assert isinstance(started, job.TrainingStarted)
+    so_far = (*admitted(), *taken(1)[:-1], started)
+    assert folded(*so_far).preflight == first
+    told = progressed(1, 1, 3).model_copy(update={"preflight": corrected})
+    assert folded(*so_far, told, progressed(1, 4, 6)).preflight == corrected
 
 
 def test_a_lost_lease_goes_back_to_the_checkpoint() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qlora_engine.updates import StepTaken
 from schemas.events.job import ProgressPoint
+from schemas.footprint import Preflight
 from trainer_agent.progress import MOST_POINTS, ProgressReports, thin
 
 
@@ -36,6 +37,16 @@ def test_thinning_keeps_both_ends_and_an_even_spread(count: int) -> None:
     assert kept[-1] == count
     gaps = {later - earlier for earlier, later in pairwise(kept)}
     assert not gaps or (min(gaps) > 0 and max(gaps) - min(gaps) <= 1)
+
+
+def test_a_corrected_forecast_is_told_once_with_the_steps_that_corrected_it() -> None:
+    reports = ProgressReports()
+    corrected = Preflight(
+        parts=(), peak_bytes=1, host_bytes=2, largest_pass_tokens=3, tokens=4, steps=5, teraflops=6.0
+    )
+    reports.expect(corrected)
+    told = [reports.add(taken(step, 100), now=10.0 * step) for step in (1, 2)]
+    assert [report.preflight for report in told if report is not None] == [corrected, None]
 
 
 def test_the_first_step_is_reported_at_once_and_the_next_after_a_second() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from qlora_engine.updates import (
+    Calibrated,
     CheckpointWritten,
     EvaluationDone,
     OomRecovered,
@@ -13,6 +14,7 @@ from qlora_engine.updates import (
     Update,
 )
 from schemas.events.job import Evaluation, ProgressPoint
+from schemas.footprint import MemoryPart, Preflight
 from schemas.objects import StoredObject
 from schemas.training import AdapterFacts
 from schemas.work import AdapterUploaded, CheckpointStored, Failed, Progressed, Released, ReportBody, Stopped
@@ -54,6 +56,29 @@ def evaluated(loss: float | None, exact_match: float | None) -> EvaluationDone:
 
 def messages(update: Update) -> list[str]:
     return [line.message for line in of_update(update)]
+
+
+def test_a_corrected_forecast_is_told_with_its_sum() -> None:
+    parts = (
+        MemoryPart(name="base weights", size_bytes=2**30),
+        MemoryPart(name="correction by the first step", size_bytes=-(2**28)),
+    )
+    preflight = Preflight(
+        parts=parts,
+        peak_bytes=3 * 2**28,
+        host_bytes=2,
+        largest_pass_tokens=3,
+        tokens=4,
+        steps=5,
+        teraflops=6.0,
+        seconds=75.0,
+        watt_hours=1.5,
+        processes=2,
+    )
+    assert messages(Calibrated(step=1, preflight=preflight)) == [
+        "After step 1 expecting 0.75 GiB for each of 2 processes = base weights 1.00 + correction by the"
+        " first step -0.25; 1 min 15 s for all steps, about 1.5 Wh (assumed power)"
+    ]
 
 
 def test_a_beginning_tells_model_and_data() -> None:
