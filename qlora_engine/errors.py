@@ -13,6 +13,7 @@ EngineError
 │       └── FramesExceedClip
 ├── SequenceTooLong         an example does not fit into the model's context
 ├── ControlTokenInCaption   a caption holds a token that steers the model
+├── EmptyResponse           the chat template leaves nothing of a response
 ├── OutOfMemory             memory does not suffice, whatever is done without
 ├── DoesNotFit              the memory that is here cannot suffice
 ├── NonFiniteLoss           the numbers blew up before an optimizer step
@@ -101,6 +102,12 @@ class ControlTokenInCaption(EngineError):
     """A caption holds a token that steers the model, such as the image placeholder."""
 
     code = "control_token_in_caption"
+
+
+class EmptyResponse(EngineError):
+    """The chat template leaves nothing of a response, so that a row teaches silence."""
+
+    code = "empty_response"
 
 
 class OutOfMemory(EngineError):

@@ -154,7 +154,7 @@ class Collator:
         """
         Raises:
             ClipError: the clip cannot be used.
-            SequenceTooLong, ControlTokenInCaption: the row cannot be used.
+            SequenceTooLong, ControlTokenInCaption, EmptyResponse: the row cannot be used.
         """
         clip = self.frames.of(example.clip) if example.clip else None
         shown = None if clip is None else clip.shown
@@ -193,7 +193,7 @@ class Collator:
         """The example's tokens.
 
         Raises:
-            SequenceTooLong, ControlTokenInCaption: the row cannot be used.
+            SequenceTooLong, ControlTokenInCaption, EmptyResponse: the row cannot be used.
         """
         try:
             encoded = self.prompts.encode(example.messages, clip)

@@ -21,6 +21,8 @@ LONGEST_ROW = 2_000_000
 NESTED_COLUMNS = ("messages", "conversations", "history", "videos")
 """Columns of a CSV file whose cells are JSON."""
 PARQUET_BATCH = 256
+MOST_VALUES = 64 * MOST_ROWS
+"""Cells of a Parquet file, those of lists counted one by one."""
 _MARKS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 Row = tuple[int, Any]
@@ -199,15 +201,22 @@ def _parquet(file: Path) -> Iterator[Row]:
         ) from None
     try:
         with parquet.ParquetFile(file) as opened:
-            _check_promise(file, opened.metadata)
+            metadata = opened.metadata
+            _check_promise(file, metadata)
             # Binary columns are clips or pictures as often as not, and none of ours.
             wanted = [
                 column.name
                 for column in opened.schema_arrow
                 if not (types.is_binary(column.type) or types.is_large_binary(column.type))
             ]
-            number = 0
+            leaves = [opened.schema.column(index) for index in range(len(opened.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        with parquet.ParquetFile(file, metadata=metadata, read_dictionary=texts) as opened:
+            number, left = 0, LARGEST_FILE
             for batch in opened.iter_batches(PARQUET_BATCH, columns=wanted):
+                left -= sum(_unpacked_bytes(column) for column in batch.columns)
+                if left < 0:
+                    raise _too_large(file, f"unpacks to more than {LARGEST_FILE >> 20} MiB")
                 for content in _values(batch):
                     number += 1
                     yield number, content
@@ -218,14 +227,41 @@ def _parquet(file: Path) -> Iterator[Row]:
 
 
 def _check_promise(file: Path, metadata: Any) -> None:
-    """Unpacked size and rows as the file declares them, because packed ones are a hundred times smaller."""
-    unpacked = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-    if unpacked > LARGEST_FILE or metadata.num_rows > MOST_ROWS:
-        raise CaptionsError(
-            f"{file.name} has {metadata.num_rows} rows of {unpacked >> 20} MiB unpacked; at most {MOST_ROWS}"
-            f" and {LARGEST_FILE >> 20} MiB, split it into several datasets",
-            code="captions_too_large",
+    """Unpacked size, rows and values as the file declares them, before any of it is read."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    if unpacked > LARGEST_FILE or metadata.num_rows > MOST_ROWS or values > MOST_VALUES:
+        raise _too_large(
+            file, f"has {metadata.num_rows} rows and {values} values of {unpacked >> 20} MiB unpacked"
         )
+
+
+def _too_large(file: Path, found: str) -> CaptionsError:
+    return CaptionsError(
+        f"{file.name} {found}; at most {MOST_ROWS} rows, {MOST_VALUES} values and {LARGEST_FILE >> 20} MiB,"
+        " split it into several datasets",
+        code="captions_too_large",
+    )
+
+
+def _unpacked_bytes(values: Any) -> int:
+    """What an Arrow array's values take once each of them stands for itself.
+
+    A Parquet file keeps equal texts once, so that a small one, whose every promise is true, may stand for
+    terabytes: texts are read as a dictionary and its indices, and counted before they are spelled out.
+    """
+    from pyarrow import compute, types
+
+    kind = values.type
+    if types.is_dictionary(kind):
+        lengths = compute.binary_length(values.dictionary).take(values.indices)
+        return int(compute.sum(lengths).as_py() or 0)
+    if types.is_struct(kind):
+        return sum(map(_unpacked_bytes, values.flatten()))
+    if types.is_nested(kind) and not types.is_union(kind):
+        return _unpacked_bytes(values.flatten())
+    return int(values.nbytes)
 
 
 def _values(batch: Any) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from qlora_engine.data.sampling import Sampling
 from qlora_engine.errors import (
     ControlTokenInCaption,
     DatasetError,
+    EmptyResponse,
     EngineError,
     SequenceTooLong,
 )
@@ -56,7 +57,8 @@ def check_captions(
     Nothing is decoded: see `shown_clip`.
 
     Raises:
-        SequenceTooLong, ControlTokenInCaption: a row cannot be used; says how many others there are.
+        SequenceTooLong, ControlTokenInCaption, EmptyResponse: a row cannot be used; says how many others
+            there are.
         ModelRefused: the model sees no clips (code ``no_vision``).
     """
     shown = {clip.path: shown_clip(clip, vision, sampling) for clip in manifest.clips}
@@ -66,7 +68,7 @@ def check_captions(
         try:
             encoded = collator.encoded(example, shown[example.clip] if example.clip else None)
             lengths[example.where] = Tokens(len(encoded.ids), sum(encoded.supervised))
-        except (SequenceTooLong, ControlTokenInCaption) as refusal:
+        except (SequenceTooLong, ControlTokenInCaption, EmptyResponse) as refusal:
             refusals.append(refusal)
         if done % ROWS_PER_UPDATE == 0:
             emit(Preparing(phase="loading_data", done=done, total=len(manifest.examples)))

@@ -36,6 +36,12 @@ CLIPS = {
     "text.mp4": ("undecodable_clip", "text.mp4 cannot be decoded", "convert it again"),
     "truncated_mp4.mp4": ("undecodable_clip", "truncated_mp4.mp4 cannot be decoded", "convert it again"),
     "truncated_mkv.mkv": ("undecodable_clip", "declares", "only", "decode"),
+    "only_headers.mkv": ("undecodable_clip", "only_headers.mkv cannot be decoded", "convert it again"),
+    "without_pictures.mp4": (
+        "undecodable_clip",
+        "without_pictures.mp4 cannot be decoded",
+        "convert it again",
+    ),
     "overwritten.mp4": ("undecodable_clip", "overwritten.mp4 cannot be decoded", "convert it again"),
     "playlist.mp4": ("undecodable_clip", "playlist.mp4 cannot be decoded"),
     "sound.m4a": ("no_video_stream", "sound.m4a holds no video stream", "leave it out"),

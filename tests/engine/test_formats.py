@@ -356,6 +356,27 @@ def test_limits(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_captions(empty)
 
 
+def test_a_parquet_file_that_is_small_and_stands_for_much(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal texts are kept once, so that the file keeps every promise of its metadata."""
+    monkeypatch.setattr(row_files, "LARGEST_FILE", 8 << 20)
+    long = "x" * (1 << 16)
+    file = empty / "captions.parquet"
+    for column in ([long] * 1000, [[{"role": "user", "content": long}]] * 1000, [[long] * 1000]):
+        parquet.write_table(pyarrow.table({"prompt": column}), file)
+        promised = parquet.read_metadata(file)
+        assert sum(promised.row_group(at).total_byte_size for at in range(promised.num_row_groups)) < 1 << 20
+        with pytest.raises(CaptionsError, match="unpacks to more than 8 MiB; at most .* split it") as bomb:
+            row_files.read_rows(file)
+        assert bomb.value.code == "captions_too_large"
+    parquet.write_table(pyarrow.table({"prompt": [long] * 100, "response": ["x"] * 100}), file)
+    assert len(row_files.read_rows(file)) == 100
+    monkeypatch.setattr(row_files, "MOST_VALUES", 199)
+    with pytest.raises(CaptionsError, match="100 rows and 200 values"):
+        row_files.read_rows(file)
+
+
 def test_a_file_of_validation_rows(empty: Path) -> None:
     written(empty / "captions.csv", [as_prompt(one) for one in [talk("a"), talk("b")]])
     written(

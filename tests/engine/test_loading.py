@@ -10,11 +10,15 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 
-from qlora_engine.errors import ControlTokenInCaption, ModelRefused
+from qlora_engine.data.collate import Collator
+from qlora_engine.data.sampling import Sampling
+from qlora_engine.errors import ControlTokenInCaption, EmptyResponse, ModelRefused
 from qlora_engine.models.families.base import Moments, Shown, exchange
 from qlora_engine.models.families.smolvlm import CHAT_TEMPLATE, VIDEO, SmolVLMPrompts
 from qlora_engine.models.loading import Loaded, load_model
-from qlora_engine.models.validation import validate_model
+from qlora_engine.models.validation import Noise, validate_model
+from qlora_engine.training.preflight import check_captions
+from schemas.datasets import Example, Manifest, one_turn
 from schemas.training import ModelValidationSpec
 from tests.engine.conftest import Recorded
 
@@ -108,6 +112,28 @@ def test_a_chat_template_that_cannot_be_used_is_refused(template: str, says: str
     with pytest.raises(ModelRefused, match=f"{says}.*remove chat_template") as refused:
         prompts.encode(exchange("Why?", "So."), shown(loaded, Moments((0.0,), 1.0)))
     assert refused.value.code == "unusable_chat_template"
+
+
+def test_a_response_of_which_the_template_leaves_nothing_names_its_row(tiny: Path) -> None:
+    """Templates of models that can think leave thoughts out; of a response that is nothing else, all."""
+    loaded = load_model(str(tiny))
+    loaded.tokenizer.chat_template = (
+        "{% for turn in messages %}{{ turn['role'] }}:"
+        "{{ turn['content'][-1]['text'].split('</think>')[-1] }}<end_of_utterance>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    prompts = loaded.family.prompts(loaded.model.config, loaded.tokenizer)
+    collator = Collator(prompts, Noise(None), loaded.context_tokens)
+    said = one_turn("Why?", "<think>because</think>So.")
+    thought = one_turn("Why?", "<think>because</think>")
+    manifest = Manifest(
+        clips=(),
+        examples=(Example(clip=None, messages=said, row=1), Example(clip=None, messages=thought, row=2)),
+    )
+    with pytest.raises(
+        EmptyResponse, match=r":2: the chat template leaves nothing of .*'<think>.*remove the row"
+    ):
+        check_captions(manifest, collator, None, Sampling(frames=1), lambda _: None)
 
 
 @pytest.mark.parametrize("text", ["look: <image>", "<end_of_utterance>", "a <fake_token_around_image>"])

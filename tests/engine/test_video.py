@@ -16,6 +16,7 @@ from qlora_engine.errors import ClipUndecodable, ClipWithoutVideo, FramesExceedC
 from tests.engine.videos import (
     HEIGHT,
     WIDTH,
+    declare_frames,
     decoded,
     shown_index,
     trim_end,
@@ -151,13 +152,35 @@ def test_more_frames_than_the_clip_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "text", "truncated_mp4", "truncated_mkv", "overwritten", "playlist"]
+    "kind",
+    [
+        "empty",
+        "text",
+        "truncated_mp4",
+        "truncated_mkv",
+        "only_headers",
+        "without_pictures",
+        "overwritten",
+        "playlist",
+    ],
 )
 def test_broken_files_are_refused(kind: str, tmp_path: Path) -> None:
     file = write_broken(kind, tmp_path)
     with pytest.raises(ClipUndecodable, match=kind) as refused:
         probe_clip(file)
     assert refused.value.code == "undecodable_clip"
+
+
+def test_a_declared_number_of_frames_is_compared_with_what_decodes(tmp_path: Path) -> None:
+    """Too many are missing frames; too few are a slip of whoever wrote the headers, and harmless."""
+    file = write_video(tmp_path / "lying.avi", frames=20)
+    declare_frames(file, 200)
+    with pytest.raises(ClipUndecodable, match=r"lying\.avi .* declares 200 frames, but only 20 decode; record"):
+        probe_clip(file)
+    declare_frames(file, 3)
+    assert probe_clip(file).frames == 20
+    pictures = sample_clip(file, Sampling(frames=5)).pictures
+    assert [shown_index(picture, 20) for picture in pictures] == [2, 6, 10, 14, 18]
 
 
 def test_sound_without_pictures(tmp_path: Path) -> None:

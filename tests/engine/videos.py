@@ -125,6 +125,15 @@ def trim_end(file: Path, share: float) -> None:
     file.write_bytes(content)
 
 
+def declare_frames(file: Path, count: int) -> None:
+    """Let an avi's headers promise `count` frames."""
+    content = bytearray(file.read_bytes())
+    for header, place in ((b"avih", 16), (b"strh", 32)):
+        at = content.index(header) + 8 + place
+        content[at : at + 4] = count.to_bytes(4, "little")
+    file.write_bytes(content)
+
+
 def write_sound(file: Path) -> Path:
     """An audio file without pictures."""
     with av.open(str(file), "w") as container:
@@ -142,9 +151,12 @@ def _silence(stream: av.AudioStream) -> list[av.Packet]:
     return [*packets, *stream.encode(None)]
 
 
+MATROSKA = ("truncated_mkv", "only_headers")
+
+
 def write_broken(kind: str, folder: Path) -> Path:
     """A file that looks like a clip and is none."""
-    file = write_video(folder / f"{kind}.{'mkv' if kind == 'truncated_mkv' else 'mp4'}", frames=60)
+    file = write_video(folder / f"{kind}.{'mkv' if kind in MATROSKA else 'mp4'}", frames=60)
     content = file.read_bytes()
     match kind:
         case "empty":
@@ -153,6 +165,12 @@ def write_broken(kind: str, folder: Path) -> Path:
             content = b"this is not a video\n" * 50
         case "truncated_mp4" | "truncated_mkv":
             content = content[: len(content) // 2]
+        case "only_headers":
+            content = content[: content.index(b"\x1f\x43\xb6\x75")]  # up to the first cluster
+        case "without_pictures":
+            start = content.index(b"mdat")
+            end = start - 4 + int.from_bytes(content[start - 4 : start])
+            content = content[: start + 4] + bytes(end - start - 4) + content[end:]
         case "overwritten":
             middle = content.index(b"mdat") + 400
             content = content[:middle] + b"\xa5" * 3000 + content[middle + 3000 :]

@@ -158,6 +158,7 @@ class Prompts(Protocol):
 
         Raises:
             ControlTokenInCaption: a turn holds a special token.
+            EmptyResponse: the chat template leaves nothing of an answer.
             ModelRefused: the checkpoint's own chat template cannot be used, or the model sees no clips.
         """
         ...

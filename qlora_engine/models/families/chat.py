@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from qlora_engine.errors import ControlTokenInCaption, ModelRefused
+from qlora_engine.errors import ControlTokenInCaption, EmptyResponse, ModelRefused
 from qlora_engine.models.families.base import Encoded, Shown, Turn
 
 Message = dict[str, Any]
@@ -99,6 +99,7 @@ class Chat:
 
         Raises:
             ModelRefused: the answers cannot be told apart (code ``unusable_chat_template``).
+            EmptyResponse: an answer is nothing but its end.
         """
         whole = self.rendered(messages)
         found: list[Piece] = []
@@ -110,6 +111,11 @@ class Chat:
             ending = self._special.search(whole, start)
             if ending is None:
                 raise refused(f"ends no answer with a special token: {whole[start:][:120]!r}")
+            if not whole[start : ending.start()].strip():
+                raise EmptyResponse(
+                    f"the chat template leaves nothing of the response {_text_of(message)[:80]!r};"
+                    " reword it or remove the row"
+                )
             found += [Piece(whole[place:start], False), Piece(whole[start : ending.end()], True)]
             place = ending.end()
         return found
@@ -141,6 +147,11 @@ class Chat:
         return str(
             self.tokenizer.decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ).strip()
+
+
+def _text_of(message: Message) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def refused(what: str) -> ModelRefused:
