@@ -51,7 +51,9 @@ WORKERS ?= 3
 
 .PHONY: test
 test: $(DEV_STAMP) ## Run every test
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
+	@# Some environments ask Python to keep no compiled modules; the tests start hundreds of processes, each of
+	@# which would compile all of ours again.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 MINUTES ?= 10
 

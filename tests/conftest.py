@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 import hypothesis
@@ -18,6 +18,7 @@ from command_api.nats_auth.keys import new_seed, public_key
 from command_api.nats_auth.users import signed_agent
 from command_api.objects import ObjectStore
 from kinora.local.servers import EmbeddedServers
+from qlora_engine.imports import uncollected
 from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
 from schemas.subjects import DEFAULT_POOL
 from tests.distribution import Bundles, longest_first
@@ -31,6 +32,13 @@ __all__ = ["registered", "samples", "service"]
 # A shared machine is slow at times; what takes too long is ended by pytest's own time limit.
 hypothesis.settings.register_profile("kinora", deadline=None)
 hypothesis.settings.load_profile("kinora")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What collecting imports stays: garbage collections would only look through it, again and again."""
+    with uncollected():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -175,7 +175,9 @@ def test_a_declared_number_of_frames_is_compared_with_what_decodes(tmp_path: Pat
     """Too many are missing frames; too few are a slip of whoever wrote the headers, and harmless."""
     file = write_video(tmp_path / "lying.avi", frames=20)
     declare_frames(file, 200)
-    with pytest.raises(ClipUndecodable, match=r"lying\.avi .* declares 200 frames, but only 20 decode; record"):
+    with pytest.raises(
+        ClipUndecodable, match=r"lying\.avi .* declares 200 frames, but only 20 decode; record"
+    ):
         probe_clip(file)
     declare_frames(file, 3)
     assert probe_clip(file).frames == 20
