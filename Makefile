@@ -49,10 +49,10 @@ up: $(STAMP) ## Keep the service running until Ctrl-C
 # cores busy. Files keep the order of tests/distribution.py, in which what takes longest comes first.
 WORKERS ?= 3
 
+# Some environments ask Python to keep no compiled modules: each of the hundreds of processes that the tests start
+# would compile all of ours again.
 .PHONY: test
 test: $(DEV_STAMP) ## Run every test
-	@# Some environments ask Python to keep no compiled modules; the tests start hundreds of processes, each of
-	@# which would compile all of ours again.
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 MINUTES ?= 10

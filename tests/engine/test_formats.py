@@ -367,7 +367,7 @@ def test_a_parquet_file_that_is_small_and_stands_for_much(
         parquet.write_table(pyarrow.table({"prompt": column}), file)
         promised = parquet.read_metadata(file)
         assert sum(promised.row_group(at).total_byte_size for at in range(promised.num_row_groups)) < 1 << 20
-        with pytest.raises(CaptionsError, match="unpacks to more than 8 MiB; at most .* split it") as bomb:
+        with pytest.raises(CaptionsError, match=r"unpacks to more than 8 MiB; at most .* split it") as bomb:
             row_files.read_rows(file)
         assert bomb.value.code == "captions_too_large"
     parquet.write_table(pyarrow.table({"prompt": [long] * 100, "response": ["x"] * 100}), file)
