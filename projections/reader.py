@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection, errors
@@ -41,6 +41,8 @@ SELECT max(notification_id)
 """
 
 _CLOCKS_APART = timedelta(minutes=1)
+_BEFORE_ANY = datetime(1970, 1, 1, tzinfo=UTC)
+"""No log is older, and from the first days that dates can tell nothing can be subtracted."""
 
 _NEXT_TIME = """
 SELECT notification_id, recorded_at
@@ -249,6 +251,7 @@ async def read_place_of(connection: AsyncConnection[Any], time: datetime) -> int
     its commit: events whose times are out of order by more than a minute may lie before the place found.
     No index is needed: a search by halves over the positions, then a look through that minute.
     """
+    time = max(time, _BEFORE_ANY)
     low, high = 0, await read_head(connection)
     while low < high:
         middle = (low + high) // 2

@@ -81,7 +81,7 @@ class Ack(Message):
 
     type: Literal["ack"]
     sub: SubscriptionName
-    position: int = Field(ge=0)
+    position: int = Field(ge=0, le=2**62)
 
 
 class Ping(Message):

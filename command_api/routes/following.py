@@ -96,6 +96,8 @@ async def stream(
 ) -> Response:
     if not is_welcome(request.headers.get("origin"), parts.origins):
         raise Forbidden("this origin may not use the feed; add it to allowed_origins in the settings")
+    if after is not None and since is not None:
+        raise Invalid.field("/query/since", "not_exactly_one", "give either after or since, and not both")
     position = after if last_event_id is None else last_event_id
     named = chosen("types", types, EVENT_TYPES)
     start: frames.From | Literal["earliest", "latest"] = begin

@@ -257,6 +257,10 @@ async def test_telemetry_is_conflated(visit: Visit, ada: Person) -> None:
         ('{"type": "ping", "x": 1}', '/x: there is no field "x"'),
         ('{"type": "reauth", "token": 7}', "/token: token must be a text"),
         ('{"type": "ack", "sub": "s", "position": -1}', "/position: position is -1; it must be at least 0"),
+        (
+            '{"type": "ack", "sub": "s", "position": %s}' % ("9" * 4000),
+            "it must be at most 4611686018427387904",
+        ),
     ],
 )
 async def test_a_wrong_field_is_told_and_the_connection_goes_on(

@@ -146,6 +146,7 @@ async def test_a_stream_of_another_log_is_reset(visit: Visit, ada: Person) -> No
         ({"types": "kinora.job.progressed", "min_level": "error"}, 422, "bad_filter"),
         ({"job_id": "job_" + "0" * 32}, 404, "not_found"),
         ({"since": "yesterday"}, 422, "invalid_request"),
+        ({"since": "2026-01-01T00:00:00Z", "after": 1}, 422, "not_exactly_one"),
         ({"colour": "red"}, 422, "unknown_parameter"),
     ],
 )

@@ -109,6 +109,8 @@ async def test_a_time_is_found_among_positions(reader: LogReader, writer: Writer
         assert await reader.place_of(time) == first - 1
     assert await reader.place_of(datetime(2100, 1, 1, tzinfo=UTC)) == last
     assert await reader.place_of(datetime(2000, 1, 1, tzinfo=UTC)) < times[0][0]
+    # The first moment that can be written: in UTC it lies before the first year.
+    assert await reader.place_of(datetime.fromisoformat("0001-01-01T00:00:00+23:59")) < times[0][0]
 
 
 async def test_causes_and_effects_are_found_by_index(writer: Writer, conninfo: str) -> None:
