@@ -40,6 +40,7 @@ from command_api.messaging.heartbeats import Heartbeats
 from command_api.messaging.hello import Introductions
 from command_api.messaging.inbox import Inbox
 from command_api.messaging.leases import Leases
+from command_api.messaging.missed import Missed
 from command_api.messaging.policies import Admission
 from command_api.messaging.presigning import Presigning
 from command_api.messaging.relay import Relay
@@ -200,7 +201,12 @@ async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]
             admission.run(),
             collections.run(),
             revocations.run(),
-            Subscribers(follower, topology, SubscriberCursors(conninfo)).run(),
+            Subscribers(
+                follower,
+                topology,
+                SubscriberCursors(conninfo),
+                Missed(log, Findings(bus, ("subscriber",)), conninfo),
+            ).run(),
             keeper.run(),
             Publisher(conninfo, store, topology.js, keeper.signed()).run(),
             gauges.run(),

@@ -402,9 +402,11 @@ _words(subscription.SubscriptionDeleted, lambda e: "The subscription was deleted
 def _found(event: finding.FindingOpened) -> str:
     if event.check == "log":
         return f"The log is not what it was when it was signed{_because(event.detail)}"
+    if event.check == "subscriber":
+        return f"The subscriber of {event.about} missed events{_because(event.detail)}"
     differs = f"{event.subject} differs from the log for {event.about}"
     return f"The auditor found that {differs}{_because(event.detail)}"
 
 
 _words(finding.FindingOpened, _found)
-_words(finding.FindingResolved, lambda e: f"What was found agrees with the log again{_because(e.detail)}")
+_words(finding.FindingResolved, lambda e: f"What was found is as it should be again{_because(e.detail)}")

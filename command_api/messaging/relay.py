@@ -17,7 +17,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.errors import MaxPayloadError, OutboundBufferLimitError
 from nats.js import JetStreamContext
-from nats.js.api import Header, PubAck, StreamInfo
+from nats.js.api import Header, PubAck
 from nats.js.errors import APIError, NotFoundError
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
@@ -26,6 +26,7 @@ from command_api.eventlog.log import EventLog
 from command_api.eventlog.reader import RawEvent
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.epochs import Epoch, Epochs, before_first, epoch_of
+from command_api.messaging.stream_places import lost_its_beginning
 from command_api.messaging.together import end
 from command_api.messaging.topology import Topology
 from command_api.metrics import EPOCH, RELAYED
@@ -50,8 +51,6 @@ PAGE_EVENTS = 2000
 BATCH_EVENTS = 1000
 """The most that the server takes as one."""
 BATCH_BYTES = 4 * 2**20
-FULL_BYTES = 8 * 2**20
-"""A stream with no more room than this may have dropped its oldest messages."""
 CHECK_SECONDS = 5.0
 """How often the relay makes sure that the stream ends where it left it, and that nobody found a fault."""
 PUBLISH_TIMEOUT = 10.0
@@ -164,7 +163,7 @@ class Relay:
             raise Superseded("it was emptied just now") from error
         sequence, headers = last.seq or 0, last.headers or {}
         fault = self._fault(known, sequence, headers, await asyncio.to_thread(self._log.head))
-        if fault is None and _lost_its_beginning(info):
+        if fault is None and lost_its_beginning(info):
             fault = f"its first message is {info.state.first_seq}: those before it were lost"
         if fault is not None or known is None:
             return await self._begin_epoch(fault or "nothing is known of it", known, epoch_of(sequence))
@@ -217,7 +216,7 @@ class Relay:
         except NotFoundError as error:
             raise Superseded("the stream is gone") from error
         emptied = cursor.position > 0 and info.state.messages == 0
-        if _lost_its_beginning(info):
+        if lost_its_beginning(info):
             raise Superseded(f"it begins at {info.state.first_seq}: what was before is lost")
         if info.state.last_seq != cursor.sequence or emptied:
             raise Superseded(f"it ends at {info.state.last_seq} and not at {cursor.sequence}")
@@ -294,13 +293,6 @@ class Relay:
         if (traceparent := stored_traceparent(event.state)) is not None:
             headers["traceparent"] = traceparent
         return headers
-
-
-def _lost_its_beginning(info: StreamInfo) -> bool:
-    """Whether messages are missing that did not make room for younger ones: only a full stream drops any."""
-    first, room = info.state.first_seq, (info.config.max_bytes or 0) - info.state.bytes
-    made_with = before_first(epoch_of(first)) + 1
-    return info.state.messages > 0 and first > made_with and room > FULL_BYTES
 
 
 def _trace(batch: Sequence[RawEvent], began_ns: int) -> None:

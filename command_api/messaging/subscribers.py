@@ -15,7 +15,8 @@ from nats.js.errors import APIError, NotFoundError
 from command_api.eventlog.errors import LogUnavailable
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.follower import Follower
-from command_api.messaging.stream_places import place_after
+from command_api.messaging.missed import Missed
+from command_api.messaging.stream_places import dropped_until, place_after
 from command_api.messaging.subscriber_cursors import SubscriberCursors
 from command_api.messaging.subscription_board import Subscriber
 from command_api.messaging.topology import Topology
@@ -32,10 +33,13 @@ _OURS = re.compile(r"events-org_[0-9a-f]{32}-(sub_[0-9a-f]{32})\Z")
 class Subscribers:
     """Keeps the consumers of EVENTS level with the subscriptions of the log."""
 
-    def __init__(self, follower: Follower, topology: Topology, cursors: SubscriberCursors) -> None:
+    def __init__(
+        self, follower: Follower, topology: Topology, cursors: SubscriberCursors, missed: Missed
+    ) -> None:
         self._follower = follower
         self._topology = topology
         self._cursors = cursors
+        self._missed = missed
         self._changed = follower.changed()
         self._floors: dict[str, int] = {}
         """The last acknowledged sequence whose position is kept, by subscription."""
@@ -71,7 +75,15 @@ class Subscribers:
                 await self._note(subscription_id, info)
             elif not await self._make(subscriber, known):
                 settled = False
+        await self._look_for_gaps(wanted)
         return settled
+
+    async def _look_for_gaps(self, wanted: Mapping[str, Subscriber]) -> None:
+        try:
+            dropped = await dropped_until(self._topology.js)
+        except NotFoundError:
+            return  # the relay makes the stream within seconds
+        await self._missed.look(wanted, await self._cursors.all() if dropped else {}, dropped)
 
     async def _consumers(self) -> Mapping[str, ConsumerInfo]:
         """Those that are ours to keep, by subscription."""

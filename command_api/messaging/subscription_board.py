@@ -7,6 +7,7 @@ from schemas.envelope import Recorded
 from schemas.events import Event
 from schemas.events import subscription as events
 from schemas.subjects import subscriber_durable, subscription_subjects
+from schemas.subscriptions import EventFilter
 
 SUBSCRIPTION_EVENTS: tuple[type[Event], ...] = (
     events.SubscriptionCreated,
@@ -23,11 +24,15 @@ class Subscriber:
     organization_id: str
     after: int
     """The position that it began behind."""
-    subjects: tuple[str, ...]
+    wanted: EventFilter
 
     @property
     def durable(self) -> str:
         return subscriber_durable(self.organization_id, self.subscription_id)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return subscription_subjects(self.organization_id, self.wanted.workspace_id, self.wanted.types)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +58,8 @@ class SubscriptionBoard:
         subscription_id = recorded.stream_id
         match recorded.event:
             case events.SubscriptionCreated(kind="nats") as created:
-                organization_id, wanted = recorded.metadata.organization_id or "", created.filter
-                subjects = subscription_subjects(organization_id, wanted.workspace_id, wanted.types)
                 self.subscribers[subscription_id] = Subscriber(
-                    subscription_id, organization_id, created.after, subjects
+                    subscription_id, recorded.metadata.organization_id or "", created.after, created.filter
                 )
             case events.SubscriptionCredentialsIssued() as issued:
                 if issued.former_void:

@@ -94,6 +94,7 @@ async def _database(settings: OrchestratorSettings) -> tuple[int, str, list[Find
                     told.append(doubtful("projections", f"{view.view} is {lag} events behind", remedy))
             told += [_parked(parked) for parked in await parked_streams(connection)]
             told += [_failing(webhook) for webhook in await failing_webhooks(connection)]
+            told += await _subscribers(connection)
             told += await _audit(connection)
             told += await _proofs(connection, settings, head)
     except (psycopg.Error, TimeoutError) as error:
@@ -134,6 +135,14 @@ async def _open_findings(connection: psycopg.AsyncConnection) -> Sequence[OpenFi
         return ()  # the read side was never started, which is said elsewhere
 
 
+async def _subscribers(connection: psycopg.AsyncConnection) -> list[Finding]:
+    return [
+        bad("subscribers", f"{each.about} has missed events: {each.detail}", each.remedy)
+        for each in await _open_findings(connection)
+        if each.check == "subscriber"
+    ]
+
+
 async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
     """What the auditor found, and how far its walks through everything are."""
     found = await _open_findings(connection)
@@ -141,7 +150,7 @@ async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
     told = [
         bad("auditor", f"{each.subject} differs from the log for {each.about}: {each.detail}", each.remedy)
         for each in found
-        if each.check != "log"
+        if each.check in ("stream", "read_model")
     ]
     told += [
         doubtful(

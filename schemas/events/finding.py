@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 from schemas.events.registry import REGISTRY, Event
 
-Check = Literal["stream", "read_model", "log"]
+Check = Literal["stream", "read_model", "log", "subscriber"]
 """``stream``: EVENTS against the log. ``read_model``: rows of a view against their stream folded again.
-``log``: the log itself against its Merkle trees and signed heads.
+``log``: the log itself against its Merkle trees and signed heads. ``subscriber``: what EVENTS dropped to make
+room, against what a NATS subscriber had acknowledged.
 """
 
 
@@ -19,8 +20,8 @@ class FindingOpened(Event):
     subject: str
     """The stream, or the view; for the log ``heads`` or ``leaves``."""
     about: str
-    """The stream of the log whose rows differ; the log's id where all of it is concerned. For ``leaves`` the
-    organization, or the log's id for events of none.
+    """The stream of the log whose rows differ, or the subscription; the log's id where all of it is meant.
+    For ``leaves`` the organization, or the log's id for events of none.
     """
     detail: str
     """What differs: names, never values."""
