@@ -47,8 +47,8 @@ class Missed:
             if await asyncio.to_thread(self._wanted_any, subscriber, position, dropped):
                 await self._findings.found(
                     Subject("subscriber", EVENTS_STREAM, subscriber.subscription_id),
-                    f"the stream holds what is behind position {dropped}, and this subscriber had acknowledged"
-                    f" no more than position {position}: what it wants between them did not reach it",
+                    f"the stream holds what is behind position {dropped}, and what it acknowledged ends"
+                    f" at position {position}: what this subscriber wants between them did not reach it",
                     f"have it by kinora events export FILE --after {position} --until {dropped}, and make the"
                     f" subscription anew: kinora subscriptions add nats NAME --from {dropped}",
                     subscriber.organization_id,
