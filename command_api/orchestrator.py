@@ -16,6 +16,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from command_api.audit.findings import Findings
+from command_api.audit.missed import Missed
 from command_api.credentials.secrets import SecretKey, Secrets
 from command_api.credentials.subscriptions import WebhookSecrets
 from command_api.eventlog.errors import LogTooNew, LogUnavailable
@@ -40,7 +41,6 @@ from command_api.messaging.heartbeats import Heartbeats
 from command_api.messaging.hello import Introductions
 from command_api.messaging.inbox import Inbox
 from command_api.messaging.leases import Leases
-from command_api.messaging.missed import Missed
 from command_api.messaging.policies import Admission
 from command_api.messaging.presigning import Presigning
 from command_api.messaging.relay import Relay

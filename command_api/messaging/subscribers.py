@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
+from typing import Protocol
 
 from nats.js.api import ConsumerInfo, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
@@ -15,7 +16,6 @@ from nats.js.errors import APIError, NotFoundError
 from command_api.eventlog.errors import LogUnavailable
 from command_api.messaging.connection import UNREACHABLE
 from command_api.messaging.follower import Follower
-from command_api.messaging.missed import Missed
 from command_api.messaging.stream_places import dropped_until, place_after
 from command_api.messaging.subscriber_cursors import SubscriberCursors
 from command_api.messaging.subscription_board import Subscriber
@@ -30,16 +30,25 @@ RETRY_SECONDS = 0.5
 _OURS = re.compile(r"events-org_[0-9a-f]{32}-(sub_[0-9a-f]{32})\Z")
 
 
+class Gaps(Protocol):
+    """Somebody who tells of events that subscribers never got."""
+
+    async def look(
+        self, subscribers: Mapping[str, Subscriber], acknowledged: Mapping[str, int], dropped: int
+    ) -> None:
+        """Compare what everybody has acknowledged with the position up to which the stream dropped events."""
+
+
 class Subscribers:
     """Keeps the consumers of EVENTS level with the subscriptions of the log."""
 
     def __init__(
-        self, follower: Follower, topology: Topology, cursors: SubscriberCursors, missed: Missed
+        self, follower: Follower, topology: Topology, cursors: SubscriberCursors, gaps: Gaps
     ) -> None:
         self._follower = follower
         self._topology = topology
         self._cursors = cursors
-        self._missed = missed
+        self._gaps = gaps
         self._changed = follower.changed()
         self._floors: dict[str, int] = {}
         """The last acknowledged sequence whose position is kept, by subscription."""
@@ -83,7 +92,7 @@ class Subscribers:
             dropped = await dropped_until(self._topology.js)
         except NotFoundError:
             return  # the relay makes the stream within seconds
-        await self._missed.look(wanted, await self._cursors.all() if dropped else {}, dropped)
+        await self._gaps.look(wanted, await self._cursors.all() if dropped else {}, dropped)
 
     async def _consumers(self) -> Mapping[str, ConsumerInfo]:
         """Those that are ours to keep, by subscription."""
