@@ -1,11 +1,13 @@
 """Fetches what a job made, and proves that it is what the log says."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import httpx
 
-from kinora.client import Client, at
+from kinora.client import Client, Json, at
 from schemas.errors import KinoraError
 
 
@@ -22,18 +24,52 @@ class CorruptDownload(KinoraError):
     retryable = True
 
 
-def download_adapter(client: Client, job_id: str, folder: Path) -> list[Path]:
-    """Write the adapter's files below `folder`; a file is in place only when its hash is right.
+_FRESH_SECONDS = 300.0
+"""URLs expire while large files are fetched: older ones are asked for again."""
+
+
+def download_adapter(client: Client, job_id: str, folder: Path, *, merged: bool = False) -> list[Path]:
+    """Write the adapter's files below `folder`, or those of the model that it was merged into.
+
+    A file is in place only when its hash is right.
 
     Raises:
-        DownloadRefused: when `folder` is not empty or the store does not answer.
+        DownloadRefused: when there are none, `folder` is not empty, or the store does not answer.
         CorruptDownload: when a file's SHA-256 differs from the event's.
     """
+
+    def listed() -> list[Json]:
+        found = client.get(at("jobs", job_id, "adapter"))
+        files: list[Json] = found["merged" if merged else "files"]
+        if not files:
+            raise DownloadRefused(
+                f"job {job_id} has no merged model; its warnings say why if its export was merged. Merge the"
+                " adapter yourself: kinora models merge"
+            )
+        return files
+
+    return _download(listed, folder)
+
+
+def download_model(client: Client, model_id: str, folder: Path) -> list[Path]:
+    """Write a model's files below `folder`: a base's, or all that a job left.
+
+    Raises:
+        DownloadRefused, CorruptDownload: as `download_adapter`.
+    """
+    return _download(lambda: list(client.pages(at("models", model_id, "download"))), folder)
+
+
+def _download(listed: Callable[[], list[Json]], folder: Path) -> list[Path]:
     if folder.is_dir() and any(folder.iterdir()):
         raise DownloadRefused(f"{folder} is not empty; name a new folder, so that nothing is replaced")
     written = []
+    entries, asked_at = listed(), monotonic()
     with httpx.Client(timeout=300, trust_env=False) as store:
-        for entry in client.get(at("jobs", job_id, "adapter"))["files"]:
+        for place in range(len(entries)):
+            if monotonic() - asked_at > _FRESH_SECONDS:
+                entries, asked_at = listed(), monotonic()
+            entry = entries[place]
             target = folder / entry["path"]
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(target.name + ".part")

@@ -39,7 +39,7 @@ from schemas.events.job import Evaluation
 from schemas.ids import JobId, Prefix, new_id
 from schemas.job_plan import JobPlan
 from schemas.job_status import JobPhase
-from schemas.training import AdapterFacts
+from schemas.training import MERGED_FOLDER, AdapterFacts
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("jobs:read")], route_class=ClosedRoute)
 
@@ -78,6 +78,8 @@ class AdapterFiles(BaseModel):
     """True when it was kept from a stopped training."""
     facts: AdapterFacts | None
     files: list[DownloadFile]
+    merged: list[DownloadFile] = []
+    """Of the checkpoint that it was merged into, if the job asked for that; paths inside of its folder."""
 
 
 @router.post(
@@ -309,15 +311,24 @@ async def checkpoints(
     operation_id="jobs_adapter",
     response_model=AdapterFiles,
     responses=problems(*QUERY, 409),
-    summary="Presigned URLs of the adapter's files",
+    summary="Presigned URLs of the adapter's files, and of the merged model's if there is one",
 )
 async def adapter(job_id: JobId, reading: ReadingOfRequest, min_position: MinPosition = None) -> AdapterFiles:
     await reading.fresh("jobs", min_position)
     job = await _job(reading, job_id)
     if not job.adapter:
         raise Conflict(f"job {job_id} is {job.status} and has no adapter (yet)", code="no_adapter")
-    files = [await downloadable(reading.parts, each) for each in job.adapter]
-    return AdapterFiles(job_id=job_id, partial=job.adapter_partial, facts=job.adapter_facts, files=files)
+    inside = f"{MERGED_FOLDER}/"
+    files, merged = [], []
+    for each in job.adapter:
+        file = await downloadable(reading.parts, each)
+        if file.path.startswith(inside):
+            merged.append(file.model_copy(update={"path": file.path.removeprefix(inside)}))
+        else:
+            files.append(file)
+    return AdapterFiles(
+        job_id=job_id, partial=job.adapter_partial, facts=job.adapter_facts, files=files, merged=merged
+    )
 
 
 def _request(body: CreateJobBody, job_id: str, caller: Principal) -> RequestJob:

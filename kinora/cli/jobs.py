@@ -393,8 +393,11 @@ def stop(
 def adapter(
     job_id: str,
     folder: Annotated[Path, typer.Argument(help="Where to put it.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The merged model instead, of a job with export merged.")
+    ] = False,
 ) -> None:
     """Download a job's adapter, every file verified by its SHA-256."""
     with connect() as client:
-        download_adapter(client, job_id, folder)
+        download_adapter(client, job_id, folder, merged=merged)
     print(folder.resolve())

@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from kinora.artifacts import download_model
 from kinora.cli.datasets import AsJson
 from kinora.cli.moment import At, AtPosition
 from kinora.cli.output import age, connect, door, print_facts, print_json, print_table, size, talk
 from kinora.cli.progress import add_folder, import_from, problems_text, retry_import
 from kinora.client import at
 from kinora.sources import model_paths
+from schemas.training import MergedDtype
 
 TinyFamily = Literal["smolvlm", "qwen2_5_vl", "qwen3_vl", "llama", "qwen2", "qwen3"]
 
@@ -124,6 +126,38 @@ def show(model_id: str, at_time: At = None, at_position: AtPosition = None, as_j
     )
     if item.get("problems"):
         talk.print(problems_text(item), style="red", markup=False)
+
+
+@app.command()
+@door
+def download(
+    model_id: str,
+    folder: Annotated[Path, typer.Argument(help="Where to put it.")],
+) -> None:
+    """Download a base model, or all that a job left, every file verified by its SHA-256."""
+    with connect() as client:
+        download_model(client, model_id, folder)
+    print(folder.resolve())
+
+
+@app.command()
+@door
+def merge(
+    base: Annotated[Path, typer.Argument(help="Folder of the base model that the adapter was trained on.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter (kinora jobs adapter).")],
+    output: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    dtype: Annotated[
+        MergedDtype, typer.Option(help="Type of the weights; auto: what the base is stored in.")
+    ] = "auto",
+    cpu: Annotated[bool, typer.Option("--cpu", help="Compute on the CPU, whatever else there is.")] = False,
+) -> None:
+    """Merge an adapter into its base on this machine: an ordinary checkpoint, compared before it is kept."""
+    # In a process of its own, as below.
+    command = [sys.executable, "-m", "qlora_engine.merge", str(base), str(adapter), str(output)]
+    command += ["--dtype", dtype, *(["--cpu"] if cpu else [])]
+    if returned := subprocess.run(command, check=False).returncode:
+        raise typer.Exit(returned)
+    print(output.resolve())
 
 
 @app.command()

@@ -1,22 +1,17 @@
 """Merges an adapter into its base: an ordinary checkpoint that needs neither PEFT nor bitsandbytes.
 
-Run: ``python -m qlora_engine.training.merging BASE_FOLDER ADAPTER_FOLDER OUTPUT_FOLDER``, as
-`kinora models merge` does.
-
 In memory are the base in 4 bits and one shard of what is written, never two whole models. Before anything is
 written, the one weight of every layer has to give the logits of the base with its adapter; and what was
 written is loaded as a stranger would, and has to give them too, before it gets its name.
 """
 
-import argparse
 import gc
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -24,7 +19,6 @@ from pydantic import ValidationError
 from qlora_engine.adapters.files import CONFIG_FILE, load_adapter
 from qlora_engine.adapters.merged import as_if_merged, whole_tensor
 from qlora_engine.data.collate import Batch, Collator
-from qlora_engine.device import best_device
 from qlora_engine.errors import EngineError
 from qlora_engine.fingerprints import folder_sha256
 from qlora_engine.models.attention import attend_by_sample
@@ -41,7 +35,6 @@ from qlora_engine.models.writing import (
     weight_bytes,
     write_weights,
 )
-from qlora_engine.noise import hush
 from qlora_engine.training.export import FACTS_FILE
 from qlora_engine.training.forward import Runner
 from schemas.training import AdapterFacts, MergedDtype, MergedFacts
@@ -209,6 +202,8 @@ def _check(
 ) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise MergeRefused(f"{output.name} is not empty; name a new folder, so that nothing is replaced")
+    if not base_folder.is_dir():
+        raise MergeRefused(f"{base_folder} is not a folder; give that of the base model's checkpoint")
     found = base_sha256 or folder_sha256(base_folder)
     # What was trained on is what was uploaded: a folder may hold more, such as a model card.
     if found != facts.base_model_sha256 != folder_sha256(base_folder, UPLOADED):
@@ -251,42 +246,3 @@ def _largest(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-# ---- as a process ----------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m qlora_engine.training.merging", description="Merge an adapter into its base model."
-    )
-    for name in ("base", "adapter", "output"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--dtype", choices=get_args(MergedDtype), default="auto")
-    parser.add_argument("--cpu", action="store_true", help="compute on the CPU, whatever else there is")
-    asked = parser.parse_args()
-    hush()
-    device = torch.device("cpu") if asked.cpu else best_device()
-    try:
-        merged = merge(asked.base, asked.adapter, asked.output, dtype=asked.dtype, device=device, told=_tell)
-    except EngineError as error:
-        sys.stderr.write(f"not merged: {error.message}\n")
-        return 1
-    sys.stdout.write(
-        f"merged in {merged.dtype}, {merged.size_bytes / 1e6:,.1f} MB; logits differ by at most"
-        f" {merged.difference:.1e} in float32, {merged.stored_difference:.1e} as stored\n"
-    )
-    return 0
-
-
-def _tell(phase: str, done: int, total: int) -> None:
-    """One line a phase, and one for every tenth of it."""
-    if done == 0:
-        sys.stderr.write(f"{phase} …\n")
-    elif done == total or done * 10 // total > (done - 1) * 10 // total:
-        sys.stderr.write(f"{phase} {done}/{total}\n")
-    sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

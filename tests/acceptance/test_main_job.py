@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ def finished_job(service: Service, registered: Registered) -> str:
     done = service.cli(
         *("jobs", "submit", "--dataset", registered.dataset_id, "--model", registered.model_id),
         *("--name", "acceptance", "--max-steps", "24", "--batch-size", "16", "--learning-rate", "5e-3"),
-        *("-p", "checkpoint_every_steps=8", "-p", "held_out_fraction=0.25", "--watch"),
+        *("-p", "checkpoint_every_steps=8", "-p", "held_out_fraction=0.25", "-p", "export=merged", "--watch"),
         timeout=180,
     )
     return done.stdout.strip().splitlines()[0]
@@ -57,6 +59,25 @@ def test_the_adapter_is_stock_peft_and_verified(service: Service, finished_job: 
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
+
+
+def test_the_merged_model_says_what_base_and_adapter_say(
+    service: Service, samples: Samples, finished_job: str, tmp_path: Path
+) -> None:
+    """The job's own, and one merged by hand, loaded by transformers alone."""
+    service.cli("jobs", "adapter", finished_job, str(tmp_path / "merged"), "--merged")
+    service.cli("jobs", "adapter", finished_job, str(tmp_path / "adapter"))
+    by_hand = (str(samples.model), str(tmp_path / "adapter"), str(tmp_path / "by-hand"))
+    assert "writing" in service.cli("models", "merge", *by_hand, timeout=120).stderr
+
+    script = Path(__file__).with_name("stock_logits.py")
+    folders = (str(samples.model), *(str(tmp_path / name) for name in ("adapter", "merged", "by-hand")))
+    ran = subprocess.run(
+        [sys.executable, str(script), *folders], capture_output=True, check=True, text=True, cwd=tmp_path
+    )
+    differences = json.loads(ran.stdout.splitlines()[-1])
+    assert differences["base"] > 0.1
+    assert max(differences["merged"], differences["by-hand"]) <= 1e-4
 
 
 def test_the_adapter_is_a_model_of_its_own(
