@@ -191,7 +191,7 @@ def _prepare(
         learner.resizing,
         world,
     )
-    state = preparation.beginning(spec, checkpoints, world, emit)
+    state = preparation.beginning(spec, checkpoints, device, world, emit)
     plan = planned(chosen, inputs.lengths)
     forecast = preparation.forecast_of(chosen, data, inputs, base, learner, plan, decoders, world)
     scarce = forecast.check(spec.memory_bytes)

@@ -24,6 +24,8 @@ Action = Literal[
 SMALLEST_LOSS_CHUNK = 16
 """Supervised tokens; below that the logits are not what fills the memory."""
 OPTIMIZER_SLICE = 32 << 20
+CPU_OPTIMIZER_SLICE = 4 << 20
+"""Where launching kernels costs nothing, but fresh memory for larger copies does."""
 SMALLEST_OPTIMIZER_SLICE = 64 << 10
 
 

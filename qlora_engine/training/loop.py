@@ -28,7 +28,7 @@ from qlora_engine.training.evaluation import Evaluator, Measured, Phase
 from qlora_engine.training.evidence import RowLoss, write_evidence
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.keepsakes import Keepsakes
-from qlora_engine.training.optimizer_step import step_by_slices
+from qlora_engine.training.optimizer_step import RepeatableSteps
 from qlora_engine.training.passes import Pass, passes
 from qlora_engine.training.random_states import RandomStates
 from qlora_engine.training.rank_phase import RankPhase
@@ -97,6 +97,7 @@ class Loop:
         self.economy = self.state.economy
         """The rungs taken when memory did not suffice; it only ever gets thriftier."""
         self._economise(self.economy)
+        self._optimizer_steps = RepeatableSteps(self.optimizer)
 
     def run(self) -> None:
         """Train up to the last step, to early stopping, or to the first step after a stop was asked for."""
@@ -160,10 +161,8 @@ class Loop:
         tokens, loss = self._together(prepared, seen)
         norm = self._clip(number)
         rate = float(self.scheduler.get_last_lr()[0])
-        step_by_slices(
-            self.optimizer,
-            lambda: self.economy.optimizer_slice,
-            lambda found: self.relieve(Failed("optimizer"), found),
+        self._optimizer_steps.take(
+            lambda: self.economy.optimizer_slice, lambda found: self.relieve(Failed("optimizer"), found)
         )
         self.scheduler.step()
         self.optimizer.zero_grad()

@@ -1,115 +1,151 @@
-"""An optimizer step that is taken or not, but never by half: memory may run out in the middle of one.
+"""Optimizer steps that are taken or not, but never by half: memory may run out in the middle of one.
 
 The parameters are updated slice by slice. Each slice is copied before, together with its moments, and put
 back if it fails; what is done is not done again. Every optimizer we use treats each parameter by itself, so
 the numbers do not depend on the slices.
+
+Copying is cheap beside a step, as long as it is not done tensor by tensor: many of them share a flat copy,
+and what is to be copied is looked up once and not at every step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 
 from qlora_engine.memory import Exhausted, tried
 
 
-def step_by_slices(
-    optimizer: torch.optim.Optimizer, slice_bytes: Callable[[], int], relieve: Callable[[Exhausted], None]
-) -> None:
-    """Take one step.
+@dataclass
+class RepeatableSteps:
+    """Takes the steps of an optimizer."""
 
-    Args:
-        slice_bytes: of parameters to update at once; asked before each slice.
-        relieve: called where memory did not suffice; raises when nothing can be done.
-    """
-    waiting = [
-        parameter
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None
-    ]
-    gradients = {parameter: parameter.grad for parameter in waiting}
-    try:
-        for parameter in waiting:
-            parameter.grad = None
-        while waiting:
-            count = _fitting(waiting, slice_bytes())
-            chosen = {parameter: gradients[parameter] for parameter in waiting[:count]}
-            found = tried(partial(_step, optimizer, chosen))
-            if isinstance(found, Exhausted):
-                relieve(found)
-            else:
-                del waiting[:count]
-    finally:
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+    optimizer: torch.optim.Optimizer
+    _slices: dict[int, "_Slice"] = field(default_factory=dict)
+    """By the place of their first parameter: as they were when the last step was taken."""
+
+    def take(self, slice_bytes: Callable[[], int], relieve: Callable[[Exhausted], None]) -> None:
+        """Take one step.
+
+        Args:
+            slice_bytes: of parameters to update at once; asked before each slice.
+            relieve: called where memory did not suffice; raises when nothing can be done.
+        """
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        gradients = [parameter.grad for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            done = 0
+            while done < len(parameters):
+                end = done + _fitting(parameters[done:], slice_bytes())
+                found = tried(partial(self._step, done, parameters[done:end], gradients[done:end]))
+                if isinstance(found, Exhausted):
+                    relieve(found)
+                else:
+                    done = end
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+    def _step(
+        self,
+        place: int,
+        parameters: Sequence[torch.nn.Parameter],
+        gradients: Sequence[torch.Tensor | None],
+    ) -> None:
+        known = self._slices.get(place)
+        if known is None or not known.holds(self.optimizer, parameters):
+            self._slices.pop(place, None)
+            known = self._slices[place] = _Slice.of(self.optimizer, parameters)
+        states = {parameter: dict(self.optimizer.state.get(parameter, {})) for parameter in parameters}
+        values = known.copied()
+        with _shown(parameters, gradients):
+            try:
+                self.optimizer.step()
+            except BaseException:
+                known.put_back(values)
+                for parameter, state in states.items():
+                    if state:
+                        self.optimizer.state[parameter] = state
+                    else:  # nothing was there: the next step begins it anew
+                        self.optimizer.state.pop(parameter, None)
+                raise
 
 
-def _fitting(parameters: list[torch.nn.Parameter], limit: int) -> int:
+def _fitting(tensors: Sequence[torch.Tensor], limit: int) -> int:
     """How many come next: at least one."""
     taken = 0
-    for count, parameter in enumerate(parameters):
-        taken += parameter.numel() * parameter.element_size()
+    for count, tensor in enumerate(tensors):
+        taken += tensor.nbytes
         if taken > limit and count > 0:
             return count
-    return len(parameters)
-
-
-def _step(optimizer: torch.optim.Optimizer, gradients: dict[torch.nn.Parameter, torch.Tensor | None]) -> None:
-    kept = [_Kept.of(optimizer, parameter) for parameter in gradients]
-    with _shown(gradients):
-        try:
-            optimizer.step()
-        except BaseException:
-            for each in kept:
-                each.put_back(optimizer)
-            raise
+    return len(tensors)
 
 
 @contextmanager
-def _shown(gradients: dict[torch.nn.Parameter, torch.Tensor | None]) -> Iterator[None]:
+def _shown(
+    parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor | None]
+) -> Iterator[None]:
     """An optimizer passes over parameters without a gradient."""
-    for parameter, gradient in gradients.items():
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     try:
         yield
     finally:
-        for parameter in gradients:
+        for parameter in parameters:
             parameter.grad = None
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A parameter and its moments as they were."""
+class _Slice:
+    """Parameters and the tensors that the optimizer holds of them, as flat views of their memory."""
 
-    parameter: torch.nn.Parameter
-    value: torch.Tensor
-    state: dict[str, Any]
+    addresses: list[int]
+    """Of their memory, which is not given to others as long as the views below exist."""
+    kinds: list[list[torch.Tensor]]
+    """Tensors of the same kind."""
 
     @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> "_Kept":
-        state = optimizer.state.get(parameter, {})
-        return cls(
-            parameter,
-            parameter.detach().clone(),
-            {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()},
-        )
+    def of(cls, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> "_Slice":
+        kinds: dict[tuple[torch.dtype, torch.device], dict[int, torch.Tensor]] = {}
+        for tensor in _tensors(optimizer, parameters):
+            # bitsandbytes shares tables between parameters: one of them is enough.
+            kinds.setdefault((tensor.dtype, tensor.device), {})[tensor.data_ptr()] = tensor.detach().view(-1)
+        return cls(_addresses(optimizer, parameters), [list(kind.values()) for kind in kinds.values()])
 
-    def put_back(self, optimizer: torch.optim.Optimizer) -> None:
+    def holds(self, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> bool:
+        """Whether it is still what `of` would give."""
+        return self.addresses == _addresses(optimizer, parameters)
+
+    def copied(self) -> list[torch.Tensor]:
+        """The present values."""
+        return [torch.cat(tensors) for tensors in self.kinds]
+
+    def put_back(self, values: Sequence[torch.Tensor]) -> None:
         """In place, so that nothing is allocated and paged moments stay paged."""
-        with torch.no_grad():
-            self.parameter.copy_(self.value)
-            if not self.state:  # nothing was there: the next step begins it anew
-                optimizer.state.pop(self.parameter, None)
-                return
-            state = optimizer.state[self.parameter]
-            for key in state.keys() - self.state.keys():
-                del state[key]
-            for key, value in self.state.items():
-                if torch.is_tensor(value) and torch.is_tensor(state.get(key)):
-                    state[key].copy_(value)
-                else:
-                    state[key] = value
+        for tensors, copied in zip(self.kinds, values, strict=True):
+            parts = torch.split(copied, [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part)
+
+
+def _tensors(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
+) -> Iterator[torch.Tensor]:
+    for parameter in parameters:
+        yield parameter
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, torch.Tensor):
+                yield value
+
+
+def _addresses(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> list[int]:
+    return [tensor.data_ptr() for tensor in _tensors(optimizer, parameters)]

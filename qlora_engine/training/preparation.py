@@ -22,7 +22,7 @@ from qlora_engine.models.loading import Loaded
 from qlora_engine.spans import span
 from qlora_engine.training.checkpoints import Checkpoints, TrainingState
 from qlora_engine.training.distributed import World, idle_processes, other_processes, sow
-from qlora_engine.training.economy import Economy
+from qlora_engine.training.economy import CPU_OPTIMIZER_SLICE, OPTIMIZER_SLICE, Economy
 from qlora_engine.training.forecast import Forecast, data_rows, kept_frame_bytes
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.optimizers import make_optimizer, not_paged
@@ -147,7 +147,9 @@ def rank_phase_of(learner: Learner, keepsakes: Keepsakes, world: World) -> RankP
 # ---- where it stands ---------------------------------------------------------------------------------------
 
 
-def beginning(spec: TrainingSpec, checkpoints: Checkpoints, world: World, emit: Emit) -> TrainingState:
+def beginning(
+    spec: TrainingSpec, checkpoints: Checkpoints, device: torch.device, world: World, emit: Emit
+) -> TrainingState:
     """The state to go on from, which model, optimizer and random numbers are put into.
 
     Raises:
@@ -158,7 +160,9 @@ def beginning(spec: TrainingSpec, checkpoints: Checkpoints, world: World, emit: 
         sow(chosen.seed, 0, world)
     if spec.resume is None:
         economy = Economy(
-            gradient_checkpointing=chosen.gradient_checkpointing, loss_chunk=chosen.loss_chunk_tokens
+            gradient_checkpointing=chosen.gradient_checkpointing,
+            loss_chunk=chosen.loss_chunk_tokens,
+            optimizer_slice=CPU_OPTIMIZER_SLICE if device.type == "cpu" else OPTIMIZER_SLICE,
         )
         return TrainingState(0, Cursor(), None, None, 0.0, economy=economy)
     folder = Path(spec.resume.folder)
