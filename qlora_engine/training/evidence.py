@@ -1,4 +1,8 @@
-"""What was there when a number was none: rows and clips of the step, their losses, and the norms before."""
+"""What was there when a number was none: rows and clips of the step, their losses, and the norms before.
+
+All of it is in a file beside the training's output, and what people need of it in the training's log: the
+file stays behind on the node.
+"""
 
 import json
 import math
@@ -15,6 +19,7 @@ from schemas.datasets import Example
 EVIDENCE_FILE = "non_finite.json"
 STEPS_BEFORE = 32
 MOST_TOLD = 3
+MOST_LOGGED = 64
 MOST_TENSORS = 100
 
 
@@ -43,8 +48,8 @@ def write_evidence(
     step: int,
     rows: Sequence[RowLoss],
     trainable: Sequence[tuple[str, torch.nn.Parameter]],
-) -> Logged:
-    """Write ``non_finite.json`` into `folder`; returns what people should hear of it.
+) -> tuple[Logged, ...]:
+    """Write ``non_finite.json`` into `folder`; returns what people should hear of it, the sum of it first.
 
     Args:
         series: the steps taken before, one JSON object a line.
@@ -67,12 +72,34 @@ def write_evidence(
     }
     (folder / EVIDENCE_FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
     broken = [row for row in rows if not math.isfinite(row.loss)]
-    worst = broken or sorted(rows, key=lambda row: row.loss, reverse=True)
+    finite = [row for row in rows if math.isfinite(row.loss)]
+    worst = [*broken, *sorted(finite, key=lambda row: -row.loss)]
+    named = worst[: min(MOST_TOLD, len(broken) or MOST_TOLD)]
     norms = ", ".join(f"{point['grad_norm']:.3g}" for point in before[-MOST_TOLD:]) or "none"
-    return Logged(
-        level="error",
-        code="non_finite_evidence",
-        message=f"Rows of step {step} with {'a loss that is no number' if broken else 'the highest losses'}:"
-        f" {', '.join(map(str, worst[:MOST_TOLD]))}{' …' if len(worst) > MOST_TOLD else ''}; gradient norms"
-        f" before: {norms}; {EVIDENCE_FILE} has all",
-    )
+    worst_of = "a loss that is no number" if broken else "the highest losses"
+    told = [
+        Logged(
+            level="error",
+            code="non_finite_evidence",
+            message=f"Rows of step {step} with {worst_of}:"
+            f" {_listed(named, len(broken) or len(rows))}; gradients with values that are no numbers:"
+            f" {_listed(wrong[:MOST_TOLD], len(wrong)) or 'none yet'}; gradient norms before: {norms}",
+        ),
+        Logged(
+            level="info",
+            code="non_finite_rows",
+            message=f"Rows of step {step} and what each cost per response token, the worst first:"
+            f" {_listed(worst[:MOST_LOGGED], len(worst))}",
+        ),
+    ]
+    if wrong:
+        names = _listed(wrong[:MOST_LOGGED], len(wrong))
+        message = f"Gradients of step {step} with values that are no numbers: {names}"
+        told.append(Logged(level="info", code="non_finite_tensors", message=message))
+    return tuple(told)
+
+
+def _listed(named: Sequence[object], count: int) -> str:
+    """These of so many."""
+    more = count - len(named)
+    return ", ".join(map(str, named)) + (f" and {more} more" if more > 0 else "")

@@ -37,6 +37,8 @@ StartMethod = Literal["spawn", "fork"]
 LAST_WORDS = ("training_done", "training_stopped")
 FROM_ALL = ("alive", "oom_recovered", "engine_failed")
 """What every process tells; anything else is the first one's to tell."""
+EVIDENCE = "non_finite"
+"""… but what a process has found out about its own rows."""
 STOP_SECONDS = 0.05
 """How often a wish to stop is looked for."""
 BLAME_SECONDS = 5.0
@@ -204,7 +206,7 @@ class _Supervisor:
             return
         if isinstance(update, EngineFailed):
             worker.failed = update
-        elif worker.world.first or update.kind in FROM_ALL:
+        elif told(worker.world, update):
             self.emit(update)
             if update.kind in LAST_WORDS:
                 self._done, self._over = True, time.monotonic() + FAREWELL_SECONDS
@@ -289,11 +291,17 @@ def _voice(connection: Connection, world: World) -> Callable[[Update], None]:
     lock = threading.Lock()
 
     def emit(update: Update) -> None:
-        if world.first or update.kind in FROM_ALL:
+        if told(world, update):
             with lock, suppress(BrokenPipeError):  # the listener ends us
                 connection.send_bytes(update.model_dump_json().encode())
 
     return emit
+
+
+def told(world: World, update: Update) -> bool:
+    """Whether it is for this process to tell."""
+    evidence = isinstance(update, Logged) and update.code.startswith(EVIDENCE)
+    return world.first or update.kind in FROM_ALL or evidence
 
 
 def _listen(connection: Connection, stop: StopWish) -> None:

@@ -230,8 +230,10 @@ class Loop:
         """
         losses = [seen.by_place.get(place, 0.0) for place in range(len(prepared.samples))]
         tokens, loss, *losses = self.world.combine([prepared.tokens, seen.loss, *losses], "sum")
+        self._rows = []
         for sample, cost in zip(prepared.samples, losses, strict=True):
             self.keepsakes.saw(sample, cost)
+            self._rows.append(RowLoss.of(self.examples[sample], cost))
         self.world.sum_gradients(parameter for _, parameter in self.injected.trainable())
         return tokens, loss
 
@@ -275,13 +277,15 @@ class Loop:
         )
 
     def _non_finite(self, what: str, value: float, number: int) -> NonFiniteLoss:
-        evidence = write_evidence(
+        found = write_evidence(
             self.series.parent, self.series, what, value, number, self._rows, self.injected.trainable()
         )
-        self.emit(evidence)
+        for line in found:
+            self.emit(line)
         return NonFiniteLoss(
             f"{what} is {value} at step {number}; the step was not taken. Lower learning_rate"
-            f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm. {evidence.message}"
+            f" ({self.hyperparameters.learning_rate:g}) or max_grad_norm. {found[0].message}."
+            " The training's log has all rows and tensors"
         )
 
     def report(self, taken: Taken) -> None:

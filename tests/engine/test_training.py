@@ -349,8 +349,12 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     evidence = json.loads(Path(spec.output_folder, "non_finite.json").read_text("utf-8"))
     assert (evidence["step"], evidence["value"], len(evidence["rows"])) == (3, "nan", 8)
     assert [point["step"] for point in evidence["steps_before"]] == [1, 2]
-    (told,) = recorded.of("logged")
-    assert (told.level, told.code) == ("error", "non_finite_evidence")
+    told, every = recorded.of("logged")
+    assert [(line.level, line.code) for line in (told, every)] == [
+        ("error", "non_finite_evidence"),
+        ("info", "non_finite_rows"),
+    ]
+    assert all(f"{row['file']} row {row['row']} ({row['clip']})" in every.message for row in evidence["rows"])
     named = max(evidence["rows"], key=lambda row: float(row["loss"]))
     assert f"{named['file']} row {named['row']} ({named['clip']})" in told.message
     assert told.message in stopped.value.message

@@ -101,8 +101,10 @@ MakeTraining = Callable[..., Awaitable[Training]]
 
 @pytest.fixture
 def make_training(peer: Peer, samples: Samples) -> MakeTraining:
-    async def make(steps: int, *, checkpoint_every: int = 4) -> Training:
-        model, _ = await peer.put_folder(samples.model)
+    async def make(
+        steps: int, *, checkpoint_every: int = 4, held_out: float = 0.1, base: Path | None = None
+    ) -> Training:
+        model, _ = await peer.put_folder(base or samples.model)
         dataset, files = await peer.put_folder(samples.clips)
         captions = await asyncio.to_thread((samples.clips / "captions.jsonl").read_bytes)
         manifest = await peer.put_content(
@@ -113,7 +115,7 @@ def make_training(peer: Peer, samples: Samples) -> MakeTraining:
             batch_size=2,
             frames=2,
             checkpoint_every_steps=checkpoint_every,
-            held_out_fraction=0.1,
+            held_out_fraction=held_out,
             max_new_tokens=2,
         )
         assignment = TrainAssignment(

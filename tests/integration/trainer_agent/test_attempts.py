@@ -3,11 +3,14 @@
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import psutil
+from safetensors.numpy import load_file, save_file
 
 from kinora.local.private_file import revealed_json, write_private
 from kinora.local.servers import EmbeddedServers
@@ -190,6 +193,27 @@ async def test_a_killed_engine_is_a_failure_that_may_be_tried_again(
     assert (last["level"], last["code"]) == ("error", "engine_died")
     assert "SIGKILL" in last["message"]
     assert peer.kinds()[-1] == "failed"
+
+
+async def test_the_evidence_of_a_loss_that_is_no_number_reaches_the_jobs_log(
+    peer: Peer, agent: RunningAgent, make_training: MakeTraining, samples: Samples, tmp_path: Path
+) -> None:
+    """One broken weight, and every row costs nobody knows what."""
+    broken = tmp_path / "broken"
+    await asyncio.to_thread(shutil.copytree, samples.model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.text_model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    training = await make_training(steps=10, held_out=0, base=broken)
+    await training.offer()
+    failed = await peer.reported(Failed, 90)
+    assert (failed.code, failed.retryable) == ("non_finite_loss", False)
+    assert "the loss is nan at step 1" in failed.message
+    assert "The training's log has all rows" in failed.message
+    lines = {line["code"]: line["message"] for line in await logged(peer)}
+    assert re.search(r"captions row \d+ \(\S+\) nan", lines["non_finite_evidence"])
+    assert lines["non_finite_evidence"] in failed.message
+    assert lines["non_finite_rows"].count(" nan") >= 1
 
 
 async def test_a_killed_agent_leaves_no_engine_and_its_successor_gives_the_attempt_back(
