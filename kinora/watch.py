@@ -191,17 +191,21 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
+def nats(loss: float | None) -> str:
+    """``0.1834``; a dash when unknown."""
+    return "–" if loss is None else f"{loss:.4f}"
+
+
 def picture(progress: JobProgress, title: str) -> RenderableType:
     """The live display: phase, step, loss, tokens/s and ETA."""
     facts = Table.grid(padding=(0, 2))
     for _ in range(6):
         facts.add_column(justify="left", no_wrap=True)
-    loss = "–" if progress.loss is None else f"{progress.loss:.4f}"
     speed = "–" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}"
     facts.add_row(
         Text(progress.phase, style=_STYLES.get(progress.phase, "bold cyan")),
         f"step {progress.step}/{progress.total_steps or '–'}",
-        f"loss {loss}",
+        f"loss {nats(progress.loss)}",
         f"{speed} tokens/s",
         f"ETA {duration(progress.eta_seconds)}",
         f"attempt {progress.attempt}" if progress.attempt > 1 else "",
@@ -229,14 +233,15 @@ def picture(progress: JobProgress, title: str) -> RenderableType:
 
 
 def _measured(before: job.Evaluation, after: job.Evaluation | None) -> Iterator[Text]:
-    """A line for each share that was measured on what is held out."""
-    for name, share in (
-        ("exact match", attrgetter("exact_match")),
-        ("token accuracy", attrgetter("token_accuracy")),
+    """A line for each figure that was measured on what is held out."""
+    for name, figure, told in (
+        ("loss", attrgetter("loss"), nats),
+        ("exact match", attrgetter("exact_match"), percent),
+        ("token accuracy", attrgetter("token_accuracy"), percent),
     ):
-        then = "" if after is None else f", {percent(share(after))} after"
-        if name == "exact match" or share(before) is not None:
-            yield Text(f"held-out {name}: {percent(share(before))} before{then}")
+        then = "" if after is None else f", {told(figure(after))} after"
+        if name == "exact match" or figure(before) is not None:
+            yield Text(f"held-out {name}: {told(figure(before))} before{then}")
 
 
 _STYLES = {

@@ -29,7 +29,6 @@ from schemas.datasets import Example, one_turn
 
 FRAMES = 4
 CONTEXT = 2048
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 BATCH = 32
 STILLS, PAIRS = 1600, 400
 STILLS_ALONE = 0.5
@@ -98,7 +97,7 @@ class Drawings:
         shown = [pictures[index * (len(pictures) - 1) // (FRAMES - 1)] for index in range(FRAMES)]
         there, back = (
             self.add(seen, shapes.PROMPT, f"a {figure.colour} {figure.shape} moves {way}")
-            for seen, way in ((shown, direction), (shown[::-1], OPPOSITE[direction]))
+            for seen, way in ((shown, direction), (shown[::-1], shapes.OPPOSITE[direction]))
         )
         return there, back
 
@@ -116,7 +115,7 @@ VISION = SmolVLMVision((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), IMAGE_SIZE, 8, 4)
 
 def pairs(drawings: Drawings, rng: random.Random, count: int) -> list[tuple[Example, Example]]:
     """`count` pairs whose directions take turns."""
-    ways = tuple(OPPOSITE)
+    ways = tuple(shapes.OPPOSITE)
     return [drawings.pair(rng, ways[index % len(ways)]) for index in range(count)]
 
 

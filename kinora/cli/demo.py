@@ -27,5 +27,5 @@ def demo(
     except KeyboardInterrupt:
         talk.print("interrupted; everything that was started is stopped")
         raise typer.Exit(130) from None
-    if result.status != "succeeded":
+    if not result.succeeded:
         raise typer.Exit(EXIT_JOB_FAILED)

@@ -31,7 +31,7 @@ from kinora.client import Client, Json, at
 from kinora.feed import follow
 from kinora.job_plan import job_plan
 from kinora.parameters import Parameter, parameters
-from kinora.watch import JobProgress, duration, percent, picture
+from kinora.watch import JobProgress, duration, nats, percent, picture
 from schemas.errors import KinoraError
 from schemas.training import Hyperparameters
 
@@ -252,6 +252,7 @@ def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_jso
             "loss": job.get("loss_last"),
             "waiting": job.get("wait_reason"),
             "ETA": duration(job.get("eta_seconds")) if job["status"] == "running" else None,
+            "held-out loss": _change(before, after, "loss", nats),
             "exact match": _change(before, after, "exact_match"),
             "token accuracy": _change(before, after, "token_accuracy"),
             "output model": job.get("output_model_id"),
@@ -269,11 +270,13 @@ def show(job_id: str, at_time: At = None, at_position: AtPosition = None, as_jso
         talk.print(f"{job['error']['code']}: {job['error']['message']}", style="bold red", markup=False)
 
 
-def _change(before: Json, after: Json, figure: str) -> str | None:
-    """A share before and after the training; None where it was not measured."""
+def _change(
+    before: Json, after: Json, figure: str, told: Callable[[float | None], str] = percent
+) -> str | None:
+    """A figure before and after the training; None where it was not measured."""
     if before.get(figure) is None and after.get(figure) is None:
         return None
-    return f"{percent(before.get(figure))} → {percent(after.get(figure))}"
+    return f"{told(before.get(figure))} → {told(after.get(figure))}"
 
 
 def _epochs(job: Json) -> str | None:

@@ -7,18 +7,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from kinora.artifacts import download_adapter
 from kinora.cli.progress import add_folder
 from kinora.client import Client, Json
 from kinora.demo.audit import audit_table
-from kinora.demo.plots import save_loss_curve
+from kinora.demo.findings import Result, Training, found_out, show_findings
+from kinora.demo.plots import save_loss_curves
 from kinora.demo.service import running_service
 from kinora.feed import follow
 from kinora.sources import dataset_paths, model_paths
@@ -27,40 +27,26 @@ from kinora.watch import TERMINAL, JobProgress, percent, picture
 from schemas.errors import KinoraError
 
 SAMPLE_CLIPS = 240
-STEPS = 160
 HYPERPARAMETERS: Json = {
     "rank": 8,
     "alpha": 16,
     "learning_rate": 5e-3,
     "schedule": "cosine",
     "warmup_ratio": 0.05,
-    "max_steps": STEPS,
+    "max_steps": 100,
     "frames": 4,
     "held_out_fraction": 0.2,
-    "checkpoint_every_steps": 40,
+    "checkpoint_every_steps": 50,
 }
+STEPS_ON_OWN_VIDEOS = 160
+ADAPTER, ORDINARY = "adapter", "adapter-ordinary"
+"""Folders below the output."""
 
 
 class DemoFailed(KinoraError):
     """The demo cannot go on."""
 
     code = "demo_failed"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the demo found out; `report.json` is exactly this."""
-
-    job_id: str
-    status: str
-    steps: int
-    loss_first: float | None
-    loss_last: float | None
-    accuracy_before: float | None
-    accuracy_after: float | None
-    seconds: float
-    adapter_dir: str | None
-    events: int
 
 
 class Steps:
@@ -84,6 +70,9 @@ class Steps:
 def run_demo(output: Path, videos: Path | None, console: Console) -> Result:
     """Run the main job on one machine and leave the results in `output`.
 
+    The sample clips are trained on twice, with ordinary and with temporal-aware LoRA, on a base that cannot
+    know the order of frames; a person's own clips once, with temporal-aware LoRA.
+
     Raises:
         KinoraError: with the remedy, when a part cannot be done; everything started is stopped all the same.
     """
@@ -105,16 +94,32 @@ def run_demo(output: Path, videos: Path | None, console: Console) -> Result:
         )
         _stop_leftovers(client, console)
         clips = videos or _make_samples(output / "sample-clips", steps)
-        _make_base_model(model_folder, steps)
+        _make_base_model(model_folder, steps, order_blind=videos is None)
         dataset = _send(client, "datasets", clips, dataset_paths(clips), steps)
         model = _send(client, "models", model_folder, model_paths(model_folder), steps)
-        job = client.post("/jobs", _job_body(dataset, model, own_data=videos is not None))
-        console.print(f"[green]✓[/] job requested: [bold]{job['id']}[/]", highlight=False)
-        progress = _watch(client, job, console)
-        result = _collect(client, job["id"], progress, output, began)
-        _show(client, result, output, console)
+        bodies = [
+            _job_body(dataset, model, temporal=temporal, own=videos is not None)
+            for temporal in ((True,) if videos else (False, True))
+        ]
+        jobs = [client.post("/jobs", body) for body in bodies]
+        for job in jobs:
+            console.print(f"[green]✓[/] job requested: [bold]{job['id']}[/]", highlight=False)
+        folders = (output / ORDINARY, output / ADAPTER)[-len(jobs) :]
+        trainings = [_train(client, job, folder, console) for job, folder in zip(jobs, folders, strict=True)]
+        result = Result(
+            **asdict(trainings[-1]),
+            temporal=bodies[-1]["hyperparameters"]["temporal"],
+            ordinary=trainings[0] if len(trainings) > 1 else None,
+            seconds=round(time.monotonic() - began, 2),
+        )
+        if result.adapter_dir is not None:
+            _save_curves(client, result, output / "loss.png")
+        console.print()
+        console.print(audit_table(list(client.pages(f"/jobs/{result.job_id}/events"))))
+    console.print()
+    show_findings(result, output, console)
     console.print("[green]✓[/] everything that was started is stopped", highlight=False)
-    (output / "report.json").write_text(json.dumps(result.__dict__, indent=2) + "\n")
+    (output / "report.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     _next_commands(result, output, console)
     return result
 
@@ -123,7 +128,8 @@ def _forget_results(output: Path) -> None:
     """What an earlier run found must not be taken for this one's, should this one end early."""
     for name in ("report.json", "loss.png"):
         (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "adapter", ignore_errors=True)
+    for name in (ADAPTER, ORDINARY):
+        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def _stop_leftovers(client: Client, console: Console) -> None:
@@ -146,19 +152,21 @@ def _engine_tool(module: str, *arguments: str) -> None:
 def _make_samples(folder: Path, steps: Steps) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     with steps.step(
-        "making sample clips of moving shapes …", f"{SAMPLE_CLIPS} sample clips (H.264) in {folder}"
+        "making sample clips of moving shapes …",
+        f"{SAMPLE_CLIPS} sample clips (H.264), each and its reverse, in {folder}",
     ):
-        _engine_tool("qlora_engine.data.shapes", str(folder), "--clips", str(SAMPLE_CLIPS))
+        _engine_tool("qlora_engine.data.shapes", str(folder), "--clips", str(SAMPLE_CLIPS), "--mirrored")
     return folder
 
 
-def _make_base_model(folder: Path, steps: Steps) -> None:
+def _make_base_model(folder: Path, steps: Steps, *, order_blind: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+    blind = ", which cannot know the order of frames," if order_blind else ","
     with steps.step(
         "pre-training a tiny base model on captioned stills …",
-        f"tiny SmolVLM, pre-trained on stills only, in {folder}",
+        f"tiny SmolVLM, pre-trained on stills only{blind} in {folder}",
     ):
-        _engine_tool("qlora_engine.models.tiny", str(folder))
+        _engine_tool("qlora_engine.models.tiny", str(folder), *(["--order-blind"] if order_blind else []))
 
 
 def _send(client: Client, kind: Kind, folder: Path, paths: list[str], steps: Steps) -> Json:
@@ -168,19 +176,39 @@ def _send(client: Client, kind: Kind, folder: Path, paths: list[str], steps: Ste
     return item
 
 
-def _job_body(dataset: Json, model: Json, *, own_data: bool) -> Json:
+def _job_body(dataset: Json, model: Json, *, temporal: bool, own: bool) -> Json:
     facts = dataset["facts"]
+    shortest = facts["smallest_clip_frames"] or 0
+    temporal = temporal and shortest > 1  # One frame has none before or after it.
     settings = HYPERPARAMETERS | {
         "batch_size": max(1, min(32, facts["examples"])),
-        "frames": min(HYPERPARAMETERS["frames"], facts["smallest_clip_frames"] or HYPERPARAMETERS["frames"]),
+        "frames": min(HYPERPARAMETERS["frames"], shortest or HYPERPARAMETERS["frames"]),
+        "temporal": temporal,
     }
+    if own:
+        settings["max_steps"] = STEPS_ON_OWN_VIDEOS
     return {
-        "name": f"demo on {dataset['name']}",
+        "name": f"demo: {'temporal-aware' if temporal else 'ordinary'} LoRA on {dataset['name']}",
         "dataset_id": dataset["id"],
         "model_id": model["id"],
         "hyperparameters": settings,
-        "labels": {"demo": "own-videos" if own_data else "sample"},
+        "labels": {"demo": "own-videos" if own else "sample"},
     }
+
+
+def _train(client: Client, job: Json, folder: Path, console: Console) -> Training:
+    """Follow the job to its end and fetch its adapter into `folder`."""
+    progress = _watch(client, job, console)
+    view = client.get(f"/jobs/{job['id']}", min_position=progress.position)
+    if view["status"] == "succeeded":
+        download_adapter(client, job["id"], folder)
+    return found_out(
+        view,
+        progress,
+        adapter=folder if folder.is_dir() else None,
+        events=sum(1 for _ in client.pages(f"/jobs/{job['id']}/events")),
+        in_pairs=job["labels"]["demo"] == "sample",
+    )
 
 
 def _watch(client: Client, job: Json, console: Console) -> JobProgress:
@@ -191,67 +219,25 @@ def _watch(client: Client, job: Json, console: Console) -> JobProgress:
             live.update(picture(progress, job["name"]))
             if progress.finished:
                 break
+    console.print()  # Without a terminal the picture does not end its line.
     return progress
 
 
-def _collect(client: Client, job_id: str, progress: JobProgress, output: Path, began: float) -> Result:
-    view = client.get(f"/jobs/{job_id}", min_position=progress.position)
-    adapter = output / "adapter"
-    if view["status"] == "succeeded":
-        download_adapter(client, job_id, adapter)
-        metrics = client.get(f"/jobs/{job_id}/metrics", min_position=progress.position)
-        change = f"{percent(_match(progress.before))} → {percent(_match(progress.after))}"
-        measured = _match(progress.after) is not None
-        title = view["name"] + (f", held-out exact match {change}" if measured else "")
-        save_loss_curve(metrics, title, output / "loss.png")
-    return Result(
-        job_id=job_id,
-        status=view["status"],
-        steps=view["step"],
-        loss_first=progress.loss_first,
-        loss_last=progress.loss,
-        accuracy_before=_match(progress.before),
-        accuracy_after=_match(progress.after),
-        seconds=round(time.monotonic() - began, 2),
-        adapter_dir=str(adapter) if adapter.is_dir() else None,
-        events=sum(1 for _ in client.pages(f"/jobs/{job_id}/events")),
-    )
-
-
-def _match(evaluation: object) -> float | None:
-    return getattr(evaluation, "exact_match", None)
-
-
-def _show(client: Client, result: Result, output: Path, console: Console) -> None:
-    console.print()
-    console.print(audit_table(list(client.pages(f"/jobs/{result.job_id}/events"))))
-    console.print()
-    style = "bold green" if result.status == "succeeded" else "bold red"
-    console.print(
-        f"[{style}]{result.status}[/] after {result.steps} steps and {result.events} events", highlight=False
-    )
-    if result.loss_first is not None and result.loss_last is not None:
-        console.print(f"loss         {result.loss_first:.4f} → {result.loss_last:.4f}", highlight=False)
-    change = f"{percent(result.accuracy_before)} → {percent(result.accuracy_after)} on held-out clips"
-    if result.accuracy_after is None:
-        change = "not measured: fewer than 8 clips are held out"
-    console.print(f"exact match  {change}", highlight=False)
-    if result.adapter_dir:
-        _show_answers(Path(result.adapter_dir) / "held_out_answers.jsonl", console)
-        console.print(f"adapter      {result.adapter_dir}", soft_wrap=True, highlight=False)
-        console.print(f"loss curve   {output / 'loss.png'}", soft_wrap=True, highlight=False)
-    console.print(f"report       {output / 'report.json'}", soft_wrap=True, highlight=False)
-
-
-def _show_answers(file: Path, console: Console) -> None:
-    answers = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    for answer in answers[:4]:
-        mark = "[green]✓[/]" if answer["right"] else "[red]✗[/]"
-        console.print(
-            f"  {mark} {escape(answer['video'])}: [italic]{escape(answer['answer'])}[/]"
-            + ("" if answer["right"] else f" [dim](expected: {escape(answer['response'])})[/]"),
-            highlight=False,
+def _save_curves(client: Client, result: Result, file: Path) -> None:
+    name = "temporal-aware LoRA" if result.temporal else "LoRA"
+    trainings = {name: client.get(f"/jobs/{result.job_id}/metrics")}
+    title = name
+    if result.accuracy_after is not None:
+        title += (
+            f", held-out exact match {percent(result.accuracy_before)} → {percent(result.accuracy_after)}"
         )
+    if result.ordinary is not None:
+        trainings = {"ordinary LoRA": client.get(f"/jobs/{result.ordinary.job_id}/metrics"), **trainings}
+        title = (
+            f"direction of held-out clips: ordinary LoRA {percent(result.ordinary.direction_after)},"
+            f" temporal-aware LoRA {percent(result.direction_after)}"
+        )
+    save_loss_curves(trainings, title, file)
 
 
 def _next_commands(result: Result, output: Path, console: Console) -> None:

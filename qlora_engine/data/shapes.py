@@ -1,6 +1,6 @@
 """Sample clips made on the spot: coloured shapes that move, so that anyone can try a training at once.
 
-Run: ``python -m qlora_engine.data.shapes FOLDER [--clips 240] [--seed 0]``
+Run: ``python -m qlora_engine.data.shapes FOLDER [--clips 240] [--seed 0] [--mirrored]``
 """
 
 import argparse
@@ -33,6 +33,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("square", "ring", "triangle")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+HELD_OUT_OF_MIRRORED = 0.2
 
 Image = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
@@ -90,11 +93,12 @@ def moving(figure: Figure, direction: str, rng: random.Random) -> list[Image]:
     return pictures
 
 
-def write_clip(file: Path, pictures: list[Image]) -> None:
-    """An H.264 mp4 of `pictures`."""
+def write_clip(file: Path, pictures: list[Image], *, independent: bool = False) -> None:
+    """An H.264 mp4 of `pictures`; decoded, `independent` ones do not depend on those before them."""
+    rate = {"qp": "16", "g": "1"} if independent else {"crf": "16"}
     with av.open(str(file), "w") as container:
         stream = container.add_stream(
-            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "16", "preset": "veryfast"}
+            "libx264", rate=FRAMES_PER_SECOND, options={"preset": "veryfast", **rate}
         )
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
@@ -120,15 +124,48 @@ def make_sample_dataset(
         direction = tuple(DIRECTIONS)[index % len(DIRECTIONS)]
         path = f"clips/clip-{index:04d}.mp4"
         write_clip(folder / path, moving(figure, direction, rng))
-        rows.append(
-            {
-                "video": path,
-                "prompt": PROMPT,
-                "response": f"a {figure.colour} {figure.shape} moves {direction}",
-            }
-        )
+        rows.append(_row(path, figure, direction))
         if progress is not None:
             progress("drawing clips", index + 1, clips)
+    return _with_captions(folder, rows)
+
+
+def make_mirrored_dataset(
+    folder: Path | str, clips: int = 240, seed: int = 0, progress: Progress | None = None
+) -> Path:
+    """Like `make_sample_dataset`, but left and right alone, in pairs of a clip and its exact reverse.
+
+    Whoever cannot know the order of frames gives both the same answer, and is right about one of them at
+    most. The last fifth of the pairs is held out, by the column ``split``. An even number of clips is made.
+    """
+    folder = Path(folder)
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)  # noqa: S311 - pictures, not secrets
+    rows, pairs = [], clips // 2
+    for index in range(pairs):
+        figure = random_figure(rng)
+        direction = ("left", "right")[index % 2]
+        # An odd number, whose even samples are the same pictures from either end.
+        pictures = moving(figure, direction, rng)[1:]
+        split = "training" if index < round(pairs * (1 - HELD_OUT_OF_MIRRORED)) else "validation"
+        for name, shown, way in (
+            ("", pictures, direction),
+            ("-reversed", pictures[::-1], OPPOSITE[direction]),
+        ):
+            path = f"clips/clip-{index:04d}{name}.mp4"
+            write_clip(folder / path, shown, independent=True)
+            rows.append({**_row(path, figure, way), "split": split})
+        if progress is not None:
+            progress("drawing clips", 2 * index + 2, 2 * pairs)
+    return _with_captions(folder, rows)
+
+
+def _row(path: str, figure: Figure, direction: str) -> dict[str, str]:
+    response = f"a {figure.colour} {figure.shape} moves {direction}"
+    return {"video": path, "prompt": PROMPT, "response": response}
+
+
+def _with_captions(folder: Path, rows: list[dict[str, str]]) -> Path:
     captions = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "captions.jsonl").write_text(captions, "utf-8")
     return folder
@@ -166,9 +203,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mirrored", action="store_true", help="in pairs of a clip and its reverse")
     arguments = parser.parse_args()
+    make = make_mirrored_dataset if arguments.mirrored else make_sample_dataset
     with writing_to(arguments.folder):
-        make_sample_dataset(arguments.folder, arguments.clips, arguments.seed, print_progress)
+        make(arguments.folder, arguments.clips, arguments.seed, print_progress)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _ids(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def smolvlm_config(tokenizer: Any) -> SmolVLMConfig:
+def smolvlm_config(tokenizer: Any, text: Mapping[str, Any] = TEXT) -> SmolVLMConfig:
     """One token per frame."""
     vision = {
         "hidden_size": WIDTH,
@@ -123,7 +123,7 @@ def smolvlm_config(tokenizer: Any) -> SmolVLMConfig:
         "patch_size": 8,
         "initializer_range": 0.1,
     }
-    return smolvlm_of(tokenizer, TEXT, vision, initializer_range=0.1)
+    return smolvlm_of(tokenizer, text, vision, initializer_range=0.1)
 
 
 def smolvlm_of(

@@ -87,6 +87,8 @@ class _Attempt:
     start_step: int
     answers: tuple[Answer, ...] = ()
     """Of the last evaluation."""
+    base_answers: tuple[Answer, ...] = ()
+    """Of the evaluation before the first step; none where this attempt resumed."""
 
     @property
     def _output(self) -> Path:
@@ -101,13 +103,15 @@ class _Attempt:
         measured = self.loop.evaluate(phase)
         if measured is not None:
             self.answers = measured.answers
+        if phase == "before":
+            self.base_answers = self.answers
 
     def finish(self) -> TrainingDone:
         state = self.loop.state
         self.loop.emit(Preparing(phase="saving"))
         folder = self._write_adapter()
         if self.loop.world.first:
-            write_answers(folder, self.answers)
+            write_answers(folder, self.answers, self.base_answers)
             if (outliers := self.loop.keepsakes.write_outliers(folder, self.loop.examples)) is not None:
                 self.loop.emit(outliers)
         return TrainingDone(

@@ -37,6 +37,8 @@ class Answer(Message):
     """What the captions file asks for."""
     answer: str
     right: bool
+    base_answer: str | None = None
+    """What was said before the first step; unknown to an attempt that resumed."""
 
 
 @dataclass(frozen=True)

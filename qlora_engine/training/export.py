@@ -157,7 +157,14 @@ def note_merged(folder: Path, merged: MergedFacts) -> None:
     (folder / FACTS_FILE).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
 
 
-def write_answers(folder: Path, answers: Sequence[Answer]) -> None:
-    """Keep the tuned answers beside the adapter, so that others can reproduce them."""
-    lines = "".join(answer.model_dump_json() + "\n" for answer in answers)
+def write_answers(folder: Path, answers: Sequence[Answer], base_answers: Sequence[Answer]) -> None:
+    """Keep the tuned answers beside the adapter, so that others can reproduce them, and the base's.
+
+    Both are to the same rows in the same order; `base_answers` is empty where they are not known.
+    """
+    told: Sequence[str | None] = [each.answer for each in base_answers] or [None] * len(answers)
+    lines = "".join(
+        answer.model_copy(update={"base_answer": base}).model_dump_json() + "\n"
+        for answer, base in zip(answers, told, strict=True)
+    )
     (folder / ANSWERS_FILE).write_text(lines, "utf-8")

@@ -34,6 +34,7 @@ from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.models.tiny_random import make_random_model
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import read_manifest, train
+from qlora_engine.training.export import ANSWERS_FILE
 from qlora_engine.training.forward import Runner
 from schemas.datasets import Example, one_turn
 from schemas.training import Hyperparameters, ResumePoint
@@ -257,6 +258,12 @@ def test_an_attempt_trains_it_resumes_bit_for_bit_and_says_so(make_spec: MakeSpe
     assert all(bool(kernel.any()) for kernel in kernels)
     assert (done.facts.temporal, done.facts.lora_variant) == (True, "lora")
     assert "load_temporal_adapter" in (adapter / "README.md").read_text("utf-8")
+    told, untold = (
+        [json.loads(line)["base_answer"] for line in (folder / ANSWERS_FILE).read_text("utf-8").splitlines()]
+        for folder in (adapter, Path(again.adapter_folder))
+    )
+    assert all(told)
+    assert set(untold) == {None}
 
 
 @pytest.mark.parametrize("architecture", SEEING)
