@@ -189,7 +189,7 @@ def _show_bars(result: Result, ordinary: Training, console: Console) -> None:
     for name, share in rows.items():
         console.print(f"  {name:<20}[cyan]{bar(share or 0.0)}[/] {percent(share):>5}", highlight=False)
     console.print(
-        "  [dim]This base cannot know the order of frames, so half is the most for ordinary LoRA.[/]",
+        "  [dim]This base cannot know the order of frames: for ordinary LoRA half is the most.[/]",
         highlight=False,
     )
 

@@ -33,10 +33,10 @@ HYPERPARAMETERS: Json = {
     "learning_rate": 5e-3,
     "schedule": "cosine",
     "warmup_ratio": 0.05,
-    "max_steps": 100,
+    "max_steps": 80,
     "frames": 4,
     "held_out_fraction": 0.2,
-    "checkpoint_every_steps": 50,
+    "checkpoint_every_steps": 40,
 }
 STEPS_ON_OWN_VIDEOS = 160
 ADAPTER, ORDINARY = "adapter", "adapter-ordinary"

@@ -23,12 +23,13 @@ def seen(progress: JobProgress) -> str:
     return captured.get()
 
 
-def test_both_shares_are_seen_as_soon_as_they_are_measured() -> None:
+def test_every_figure_is_seen_as_soon_as_it_is_measured() -> None:
     begun = [*admitted(), *taken(1), evaluated(1, 0, "before", 0.0), progressed(1, 1, 12)]
     assert "held-out token accuracy: 50% before\n" in seen(watched(*begun)).replace(" \n", "\n")
     text = seen(watched(*begun, *finished(1)))
     assert "held-out exact match: 0% before, 75% after" in text
     assert "held-out token accuracy: 50% before, 88% after" in text
+    assert "held-out loss: 1.5000 before, 1.5000 after" in text
 
 
 def test_the_held_out_loss_is_told_on_the_way() -> None:
