@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(240)
 
 SUBSCRIBERS = Path(__file__).parents[2] / "docs" / "subscribers"
 EXAMPLES = ("nats_subscriber.py", "nats-subscriber.ts")
+WEBSOCKET = "websocket_subscriber.py"
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,22 @@ def test_an_example_prints_its_organization_s_events_once_over_a_restart(
     assert service.cli("subscriptions", "show", made["id"], check=False).returncode == 4
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_websocket_client_goes_on_behind_the_last_event_it_saw(service: Service, tmp_path: Path) -> None:
+    with service.client() as client:
+        arguments = [client.credentials.url, client.token(), str(tmp_path / "seen.json")]
+    run = [sys.executable, str(SUBSCRIBERS / WEBSOCKET), *arguments]
+    example = Example(run, tmp_path / "printed.txt")
+    with example.running():
+        followed(service, example, 0)
+    enroll(service, "while it was away")
+    another_organization(service)
+    with example.running():
+        followed(service, example, 0)
+        enroll(service, "while it was there")
+        followed(service, example, 0)
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, WEBSOCKET])
 def test_an_example_is_short_and_uses_nothing_of_ours(name: str) -> None:
     text = (SUBSCRIBERS / name).read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(('"""', "//"))]
