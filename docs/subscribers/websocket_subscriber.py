@@ -1,4 +1,4 @@
-"""python websocket_subscriber.py URL TOKEN seen.json prints events; called again, it goes on where it stopped."""
+"""python websocket_subscriber.py URL TOKEN seen.json prints events; the next call goes on where it stopped."""
 
 import json
 import sys
