@@ -1,4 +1,4 @@
-"""python websocket_subscriber.py URL TOKEN seen.json prints events; the next call goes on where it stopped."""
+"""python websocket_subscriber.py URL TOKEN seen.json prints events; the next run goes on where it ended."""
 
 import json
 import sys
