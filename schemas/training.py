@@ -288,6 +288,9 @@ class TrainingSpec(Message):
 
     kind: Literal["train"] = "train"
     job_id: JobId
+    dataset_id: str | None = None
+    model_id: str | None = None
+    """As the model card names dataset and base."""
     attempt: int = Field(ge=1)
     hyperparameters: Hyperparameters
     model_folder: str

@@ -51,6 +51,8 @@ class TrainAssignment(Message):
     """All that an agent needs for a training attempt; URLs are asked for in batches."""
 
     kind: Literal["train"] = "train"
+    dataset_id: str | None = None
+    model_id: str | None = None
     model_listing: StoredObject
     dataset_listing: StoredObject
     manifest: StoredObject

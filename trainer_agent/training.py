@@ -112,6 +112,8 @@ class Training:
         await self._stage_dataset()
         return TrainingSpec(
             job_id=self._held.item_id,
+            dataset_id=self._assignment.dataset_id,
+            model_id=self._assignment.model_id,
             attempt=self._held.attempt,
             hyperparameters=self._assignment.hyperparameters,
             model_folder=str(self._folder.model),

@@ -112,6 +112,8 @@ def assignment(item: Item) -> Assignment:
         return ModelAssignment(listing=item.listing)
     request, resume = item.request, item.resume
     return TrainAssignment(
+        dataset_id=request.dataset_id,
+        model_id=request.model_id,
         model_listing=request.model.listing,
         dataset_listing=request.dataset.listing,
         manifest=request.manifest,

@@ -1,6 +1,6 @@
 """One training attempt from its spec to an adapter: the order of the parts, and nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,8 +27,10 @@ from qlora_engine.training.forward import Runner
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.loop import Emit, Loop
 from qlora_engine.training.merged_export import check_room_for_merged, with_merged
+from qlora_engine.training.record import Record, Warnings, base_model, trained_on
 from qlora_engine.updates import Preparing, TrainingDone, TrainingStopped
 from schemas.datasets import Manifest
+from schemas.events.job import Evaluation
 from schemas.training import TrainingSpec
 
 ADAPTER_FOLDER = "adapter"
@@ -52,15 +54,17 @@ def train(
     Raises:
         EngineError: the training cannot go on.
     """
+    warnings = Warnings(emit)
+    emit = warnings.heard
     with Decoders() as decoders:
         with span(emit, "prepare"):
-            attempt = _prepare(spec, emit, stop, device or best_device(), decoders, world)
+            attempt = _prepare(spec, warnings, stop, device or best_device(), decoders, world)
         with attempt.frames:
             last_word = _run(attempt, emit)
-        device = attempt.exporter.base.device
+        device, architecture = attempt.exporter.base.device, attempt.record.base_model["architecture"]
         del attempt  # the model's memory is needed
     if isinstance(last_word, TrainingDone) and spec.hyperparameters.export == "merged" and world.first:
-        last_word = with_merged(last_word, spec, device, emit, stop)
+        last_word = with_merged(last_word, spec, architecture, device, emit, stop)
     emit(last_word)
 
 
@@ -85,6 +89,9 @@ class _Attempt:
     exporter: Exporter
     frames: Frames
     start_step: int
+    record: Record
+    measured: Evaluation | None = None
+    """After the last step."""
     answers: tuple[Answer, ...] = ()
     """Of the last evaluation."""
     base_answers: tuple[Answer, ...] = ()
@@ -103,17 +110,22 @@ class _Attempt:
         measured = self.loop.evaluate(phase)
         if measured is not None:
             self.answers = measured.answers
-        if phase == "before":
-            self.base_answers = self.answers
+            if phase == "after":
+                self.measured = measured.evaluation
+            if phase == "before":
+                self.base_answers = self.answers
+                before = measured.evaluation.model_dump(mode="json")
+                self.loop.state = replace(self.loop.state, before=before)
 
     def finish(self) -> TrainingDone:
         state = self.loop.state
         self.loop.emit(Preparing(phase="saving"))
-        folder = self._write_adapter()
+        folder = self._folder()
         if self.loop.world.first:
             write_answers(folder, self.answers, self.base_answers)
             if (outliers := self.loop.keepsakes.write_outliers(folder, self.loop.examples)) is not None:
                 self.loop.emit(outliers)
+        self._write_adapter(folder)
         return TrainingDone(
             steps=state.step,
             loss_first=state.loss_first or 0.0,
@@ -133,7 +145,7 @@ class _Attempt:
             self.loop.emit(Preparing(phase="saving"))
             if state.step > self.start_step and state.step % self.spec.hyperparameters.checkpoint_every_steps:
                 self.loop.save()
-            folder = self._write_adapter()
+            folder = self._write_adapter(self._folder())
         return TrainingStopped(
             step=state.step,
             adapter_folder=None if folder is None else str(folder),
@@ -141,12 +153,21 @@ class _Attempt:
             facts=None if folder is None else self.exporter.facts(self._adapter_step),
         )
 
-    def _write_adapter(self) -> Path:
+    def _folder(self) -> Path:
         folder = self._output / ADAPTER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _write_adapter(self, folder: Path) -> Path:
         if self.loop.world.first:
             with span(self.loop.emit, "save adapter", step=self._adapter_step):
-                self.exporter.write(folder, self._adapter_step)
+                run = self.record.described(
+                    series=self.loop.series,
+                    steps=self.loop.state.step,
+                    before=self.loop.state.before,
+                    after=self.measured,
+                )
+                self.exporter.write(folder, self._adapter_step, run)
         return folder
 
     @property
@@ -157,13 +178,14 @@ class _Attempt:
 
 def _prepare(
     spec: TrainingSpec,
-    emit: Emit,
+    warnings: Warnings,
     stop: StopWish,
     device: torch.device,
     decoders: Decoders,
     world: World,
 ) -> _Attempt:
     """What can be refused without the model is looked at before it is loaded, which takes longest."""
+    emit = warnings.heard
     baseline = held_memory_bytes(device)
     chosen = spec.hyperparameters
     series = _series(Path(spec.output_folder), world)
@@ -234,7 +256,15 @@ def _prepare(
             memory=learner.rounds is None,  # else adapters are small at first, and will grow
         ),
     )
-    return _Attempt(spec, loop, exporter, inputs.frames, state.step)
+    record = Record(
+        job_id=spec.job_id,
+        base_model=base_model(base, spec, base_sha256),
+        data=trained_on(manifest, checkpoints.identity.manifest_sha256, spec, len(data.examples.held_out)),
+        device=device,
+        processes=world.size,
+        warnings=warnings,
+    )
+    return _Attempt(spec, loop, exporter, inputs.frames, state.step, record)
 
 
 def _series(output: Path, world: World) -> Path:

@@ -64,6 +64,8 @@ class TrainingState:
     looked: int = 0
     """The last step after which everything due was evaluated."""
     economy: Economy = UNSPARING
+    before: dict[str, Any] | None = None
+    """What was measured before the first step, for the model card."""
 
     @classmethod
     def of(cls, described: dict[str, Any]) -> "TrainingState":

@@ -17,3 +17,8 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def system() -> dict[str, str]:
+    """Kind of machine and operating system; not its name."""
+    return {"system": platform.platform()}

@@ -1,7 +1,7 @@
 """Writes the adapter in PEFT's own format, with a card and the facts that another program needs to use it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,61 +14,11 @@ from qlora_engine.adapters.ranks.resize import ranks_of
 from qlora_engine.data.sampling import Sampling
 from qlora_engine.models.families.base import Vision
 from qlora_engine.models.loading import Loaded
+from qlora_engine.training.card import ANSWERS_FILE, CARD_FILE, FACTS_FILE, adapter_card
 from qlora_engine.training.evaluation import Answer
 from schemas.training import AdapterFacts, Hyperparameters, MergedFacts
 
-FACTS_FILE = "kinora_adapter.json"
 RESIZE = "bicubic, antialiased, uint8: swscale with SWS_BICUBIC, bit-exact"
-ANSWERS_FILE = "held_out_answers.jsonl"
-CARD = """---
-library_name: peft
-tags: [lora, qlora, video-text-to-text]
----
-# {architecture} adapter
-
-{kind} adapter of {ranks} (alpha {alpha}), trained for {facts.steps} steps on a base in
-{facts.quantization} (bitsandbytes, {double} double quantisation, {facts.compute_dtype} compute). SHA-256 over
-the base's files: `{facts.base_model_sha256}`.
-
-```python
-import torch
-from transformers import BitsAndBytesConfig, {architecture}
-{loader}
-
-quantization = BitsAndBytesConfig(
-    load_in_4bit=True,
-    bnb_4bit_quant_type="{facts.quantization}",
-    bnb_4bit_use_double_quant={facts.double_quantization},
-    bnb_4bit_compute_dtype=torch.{facts.compute_dtype},
-)
-base = {architecture}.from_pretrained(
-    BASE_FOLDER, dtype=torch.{facts.compute_dtype}, quantization_config=quantization
-)
-{load}
-```
-{caution}
-
-`{answers_file}` holds what this adapter answered to the clips that it was not trained on.
-`{facts_file}` says how frames and prompts were prepared in training; prepare them in the same way.
-On CPUs with AVX512-BF16 set `module.support_avx512bf16_for_cpu = False` on every `bitsandbytes.nn.Linear4bit`
-before the first forward pass: the packed weights that bitsandbytes makes there give other answers.
-"""
-STOCK = {
-    "kind": "LoRA",
-    "loader": "from peft import PeftModel",
-    "load": "model = PeftModel.from_pretrained(base, ADAPTER_FOLDER)",
-    "caution": "",
-}
-TEMPORAL = {
-    "kind": "Temporal-aware LoRA",
-    "loader": "from temporal_lora import load_temporal_adapter",
-    "load": "model, clips = load_temporal_adapter(base, ADAPTER_FOLDER)\nclips[:] = [4]  # frames",
-    "caution": """
-What a frame gives depends on the frames before and after it, which stock PEFT knows nothing of: it refuses
-this adapter (`TEMPORAL_LORA`), and merging is not possible. `temporal_lora.py` is in Kinora's docs/examples;
-it needs torch and peft.
-""",
-}
 
 
 @dataclass
@@ -101,26 +51,16 @@ class Exporter:
             highest_rank=None if uniform else max(ranks),
         )
 
-    def write(self, folder: Path, steps: int) -> AdapterFacts:
-        """Write the adapter's files into `folder`, which exists."""
+    def write(self, folder: Path, steps: int, run: Mapping[str, Any] | None = None) -> AdapterFacts:
+        """Write the adapter's files into `folder`, which exists; `run` is the training's record."""
         facts = self.facts(steps)
         save_adapter(self.injected.model, folder)
-        (folder / FACTS_FILE).write_text(json.dumps(self._description(facts), indent=2) + "\n", "utf-8")
-        card = CARD.format(
-            architecture=type(self.base.model).__name__,
-            facts=facts,
-            **_ranks(facts),
-            double="with" if facts.double_quantization else "without",
-            **(TEMPORAL if facts.temporal else STOCK),
-            facts_file=FACTS_FILE,
-            answers_file=ANSWERS_FILE,
-        )
-        (folder / "README.md").write_text(card, "utf-8")
+        _write(folder, self._description(facts, run), type(self.base.model).__name__)
         return facts
 
-    def _description(self, facts: AdapterFacts) -> dict[str, Any]:
+    def _description(self, facts: AdapterFacts, run: Mapping[str, Any] | None) -> dict[str, Any]:
         config = self.injected.model.peft_config["default"]
-        return {
+        described = {
             "facts": facts.model_dump(mode="json"),
             "hyperparameters": self.hyperparameters.model_dump(mode="json"),
             "rank_pattern": config.rank_pattern,
@@ -128,6 +68,7 @@ class Exporter:
             "frames": None if self.base.vision is None else self._frames(self.base.vision),
             "prompt": "the chat template, the video first and then the text, as the processor makes it",
         }
+        return described if run is None else described | {"run": run}
 
     def _frames(self, vision: Vision) -> dict[str, Any]:
         size = vision.image_size or "the clip's, as the family's video processor resizes it"
@@ -140,21 +81,16 @@ class Exporter:
         }
 
 
-def _ranks(facts: AdapterFacts) -> dict[str, str]:
-    """For the card."""
-    if facts.lowest_rank is None:
-        return {"ranks": f"rank {facts.rank}", "alpha": f"{facts.alpha:g}"}
-    return {
-        "ranks": f"ranks {facts.lowest_rank} to {facts.highest_rank}",
-        "alpha": f"{facts.alpha:g} for rank {facts.rank}, others by layer",
-    }
+def _write(folder: Path, described: Mapping[str, Any], architecture: str) -> None:
+    (folder / FACTS_FILE).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    (folder / CARD_FILE).write_text(adapter_card(described, architecture), "utf-8")
 
 
-def note_merged(folder: Path, merged: MergedFacts) -> None:
+def note_merged(folder: Path, merged: MergedFacts, architecture: str) -> None:
     """Say in the adapter's files that the merged model lies below `MERGED_FOLDER`."""
     described = json.loads((folder / FACTS_FILE).read_text("utf-8"))
     described["facts"]["merged"] = merged.model_dump(mode="json")
-    (folder / FACTS_FILE).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    _write(folder, described, architecture)
 
 
 def write_answers(folder: Path, answers: Sequence[Answer], base_answers: Sequence[Answer]) -> None:

@@ -35,7 +35,12 @@ def check_room_for_merged(base: Loaded, dtype: MergedDtype, output: Path) -> Non
 
 
 def with_merged(
-    done: TrainingDone, spec: TrainingSpec, device: torch.device, emit: Emit, stop: StopWish
+    done: TrainingDone,
+    spec: TrainingSpec,
+    architecture: str,
+    device: torch.device,
+    emit: Emit,
+    stop: StopWish,
 ) -> TrainingDone:
     """Merge into a folder inside of the adapter's; `done` with what came of it.
 
@@ -73,7 +78,7 @@ def with_merged(
         return _without(done, error.message, emit)
     if isinstance(merged, Exhausted):
         return _without(done, f"the memory did not suffice ({merged.message})", emit)
-    note_merged(adapter, merged)
+    note_merged(adapter, merged, architecture)
     return done.model_copy(update={"facts": done.facts.model_copy(update={"merged": merged})})
 
 

@@ -35,7 +35,7 @@ from qlora_engine.models.writing import (
     weight_bytes,
     write_weights,
 )
-from qlora_engine.training.export import FACTS_FILE
+from qlora_engine.training.card import CARD_FILE, FACTS_FILE, merged_card
 from qlora_engine.training.forward import Runner
 from schemas.training import AdapterFacts, MergedDtype, MergedFacts
 
@@ -47,19 +47,6 @@ of the largest logit. Weights under a wrong name are off by more than that itsel
 UPLOADED = (".json", ".safetensors", ".txt", ".model", ".jinja")
 """Suffixes of a checkpoint's files that jobs get to see."""
 PHASES = ("loading", "comparing", "writing", "reading back")
-CARD = """---
-library_name: transformers
-tags: [merged-lora, {facts.family}]
----
-# Merged {architecture}
-
-Base (SHA-256 over its files `{facts.base_model_sha256}`), taken out of {facts.quantization},
-with an adapter of {facts.steps} steps merged into it. In float32, logits differ by at most
-{merged.difference:.1e} from those of the base with the adapter beside it; stored in {merged.dtype}, by
-{merged.stored_difference:.1e}. `{facts_file}` says how the adapter was trained, and how frames and prompts
-were prepared: prepare them in the same way.
-"""
-
 Told = Callable[[str, int, int], None]
 """Gets the phase, one of `PHASES`, and how far it got, of how much."""
 
@@ -193,8 +180,8 @@ class _Merging:
 
     def _describe(self, merged: MergedFacts, architecture: str) -> None:
         shutil.copyfile(self.adapter_folder / FACTS_FILE, self.part / FACTS_FILE)
-        card = CARD.format(facts=self.facts, architecture=architecture, merged=merged, facts_file=FACTS_FILE)
-        (self.part / "README.md").write_text(card, "utf-8")
+        described = json.loads((self.part / FACTS_FILE).read_text("utf-8"))
+        (self.part / CARD_FILE).write_text(merged_card(described, architecture, merged), "utf-8")
 
 
 def _check(

@@ -23,7 +23,8 @@ from qlora_engine.models.writing import NoRoom
 from qlora_engine.stopping import StopWish
 from qlora_engine.training import merging
 from qlora_engine.training.attempt import train
-from qlora_engine.training.export import FACTS_FILE, Exporter
+from qlora_engine.training.card import FACTS_FILE
+from qlora_engine.training.export import Exporter
 from qlora_engine.training.forward import Runner
 from qlora_engine.training.merging import PARITY, MergeRefused, merge, probe_batch
 from schemas.training import MERGED_FOLDER, Hyperparameters, TrainingSpec
