@@ -5,13 +5,18 @@ from collections.abc import AsyncIterator
 import pytest
 from nats.js.errors import NotFoundError
 
+from command_api.connected import connected
 from command_api.messaging.connection import connect
+from kinora.doctor import insides
+from projections import run as projecting
+from projections.settings import ProjectionsSettings
 from schemas.commands.finding import OpenFinding
 from schemas.commands.subscription import DeleteSubscription
 from schemas.events.finding import FindingOpened, FindingResolved
 from schemas.ids import Prefix, new_id
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
 from schemas.subjects import EVENTS_STREAM, subscriber_durable
+from tests.integration.messaging.test_auditor import running
 from tests.integration.messaging.test_subscribers import fetched, subscribed, subscriber
 from tests.integration.messaging.world import World, active_orchestrator, eventually, settings_of
 
@@ -61,7 +66,7 @@ def told(world: World) -> dict[str, FindingOpened]:
 
 
 async def test_who_comes_too_late_is_told_and_nobody_else(
-    world: World, orchestrator: None, nats: NatsSettings
+    world: World, orchestrator: None, nats: NatsSettings, database: PostgresSettings
 ) -> None:
     await world.enroll()
     late = await subscribed(world, types=(ENROLLED,))
@@ -87,6 +92,17 @@ async def test_who_comes_too_late_is_told_and_nobody_else(
 
     await eventually(is_told_too, "the finding of who wants what the stream dropped before")
     assert {other, quick}.isdisjoint(told(world))
+
+    read_side = ProjectionsSettings(postgres=database, poll_seconds=0.2)
+    async with running(projecting.run, read_side), connected(database.conninfo(), autocommit=True) as reading:
+
+        async def is_shown() -> bool:
+            return len(await insides._subscribers(reading)) == 2
+
+        await eventually(is_shown, "the doctor to name both")
+        said = await insides._subscribers(reading)
+        assert {each.verdict for each in said} == {"failed"}
+        assert {each.detail.split()[0] for each in said} == {late, begun_late}
 
     await world.ask(DeleteSubscription(subscription_id=late))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from projections.sentences import LEVELS, level, sentence, untold
-from schemas.events import REGISTRY, Event, dataset, job
+from schemas.events import REGISTRY, Event, dataset, finding, job
 from tests.stories import EVERY_EVENT, evaluated
 
 
@@ -63,3 +63,10 @@ def test_rows_left_out_of_a_dataset_are_told() -> None:
     assert sentence(validated) == "The dataset is ready: 60 clips, 60 examples."
     left_out = validated.model_copy(update={"facts": facts})
     assert sentence(left_out) == "The dataset is ready: 60 clips, 60 examples; 2 rows left out."
+
+
+def test_what_a_subscriber_missed_is_told_of_the_subscriber() -> None:
+    missed = finding.FindingOpened(
+        check="subscriber", subject="EVENTS", about="sub_1", detail="it ends at position 7", remedy="export"
+    )
+    assert sentence(missed) == "The subscriber of sub_1 missed events: it ends at position 7."
