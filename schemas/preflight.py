@@ -7,7 +7,10 @@ Saved for the way back, per token and layer of a transformer block (d: width, q 
 keys, m: width of the MLP), counted with PyTorch's saved-tensor hooks in every family: the inputs of two
 norms (2d), rotated queries and keys, values and the attention's output (2q + 2k), the inputs of three groups
 of adapters (2d + m), and inside of the MLP 3m when it is gated, else m. A norm of queries and keys adds
-q + k. NF4 takes 4 bits, plus scales of 8 bits per 64 weights and of 32 per 16,384 (arXiv:2305.14314).
+q + k; where one layer makes queries, keys and values, all of its output is kept, 2d more. Where adapters
+compute in another type than the base, each has a copy of its input. DoRA keeps what comes out of layer and
+adapter, and with dropout the base's weights out of their 4 bits. A temporal kernel keeps what it convolves,
+padded. NF4 takes 4 bits, plus scales of 8 bits per 64 weights and of 32 per 16,384 (arXiv:2305.14314).
 """
 
 from collections.abc import Sequence
@@ -20,6 +23,19 @@ from schemas.footprint import MemoryPart, ModelShape, PartShape, Preflight
 from schemas.training import Hyperparameters
 
 FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What is evaluated at once, at most: one forward pass, then answers to the same rows."""
+
+    tokens: int = 0
+    supervised: int = 0
+    patches: int = 0
+    pixels: int = 0
+    rows: int = 0
+    prompt: int = 0
+    """Tokens of the longest prompt, which all are padded to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +56,7 @@ class Workload:
     total_patches: int
     steps: int
     """Optimizer steps that the totals are of."""
+    evaluated: Evaluated = Evaluated()
 
     def keeping(self, frame_bytes: int) -> Self:
         """The same with so many bytes of frames in memory."""
@@ -77,6 +94,12 @@ LIBRARIES_BYTES = 720 * 2**20
 """Resident after torch, transformers, peft and bitsandbytes are imported."""
 WORKING_BYTES = 64 * 2**20
 """What libraries take in the first steps, beside tensors."""
+SHORT_CLIP = 4
+"""Steps of a clip; longer ones have less padding per step."""
+SKETCH_MARGIN = 8
+"""Columns of a sketched gradient beyond the ranks that it values; see `qlora_engine.adapters.ranks`."""
+MOST_RANK_RATIO = 4
+"""Times `rank` that a layer gets at most, unless told otherwise."""
 DECODER_BYTES = 110 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
 WATTS: dict[AgentProfile, float] = {"cpu": 65.0, "cuda": 400.0, "jetson": 20.0, "simulated-jetson": 20.0}
@@ -106,18 +129,26 @@ def predict(
     parts = {
         "base weights": _base(shape, chosen, device),
         "adapter and optimizer": trainable * (2 * FLOAT + _moments(chosen)),
+        "sketches for rank allocation": _sketches(shape, chosen),
+    }
+    step = {
         "activations": saved,
         "one recomputed block": recomputed,
         "gradients of a block": transient,
         "loss": _predicting(shape, work, device) + max(0, logits - recomputed - transient),
         "pixels": work.pixels * (FLOAT + device.number),
     }
+    evaluating = _evaluating(shape, work.evaluated, chosen, device)
+    step["evaluation beyond that"] = max(0, evaluating - sum(step.values()))
+    parts |= step
     host = {"libraries": LIBRARIES_BYTES, "decoders": decoders * DECODER_BYTES}
+    copies = _copies(trainable, chosen)
     frames = work.frame_bytes
     if device.gpu:
-        host["frames"] = frames
+        host |= {"frames": frames, "copies of the adapter": copies}
     else:
         parts["frames"] = frames
+        parts["copies of the adapter"] = copies
         parts["working space"] = WORKING_BYTES
         loading = shape.stored_bytes + parts["base weights"] - sum(parts.values())
         parts["loading the checkpoint"] = max(0, loading)
@@ -231,11 +262,15 @@ def _activations(
         reached = reached or adapted
         if not reached:  # no gradient goes this far
             continue
+        weights = part.weights * device.number if adapted and _keeps_weights(chosen) else 0
         if not part.layers:
-            each = sum((linear.inputs + linear.outputs) * linear.count for linear in part.linears)
-            total += tokens * each * device.number
+            leaving = sum(linear.outputs * linear.count for linear in part.linears)
+            each = _entering(part) * (device.adapted if adapted else device.number) + leaving * device.number
+            if adapted and chosen.dropout:
+                each += _entering(part) * _mask(device)
+            total += tokens * (each + _of_variant(part, chosen, device, adapted)) + weights
             continue
-        block = tokens * _saved_per_token(part, chosen, device, adapted)
+        block = tokens * _saved_per_token(part, chosen, device, adapted) + weights / part.layers
         largest = max(largest, block)
         kept = tokens * part.width * device.number if chosen.gradient_checkpointing else block
         total += part.layers * kept + tokens * part.width * FLOAT
@@ -252,15 +287,110 @@ def _saved_per_token(part: PartShape, chosen: Hyperparameters, device: Device, a
     """Bytes that one block keeps of one token."""
     d, q, k, m = part.width, part.query_width, part.key_width, part.mlp_width
     norms = 2 * d + (q + k if part.normed_queries else 0)
-    computed = 2 * q + 2 * k + (3 * m if part.gated else m)
-    size = norms * FLOAT + computed * device.number
+    computed = 2 * q + 2 * k + (3 * m if part.gated else m) + (2 * d if _fused(part) else 0)
+    size = float(norms * FLOAT + computed * device.number)
     if not adapted:
         return size
+    entering = _entering(part) / part.layers
+    size += _of_variant(part, chosen, device, adapted) / part.layers
     if chosen.dropout:
-        entering = sum(linear.inputs * linear.count for linear in part.linears) / part.layers
-        return size + entering * (device.adapted + (1 if device.gpu else FLOAT)) - q * device.number
-    again = q if device.adapted != device.number else 0
-    return size + (2 * d + m + again) * device.adapted + 7 * chosen.rank * device.adapted
+        return size + entering * (device.adapted + _mask(device)) - q * device.number
+    copied = entering if device.adapted != device.number else 2 * d + m
+    return size + copied * device.adapted + 7 * chosen.rank * device.adapted
+
+
+def _entering(part: PartShape) -> float:
+    """Numbers that enter all layers of a part, of one token."""
+    return sum(linear.inputs * linear.count for linear in part.linears)
+
+
+def _mask(device: Device) -> int:
+    """Bytes in which dropout keeps whether a number was dropped."""
+    return 1 if device.gpu else FLOAT
+
+
+def _of_variant(part: PartShape, chosen: Hyperparameters, device: Device, adapted: bool) -> float:
+    """Bytes that DoRA and temporal kernels keep of one token beside what LoRA keeps, in a whole part."""
+    size = 0.0
+    if adapted and chosen.lora_variant == "dora":
+        leaving = sum(linear.outputs * linear.count for linear in part.linears)
+        size += leaving * (device.number + device.adapted)
+    if adapted and chosen.temporal and part.modality != "text":
+        layers = sum(linear.count for linear in part.linears)
+        padded = 1 + (chosen.temporal_kernel - 1) / SHORT_CLIP
+        size += layers * chosen.rank * padded * device.adapted
+    return size
+
+
+def _keeps_weights(chosen: Hyperparameters) -> bool:
+    """Whether the base's weights stay out of their 4 bits for the way back."""
+    return chosen.lora_variant == "dora" and chosen.dropout > 0
+
+
+def _fused(part: PartShape) -> bool:
+    """Whether one layer makes queries, keys and values."""
+    return any(
+        linear.inputs == part.width and linear.outputs == 3 * part.width and linear.count >= part.layers
+        for linear in part.linears
+    )
+
+
+def _evaluating(shape: ModelShape, seen: Evaluated, chosen: Hyperparameters, device: Device) -> int:
+    """Bytes of a pass without gradients, or of answering, whichever takes more."""
+    if not seen.rows:
+        return 0
+    text = shape.part("text")
+    width = text.width if text else 0
+
+    def moving(tokens: float, patches: float) -> float:
+        """What one block holds under way, beside the stream that it adds to."""
+        most = 0.0
+        merged = patches / shape.sight.patches_per_token if shape.sight else 0.0
+        for modality, count in (("vision", patches), ("connector", merged), ("text", tokens)):
+            part = next((each for each in shape.parts if each.modality == modality), None)
+            if part is None:
+                continue
+            weight = max((linear.inputs * linear.outputs for linear in part.linears), default=0)
+            inside = max(3 * part.mlp_width, 2 * part.query_width + 2 * part.key_width)
+            most = max(most, count * (3 * part.width + inside) + weight)
+        return most * device.number
+
+    pixels = seen.pixels * (FLOAT + device.number)
+    loss = moving(seen.tokens, seen.patches) + _logits_of(shape, seen.supervised, chosen)
+    cached = 2 * text.layers * text.key_width * device.number if text else 0
+    answering = (
+        seen.rows * (seen.prompt + chosen.max_new_tokens) * cached
+        + moving(seen.rows * seen.prompt, seen.patches)
+        + seen.rows * (3 * shape.vocabulary * FLOAT + seen.prompt**2 + width * device.number)
+    )
+    return round(pixels + max(loss, answering))
+
+
+def _sketches(shape: ModelShape, chosen: Hyperparameters) -> int:
+    """Of two halves of the batches, and what they are projected by."""
+    wish = chosen.rank_allocation
+    if wish is None:
+        return 0
+    most = wish.max_rank or MOST_RANK_RATIO * chosen.rank
+    size, widths = 0, set()
+    for part in shape.parts:
+        if part.modality not in chosen.target_modalities:
+            continue
+        for linear in part.linears:
+            columns = min(linear.inputs, min(most, linear.outputs) + SKETCH_MARGIN)
+            size += 2 * linear.outputs * columns * linear.count
+            widths.add((linear.inputs, columns))
+    return FLOAT * (size + sum(width * columns for width, columns in widths))
+
+
+def _copies(trainable: int, chosen: Hyperparameters) -> int:
+    """Of the adapter in main memory: the best one so far, and the two states of a trial of ranks."""
+    best = trainable * FLOAT if chosen.early_stopping_patience is not None else 0
+    wish = chosen.rank_allocation
+    if wish is None or not wish.gate:
+        return best
+    state = trainable * (FLOAT + _moments(chosen))
+    return best + round(state * (1 + wish.floor_rank / chosen.rank))
 
 
 def _block_transient(shape: ModelShape, work: Workload, device: Device) -> int:
@@ -288,7 +418,11 @@ def _predicting(shape: ModelShape, work: Workload, device: Device) -> int:
 
 def _logits(shape: ModelShape, work: Workload, chosen: Hyperparameters) -> int:
     """Of one chunk, twice: with their exponentials."""
-    return 2 * min(work.supervised, chosen.loss_chunk_tokens) * shape.vocabulary * FLOAT
+    return _logits_of(shape, work.supervised, chosen)
+
+
+def _logits_of(shape: ModelShape, supervised: int, chosen: Hyperparameters) -> int:
+    return 2 * min(supervised, chosen.loss_chunk_tokens) * shape.vocabulary * FLOAT
 
 
 def _operations(shape: ModelShape, work: Workload, chosen: Hyperparameters) -> float:

@@ -25,7 +25,7 @@ from qlora_engine.updates import Logged
 from schemas.datasets import Clip, Example, Manifest
 from schemas.events.agent import AgentProfile
 from schemas.footprint import Preflight
-from schemas.preflight import ERROR, LIBRARIES_BYTES, Workload, predict, share, timed
+from schemas.preflight import ERROR, LIBRARIES_BYTES, Evaluated, Workload, predict, share, timed
 from schemas.preflight import Device as Where
 from schemas.training import Hyperparameters
 
@@ -40,6 +40,7 @@ class Row(NamedTuple):
 
     tokens: int
     supervised: int
+    """Tokens of it that the loss is computed on."""
     patches: int = 0
     """Of the vision tower."""
     pixels: int = 0
@@ -68,12 +69,25 @@ def workload(plan: Steps, steps: int, rows: Sequence[Row], frame_bytes: int, lar
         most = Row(*map(max, most, together))
     return replace(
         seen,
-        **most._asdict(),
+        tokens=most.tokens,
+        supervised=most.supervised,
+        patches=most.patches,
+        pixels=most.pixels,
         frame_bytes=frame_bytes,
         total_tokens=seen.total_tokens * steps // looked,
         total_patches=seen.total_patches * steps // looked,
         steps=steps,
     )
+
+
+def evaluated_at_once(rows: Sequence[Row], at_once: int) -> Evaluated:
+    """The most that the evaluation of these rows takes, `at_once` at a time and in this order."""
+    batches = [_sum(rows[first : first + at_once]) for first in range(0, len(rows), at_once)]
+    if not batches:
+        return Evaluated()
+    most = Row(*map(max, zip(*batches, strict=True)))
+    prompt = max(row.tokens - row.supervised for row in rows)
+    return Evaluated(*most, rows=min(at_once, len(rows)), prompt=prompt)
 
 
 def sums(taken: Iterable[Row], steps: int) -> Workload:
@@ -152,11 +166,13 @@ class Forecast:
         trainable: int | None,
         decoders: int,
         processes: int = 1,
+        evaluated: Evaluated | None = None,
     ) -> Self:
         """
         Args:
             trainable: parameters of the adapter; None where every layer may come to have `rank`.
             decoders: processes that decode clips.
+            evaluated: see `evaluated_at_once`.
             processes: that share every step; each has a GPU of its own, or its share of the node.
         """
         shape = model_shape(base)
@@ -164,6 +180,7 @@ class Forecast:
         where = Where(gpu=profile != "cpu", half=base.dtype == torch.bfloat16)
         largest = 0 if chosen.tokens_per_micro_batch else chosen.micro_batch_size or chosen.batch_size
         work = workload(plan, steps, rows, frame_bytes, largest)
+        work = replace(work, evaluated=evaluated or Evaluated())
 
         devices = processes if where.gpu else 1
 
@@ -178,7 +195,14 @@ class Forecast:
             given = predict(shape, work, chosen, where, trainable=trainable, decoders=decoders)
             return retimed(given.model_copy(update={"processes": processes}), None)
 
-        alone = replace(work, **{name: max(column) for name, column in _columns(rows)})
+        largest_row = Row(*map(max, zip(*rows, strict=True)))
+        alone = replace(
+            work,
+            tokens=largest_row.tokens,
+            supervised=largest_row.supervised,
+            patches=largest_row.patches,
+            pixels=largest_row.pixels,
+        )
         sparing = chosen.model_copy(update={"gradient_checkpointing": True})
         return cls(
             predicted(work, chosen),
@@ -229,7 +253,3 @@ class Forecast:
     @property
     def _has_memory_of_its_own(self) -> bool:
         return self.device.type == "cuda" and not is_jetson()
-
-
-def _columns(rows: Sequence[Row]) -> list[tuple[str, Sequence[int]]]:
-    return list(zip(Row._fields, zip(*rows, strict=True), strict=True))

@@ -23,7 +23,7 @@ from qlora_engine.spans import span
 from qlora_engine.training.checkpoints import Checkpoints, TrainingState
 from qlora_engine.training.distributed import World, idle_processes, other_processes, sow
 from qlora_engine.training.economy import CPU_OPTIMIZER_SLICE, OPTIMIZER_SLICE, Economy
-from qlora_engine.training.forecast import Forecast, data_rows, kept_frame_bytes
+from qlora_engine.training.forecast import Forecast, data_rows, evaluated_at_once, kept_frame_bytes
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.training.optimizers import make_optimizer, not_paged
 from qlora_engine.training.preflight import Tokens, cautions, check_budget, check_captions, check_clips
@@ -199,6 +199,10 @@ def forecast_of(
         trainable=learner.injected.trainable_parameters if learner.rounds is None else None,  # it will grow
         decoders=decoders.count if data.manifest.clips else 0,
         processes=world.size,
+        evaluated=evaluated_at_once(
+            data_rows(world.slice(data.evaluated), inputs.tokens, data.manifest, base.vision, data.sampling),
+            chosen.micro_batch_size or chosen.batch_size,
+        ),
     )
 
 

@@ -1,8 +1,12 @@
 """Memory is predicted from sizes: what autograd keeps is what the formula says, in every family."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -14,14 +18,16 @@ from qlora_engine.data.frames import ClipFrames
 from qlora_engine.errors import DoesNotFit
 from qlora_engine.models.families.base import Moments
 from qlora_engine.models.loading import Loaded, load_model
+from qlora_engine.models.quantization import Quantization
 from qlora_engine.models.shape import model_shape
 from qlora_engine.models.tiny_random import RECIPES, make_random_model
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import train
-from qlora_engine.training.forecast import Forecast, Row, passes, workload
+from qlora_engine.training.evaluation import undisturbed
+from qlora_engine.training.forecast import Forecast, Row, evaluated_at_once, passes, workload
 from qlora_engine.training.forward import Runner
 from schemas.datasets import Example, one_turn
-from schemas.preflight import LIBRARIES_BYTES, Device, Workload, predict
+from schemas.preflight import LIBRARIES_BYTES, Device, Evaluated, Workload, predict
 from schemas.training import Hyperparameters
 from tests.engine.conftest import MakeSpec, Recorded
 
@@ -45,6 +51,13 @@ class Noise:
         """There is nothing to prepare."""
 
 
+class Saved:
+    """What autograd saved once."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]:
     """Bytes that autograd keeps after a forward pass, and those that were foreseen."""
     model = inject(base, chosen).model
@@ -55,14 +68,15 @@ def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]
     noise = Noise(base)
     batch = Collator(base.prompts, noise, base.context_tokens).batch([example])
     frozen = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.Tensor] = {}
+    saved: WeakSet[Saved] = WeakSet()  # what a graph holds that was let go again does not count
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
+    def keep(tensor: torch.Tensor) -> Saved:
+        saved.add(kept := Saved(tensor))
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
         loss = Runner(model, base).loss(batch).total
+    kept = {each.tensor.untyped_storage().data_ptr(): each.tensor for each in saved}
     held = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in frozen)
     del loss
     layout = noise.layout
@@ -76,7 +90,7 @@ def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]
         total_patches=0,
         steps=1,
     )
-    given = predict(model_shape(base), work, chosen, Device(gpu=False, half=False))
+    given = predict(model_shape(base), work, chosen, Device.of(gpu=False, chosen=chosen))
     return held, next(part.size_bytes for part in given.parts if part.name == "activations")
 
 
@@ -91,6 +105,101 @@ def test_what_is_kept_for_the_way_back_is_foreseen(
     )
     held, predicted = kept_and_predicted(base, chosen)
     assert predicted == pytest.approx(held, rel=0.1)
+
+
+DORA: dict[str, Any] = {"lora_variant": "dora"}
+TEMPORAL: dict[str, Any] = {"temporal": True, "temporal_kernel": 7, "rank": 16}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("architecture", "variant"),
+    [
+        ("smolvlm", DORA),
+        ("qwen2_5_vl", DORA | {"dropout": 0.1}),
+        ("qwen3_vl", DORA | {"compute_dtype": "bfloat16"}),
+        ("smolvlm", TEMPORAL),
+        ("qwen3_vl", TEMPORAL),
+        ("qwen2_5_vl", {"dropout": 0.1}),
+        ("llama", {"compute_dtype": "bfloat16"}),
+    ],
+)
+def test_what_other_adapters_keep_is_foreseen(
+    architecture: str, variant: dict[str, Any], checkpointing: bool, tmp_path: Path
+) -> None:
+    given = {"rank": 4, "gradient_checkpointing": checkpointing} | variant
+    folder = make_random_model(tmp_path, architecture)
+    base = load_model(str(folder), CPU, Quantization.chosen(Hyperparameters.model_validate(given)))
+    chosen = Hyperparameters.model_validate(given | {"target_modalities": base.family.modalities})
+    held, predicted = kept_and_predicted(base, chosen)
+    assert predicted == pytest.approx(held, rel=0.1)
+
+
+def most_allocated(work: Callable[[], object], file: Path) -> int:
+    """Bytes that tensors take at most while `work` runs, beside those that were there."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        work()
+    seen.export_chrome_trace(str(file))
+    events = [each for each in json.loads(file.read_text())["traceEvents"] if each.get("name") == "[memory]"]
+    first = min(events, key=lambda event: event["ts"])["args"]
+    return int(max(each["args"]["Total Allocated"] for each in events)) - int(
+        first["Total Allocated"] - first["Bytes"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "prompt", "response"), [("smolvlm", 40, 20), ("qwen3_vl", 40, 20), ("llama", 150, 1)]
+)
+def test_what_evaluating_takes_is_foreseen(
+    architecture: str, prompt: int, response: int, tmp_path: Path
+) -> None:
+    base = load_model(str(make_random_model(tmp_path, architecture)), CPU)
+    chosen = Hyperparameters(target_modalities=base.family.modalities, rank=4, max_new_tokens=24)
+    runner, noise = Runner(inject(base, chosen).model, base), Noise(base)
+    turns = one_turn("say it " * prompt, "a b c " * response)
+    examples = [
+        Example(clip="noise" if base.vision else None, messages=turns, row=row) for row in range(1, 5)
+    ]
+    collator = Collator(base.prompts, noise, base.context_tokens)
+    batch, questions, layout = collator.batch(examples), collator.questions(examples), noise.layout
+    with undisturbed(runner.model, CPU):
+        runner.answers(questions, 1)  # what is made once is not the evaluation's
+        held = max(
+            most_allocated(partial(runner.loss, batch), tmp_path / "loss.json"),
+            most_allocated(partial(runner.answers, questions, 24), tmp_path / "answers.json"),
+        )
+    seen = Evaluated(
+        tokens=batch.tokens,
+        supervised=batch.supervised,
+        patches=4 * layout.steps * layout.rows * layout.columns if layout else 0,
+        pixels=4 * FRAMES * 3 * layout.height * layout.width if layout else 0,
+        rows=4,
+        prompt=questions.ids.shape[1],
+    )
+    nothing = Workload(
+        tokens=0,
+        supervised=0,
+        patches=0,
+        pixels=0,
+        frame_bytes=0,
+        total_tokens=0,
+        total_patches=0,
+        steps=1,
+        evaluated=seen,
+    )
+    given = predict(model_shape(base), nothing, chosen, Device(gpu=False, half=False))
+    sizes = {part.name: part.size_bytes for part in given.parts}
+    predicted = sizes["evaluation beyond that"] + sizes["gradients of a block"]
+    assert predicted == pytest.approx(held, rel=0.15)
+
+
+def test_evaluating_many_rows_at_once_counts_where_it_takes_more_than_a_step() -> None:
+    rows = [Row(100, 10), Row(50, 40), Row(60, 5), Row(30, 2)]
+    seen = evaluated_at_once(rows, 3)
+    assert seen == Evaluated(tokens=210, supervised=55, rows=3, prompt=90)
+    assert evaluated_at_once([], 3) == Evaluated()
 
 
 def test_a_training_that_cannot_fit_is_refused_with_the_sum_and_a_remedy(
