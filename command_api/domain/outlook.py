@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from command_api.domain.plan import Plan, facts_of, fits, foreseen, plan_training, too_large
 from command_api.domain.reckoning import LEAST, LIKELY, MOST, all_frames, load, training_rows
@@ -60,7 +61,7 @@ def job_plan(
     """
     chosen, facts = request.hyperparameters, facts_of(manifest)
     plan = plan_training(facts, chosen)
-    loads = _loads(manifest, request.model_shape, chosen, plan.total_steps)
+    loads = _loads(manifest, request.model_shape, chosen, plan)
     probed = [agent.capabilities for agent in agents if agent.capabilities is not None]
     outlooks = [_on(agent, request.model_shape, loads, chosen) for agent in agents]
     return JobPlan(
@@ -79,17 +80,18 @@ def job_plan(
     )
 
 
-def _loads(manifest: Manifest, shape: ModelShape | None, chosen: Hyperparameters, steps: int) -> _Loads:
+def _loads(manifest: Manifest, shape: ModelShape | None, chosen: Hyperparameters, plan: Plan) -> _Loads:
     known = shape or ModelShape(parts=(), dense_parameters=0, vocabulary=1)
 
     least, likely, most = (
         training_rows(manifest, known, chosen, density) for density in (LEAST, LIKELY, MOST)
     )
-    frame_bytes = all_frames(manifest, known, chosen)
+    steps, kept = plan.total_steps, all_frames(manifest, known, chosen)
+    largest = partial(load, together=True, frame_bytes=kept, held_out=plan.held_out_examples)
     return _Loads(
         load(least, steps, chosen, together=False),
-        load(likely, steps, chosen, together=True, frame_bytes=frame_bytes),
-        load(most, steps, chosen, together=True, frame_bytes=frame_bytes),
+        largest(likely, steps, chosen),
+        largest(most, steps, chosen),
         max(row.tokens for row in likely),
     )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from schemas.datasets import Clip, Example, Manifest
 from schemas.footprint import ModelShape
-from schemas.preflight import Workload
+from schemas.preflight import Evaluated, Workload
 from schemas.training import MOST_FRAMES, Hyperparameters
 
 PATCH_PIXELS = 16**2
@@ -89,9 +89,18 @@ def frames_of(clip: Clip, chosen: Hyperparameters) -> int:
 
 
 def load(
-    rows: Sequence[Row], steps: int, chosen: Hyperparameters, *, together: bool, frame_bytes: int = 0
+    rows: Sequence[Row],
+    steps: int,
+    chosen: Hyperparameters,
+    *,
+    together: bool,
+    frame_bytes: int = 0,
+    held_out: int = 0,
 ) -> Workload:
-    """What `steps` steps come to. `together`: the largest rows meet in a forward pass, else average ones."""
+    """What `steps` steps come to. `together`: the largest rows meet in a forward pass, else average ones.
+
+    `held_out` rows are evaluated; which they are, only the engine knows.
+    """
     average = Row(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
     largest = _together(rows, chosen) if together else _alike(average, chosen)
     in_step = (chosen.tokens_per_step or 0) / max(1, average.tokens) or chosen.batch_size
@@ -104,7 +113,18 @@ def load(
         total_tokens=round(average.tokens * in_step * steps),
         total_patches=round(average.patches * in_step * steps),
         steps=steps,
+        evaluated=_evaluated(rows, chosen, held_out),
     )
+
+
+def _evaluated(rows: Sequence[Row], chosen: Hyperparameters, held_out: int) -> Evaluated:
+    at_once = min(chosen.micro_batch_size or chosen.batch_size, held_out)
+    if not at_once:
+        return Evaluated()
+    columns = zip(*rows, strict=True)
+    tokens, supervised, patches, pixels = (round(sum(nlargest(at_once, column))) for column in columns)
+    prompt = round(max(row.tokens - row.supervised for row in rows))
+    return Evaluated(tokens, supervised, patches, pixels, at_once, max(0, prompt))
 
 
 def _together(rows: Sequence[Row], chosen: Hyperparameters) -> Row:
