@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
 from qlora_engine import process
@@ -16,11 +17,16 @@ def main() -> None:
         "--updates-fd", type=int, default=1, help="file descriptor for updates (default: stdout)"
     )
     parser.add_argument("--parent-pid", type=int, help="end at once unless this is the parent")
+    parser.add_argument(
+        "--spec", type=Path, help="do what this file says, and read no stdin; for use by hand"
+    )
     parser.add_argument("--probe", action="store_true", help="say what this machine can do, and end")
     arguments = parser.parse_args()
     hush()
     import_less()
     updates = _updates(arguments.updates_fd)
+    if arguments.spec is not None:
+        process.run_by_hand(updates, arguments.spec)
     if not arguments.probe:
         process.run(updates, arguments.parent_pid)
     with uncollected():

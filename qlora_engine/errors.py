@@ -134,6 +134,12 @@ class TooFewDevices(EngineError):
     code = "too_few_devices"
 
 
+class ProcessesDiffer(EngineError):
+    """Who started the processes of a training has started others than it can have."""
+
+    code = "processes_differ"
+
+
 class PeerLost(EngineError):
     """A process that shares this training is gone, or says nothing any more."""
 

@@ -2,6 +2,8 @@
 
 Run: ``python -m qlora_engine --updates-fd N`` with ``Start`` as the first line on stdin, then ``Stop`` at any
 time. End of file on stdin ends the process at once, and so does the parent's death. SIGTERM stops gracefully.
+By hand: ``python -m qlora_engine --spec FILE``, also under torchrun, does one spec and reads no stdin; Ctrl-C
+or SIGTERM stops gracefully, and at once when it comes again.
 Exit codes: 0 done or stopped, 1 failed (the last update is `EngineFailed`), 2 wrong usage, 3 the parent is
 gone, 4 a validation was abandoned.
 """
@@ -10,12 +12,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from qlora_engine.failures import failure_of
 from qlora_engine.imports import uncollected
@@ -25,6 +29,8 @@ from qlora_engine.stopping import StopWish
 from qlora_engine.updates import CONTROL, Start, Stop, Update
 from schemas.training import DatasetValidationSpec, EngineSpec, ModelValidationSpec, TrainingSpec
 
+TORCHRUN = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}
+"""What is in the environment of a process that torchrun has started."""
 FAILED = 1
 MISUSED = 2
 ABANDONED = 4
@@ -109,6 +115,38 @@ def run(updates: BinaryIO, expected_parent: int | None = None) -> NoReturn:
         pipe.emit(failed)
         _leave(FAILED)
     _leave(0)
+
+
+def run_by_hand(updates: BinaryIO, file: Path) -> NoReturn:
+    """Run the spec in `file` and exit; under torchrun as one of its processes."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stop = StopWish()
+
+    def on_signal(_signal: int, _frame: FrameType | None) -> None:
+        stop.ask("graceful" if stop.mode is None else "immediate")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        spec: EngineSpec = TypeAdapter[EngineSpec](EngineSpec).validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        print(f"qlora_engine: {file} is not the spec of a work: {error}", file=sys.stderr)  # noqa: T201
+        _leave(MISUSED)
+    pipe = UpdatePipe(updates)
+    emit: Callable[[Update], None] = pipe.emit
+    if isinstance(spec, TrainingSpec) and os.environ.keys() >= TORCHRUN:
+        die_with_parent()
+        with uncollected():
+            from qlora_engine.training.torchrun import Seat, train_under_torchrun, voice
+
+        seat = Seat.of(os.environ)
+        emit = voice(seat.world, pipe.emit)
+        failed = failure_of(lambda: train_under_torchrun(spec, seat, emit, stop))
+    else:
+        failed = failure_of(lambda: dispatch(spec, pipe, stop))
+    if failed is not None:
+        emit(failed)
+    _leave(0 if failed is None else FAILED)
 
 
 def dispatch(spec: EngineSpec, pipe: UpdatePipe, stop: StopWish) -> None:

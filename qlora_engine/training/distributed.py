@@ -9,6 +9,7 @@ Everything here that says "all" has to be called by every process, equally often
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +25,16 @@ from qlora_engine.data.dealing import Part, dealt
 from qlora_engine.errors import PeerLost
 from qlora_engine.memory import is_out_of_memory
 from qlora_engine.stopping import Mode, StopWish
-from qlora_engine.updates import Logged
+from qlora_engine.updates import Logged, Update
 from schemas.training import Hyperparameters
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: as long as a slow step or a slow save may take. That one died is
 seen by who started them, at once."""
+FROM_ALL = ("alive", "oom_recovered", "engine_failed")
+"""What every process tells; anything else is the first one's to tell."""
+EVIDENCE = "non_finite"
+"""… but what a process has found out about its own rows."""
 BUCKET = 1 << 24
 """Gradient elements that are added up at once: 64 MiB in float32."""
 Operation = Literal["max", "min", "sum"]
@@ -178,11 +183,24 @@ def idle_processes(hyperparameters: Hyperparameters, processes: int) -> Logged |
     )
 
 
+def told(world: World, update: Update) -> bool:
+    """Whether it is for this process to tell people of this, and not the first one's to tell for all."""
+    evidence = isinstance(update, Logged) and update.code.startswith(EVIDENCE)
+    return world.first or update.kind in FROM_ALL or evidence
+
+
+def on_loopback() -> None:
+    """Let processes of this node talk to each other only here; call before they meet."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+
+
 @contextmanager
-def joined(world: World, meeting_point: Path, device: torch.device) -> Iterator[World]:
+def joined(world: World, meeting_point: Path | None, device: torch.device) -> Iterator[World]:
     """Meet the others; `meeting_point` is a file that does not exist yet, the same for all.
 
-    Numbers and objects travel by gloo, gradients on CUDA devices by NCCL.
+    Without one they meet where the environment says (MASTER_ADDR, MASTER_PORT), as torchrun wants it. Numbers
+    and objects travel by gloo, gradients on CUDA devices by NCCL.
 
     Raises:
         PeerLost: the others do not come.
@@ -192,7 +210,7 @@ def joined(world: World, meeting_point: Path, device: torch.device) -> Iterator[
     with _together():
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=FileStore(str(meeting_point), world.size),
+            store=None if meeting_point is None else FileStore(str(meeting_point), world.size),
             rank=world.rank,
             world_size=world.size,
             timeout=PATIENCE,

@@ -28,17 +28,13 @@ from qlora_engine.imports import uncollected
 from qlora_engine.noise import hush
 from qlora_engine.parent import ORPHANED, die_with_parent
 from qlora_engine.stopping import Mode, StopWish
-from qlora_engine.training.distributed import World, joined
+from qlora_engine.training.distributed import World, joined, on_loopback, told
 from qlora_engine.updates import UPDATE, Alive, EngineFailed, Logged, Update
 from schemas.training import TrainingSpec
 
 Emit = Callable[[Update], None]
 StartMethod = Literal["spawn", "fork"]
 LAST_WORDS = ("training_done", "training_stopped")
-FROM_ALL = ("alive", "oom_recovered", "engine_failed")
-"""What every process tells; anything else is the first one's to tell."""
-EVIDENCE = "non_finite"
-"""… but what a process has found out about its own rows."""
 STOP_SECONDS = 0.05
 """How often a wish to stop is looked for."""
 BLAME_SECONDS = 5.0
@@ -260,8 +256,7 @@ def _work(seat: _Seat, connection: Connection) -> NoReturn:
     die_with_parent(seat.supervisor)
     hush()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, "lo")
+    on_loopback()
     stop = StopWish()
     # Who ends a whole group of processes means an end in good order; Ctrl-C is for the supervisor's parent.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: stop.ask("graceful"))
@@ -296,12 +291,6 @@ def _voice(connection: Connection, world: World) -> Callable[[Update], None]:
                 connection.send_bytes(update.model_dump_json().encode())
 
     return emit
-
-
-def told(world: World, update: Update) -> bool:
-    """Whether it is for this process to tell."""
-    evidence = isinstance(update, Logged) and update.code.startswith(EVIDENCE)
-    return world.first or update.kind in FROM_ALL or evidence
 
 
 def _listen(connection: Connection, stop: StopWish) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,15 @@ import torch.distributed as distributed
 from safetensors.torch import load_file
 
 from benchmarks.engine.oom import longer_than, refusing
-from qlora_engine.errors import TooFewDevices
+from qlora_engine.errors import ProcessesDiffer, TooFewDevices
 from qlora_engine.parent import ORPHANED
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import train
 from qlora_engine.training.distributed import World
 from qlora_engine.training.export import ANSWERS_FILE
 from qlora_engine.training.launch import ProcessFailed, launch, processes_for, train_on_this_node
-from qlora_engine.updates import Update
+from qlora_engine.training.torchrun import Seat
+from qlora_engine.updates import UPDATE, Update
 from schemas.training import ResumePoint, TrainingSpec
 from tests.engine.child import EngineChild
 from tests.engine.conftest import MakeSpec, Recorded
@@ -202,6 +205,49 @@ def test_the_engine_starts_them_and_takes_them_along(tmp_path: Path, make_spec: 
         assert child.process.wait(60) == ORPHANED
         _, alive = psutil.wait_procs(workers, timeout=60)
         assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_under_torchrun_it_is_the_same_training(
+    tmp_path: Path, make_spec: MakeSpec, recorded: Recorded
+) -> None:
+    """Bit for bit that of our own launcher; the first process speaks, on the stdout that all have."""
+    chosen: dict[str, Any] = {"dropout": 0.2, "max_steps": 2, "held_out_fraction": 0}
+    ours, theirs = make_spec("ours", **chosen), make_spec("theirs", **chosen)
+    shared(ours, recorded)
+    file = tmp_path / "spec.json"
+    file.write_text(theirs.model_dump_json(), "utf-8")
+    command = ("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "qlora_engine")
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *command, "--spec", str(file)],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr.decode()
+    told = [UPDATE.validate_json(line) for line in ran.stdout.splitlines()]
+    assert [update.kind for update in told].count("step_taken") == 2
+    assert told[-1].kind == "training_done"
+    assert difference(Path(ours.output_folder, "adapter"), Path(theirs.output_folder, "adapter")) == 0
+    for mine, its in zip(series(ours), series(theirs), strict=True):
+        assert (its["loss"], its["grad_norm"]) == (mine["loss"], mine["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    ("processes", "environment", "devices", "error"),
+    [
+        (4, {}, 0, "processes is 4, but torchrun has started 2; leave processes out of the spec, or"),
+        (None, {"LOCAL_WORLD_SIZE": "1"}, 0, "2 processes, 1 of them on this node"),
+        (None, {}, 1, "2 processes, but this node has 1 CUDA devices; say --nproc-per-node 1"),
+    ],
+)
+def test_what_torchrun_has_started_has_to_fit(
+    processes: int | None, environment: dict[str, str], devices: int, error: str, make_spec: MakeSpec
+) -> None:
+    seat = Seat.of({"RANK": "1", "WORLD_SIZE": "2"} | environment)
+    assert not seat.world.first
+    with pytest.raises((ProcessesDiffer, TooFewDevices), match=error):
+        seat.check(make_spec(processes=processes), devices)
+    Seat.of({"RANK": "0", "WORLD_SIZE": "2"}).check(make_spec(processes=2), 2)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,17 @@ def test_stops(how: str, child: EngineChild, make_spec: MakeSpec) -> None:
     assert (stopped.adapter_folder is None) == (how == "immediate")
 
 
+def test_a_spec_that_cannot_be_read_is_wrong_usage(tmp_path: Path) -> None:
+    file = tmp_path / "spec.json"
+    file.write_text('{"kind": "train"}', "utf-8")
+    for name, error in ((file, "job_id"), (tmp_path / "none.json", "No such file")):
+        command = [sys.executable, "-m", "qlora_engine", "--spec", str(name)]
+        ran = subprocess.run(command, capture_output=True, timeout=TIMEOUT, check=False)
+        assert ran.returncode == MISUSED
+        assert f"{name} is not the spec of a work" in ran.stderr.decode()
+        assert error in ran.stderr.decode()
+
+
 def test_end_of_input_ends_it(child: EngineChild, make_spec: MakeSpec) -> None:
     child.start(make_spec(max_steps=100_000, held_out_fraction=0))
     child.until("step_taken")
