@@ -26,6 +26,7 @@ from qlora_engine.training.attempt import train
 from qlora_engine.training.card import FACTS_FILE
 from qlora_engine.training.export import Exporter
 from qlora_engine.training.forward import Runner
+from qlora_engine.training.merged_export import with_merged
 from qlora_engine.training.merging import PARITY, MergeRefused, merge, probe_batch
 from schemas.training import MERGED_FOLDER, Hyperparameters, TrainingSpec
 from tests.engine.conftest import MakeSpec, Recorded
@@ -154,6 +155,11 @@ def test_a_job_merges_what_it_trained_or_says_why_not(
     assert "logits differ by" in warned.message
     assert done.facts.merged is None
     assert [path.name for path in Path(done.adapter_folder).iterdir() if path.is_dir()] == []
+
+    recorded = Recorded()
+    spec = make_spec("again", **few)
+    assert with_merged(done, spec, "", torch.device("cpu"), recorded, StopWish("graceful")) == done
+    assert [update.message for update in recorded.of("logged") if "asked to stop" in update.message]
 
     monkeypatch.setattr(writing, "SPARE_BYTES", 1 << 60)
     with pytest.raises(NoRoom, match=r"merged takes .* GiB, and its disk has .* GiB left"):
