@@ -4,11 +4,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from qlora_engine.data.shapes import make_sample_dataset
 from tests.service import Service, running_service
+from tests.shared import made_once
 
 LEASE_SECONDS = 10
 SILENCE_SECONDS = 20
@@ -25,23 +28,26 @@ class Samples:
     model: Path
 
 
-def make_samples(folder: Path, *, clips: int, pretraining_steps: int) -> Samples:
-    """By the engine's own code in a process of its own, because no other process of tests imports torch."""
-    made = Samples(folder / "clips", folder / "model")
+def _make_model(folder: Path) -> None:
+    """By the engine's own code in a process of its own, because these tests do without torch."""
     code = (
-        "import sys; from qlora_engine.data.shapes import make_sample_dataset;"
-        " from qlora_engine.models.tiny import make_tiny_model;"
-        f" make_sample_dataset(sys.argv[1], clips={clips});"
-        f" make_tiny_model(sys.argv[2], steps={pretraining_steps})"
+        "import sys; from qlora_engine.models.tiny import make_tiny_model;"
+        f" make_tiny_model(sys.argv[1], steps={PRETRAINING_STEPS})"
     )
-    subprocess.run([sys.executable, "-c", code, str(made.clips), str(made.model)], check=True)
-    return made
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def make_samples(paths: pytest.TempPathFactory, *, clips: int) -> Samples:
+    """The one model of the run, and so many clips."""
+    return Samples(
+        clips=made_once(paths, f"sample-clips-{clips}", partial(make_sample_dataset, clips=clips)),
+        model=made_once(paths, "sample-model", _make_model),
+    )
 
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    folder = tmp_path_factory.mktemp("samples")
-    return make_samples(folder, clips=60, pretraining_steps=PRETRAINING_STEPS)
+    return make_samples(tmp_path_factory, clips=60)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,12 @@ process of its own that gets SIGKILL; the next goes on from the newest checkpoin
 """
 
 import multiprocessing
+import os
 import random
+import re
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -37,6 +42,7 @@ CHOSEN: dict[str, Any] = {
     "rank_allocation": {"gate": False, "explore_ratio": 0.3, "floor_rank": 32},
 }
 Where = Literal["mid-epoch", "later epoch", "during a save"]
+PARTIAL = re.compile(r"/\.checkpoint-\d+\.partial$")
 WHERE: Sequence[Where] = ("mid-epoch", "later epoch", "during a save")
 
 
@@ -76,7 +82,7 @@ class Survived:
     """Clips beyond those that no earlier attempt had finished."""
 
 
-def run_here(spec: str, updates: Connection) -> None:
+def run_here(spec: str, updates: Connection, kill: Kill | None) -> None:
     """The child's part."""
     import torch
 
@@ -85,12 +91,43 @@ def run_here(spec: str, updates: Connection) -> None:
     from qlora_engine.training.attempt import train
 
     hush()
-    train(
-        TrainingSpec.model_validate_json(spec),
-        lambda update: updates.send_bytes(update.model_dump_json().encode()),
-        StopWish(),
-        torch.device("cpu"),
-    )
+    end = None if kill is None else _End(kill)
+
+    def emit(update: Update) -> None:
+        updates.send_bytes(update.model_dump_json().encode())
+        if end is not None and isinstance(update, StepTaken):
+            end.step_taken()
+
+    train(TrainingSpec.model_validate_json(spec), emit, StopWish(), torch.device("cpu"))
+
+
+class _End:
+    """Kills its own process, because whoever watches from outside is late on a busy machine."""
+
+    def __init__(self, kill: Kill) -> None:
+        self._kill = kill
+        self._taken = 0
+
+    def step_taken(self) -> None:
+        self._taken += 1
+        if self._taken != self._kill.after_step + 1:
+            return
+        if self._kill.where == "during a save":
+            sys.addaudithook(self._look)
+        else:
+            self._begin()
+
+    def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """A checkpoint is filled in a folder with such a name."""
+        if event == "os.mkdir" and PARTIAL.search(str(arguments[0])):
+            self._begin()
+
+    def _begin(self) -> None:
+        threading.Thread(target=self._die, daemon=True).start()
+
+    def _die(self) -> None:
+        time.sleep(self._kill.delay)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def context() -> Any:
@@ -103,32 +140,18 @@ def context() -> Any:
 def attempt(processes: Any, spec: TrainingSpec, kill: Kill | None) -> Ended:
     """One process, to its end or until it is killed."""
     mine, theirs = processes.Pipe(duplex=False)
-    child = processes.Process(target=run_here, args=(spec.model_dump_json(), theirs))
+    child = processes.Process(target=run_here, args=(spec.model_dump_json(), theirs, kill))
     child.start()
     theirs.close()
     ended = Ended(killed=False)
-    output, taken = Path(spec.output_folder), 0
     with suppress(EOFError):
         while True:
-            update = UPDATE.validate_json(mine.recv_bytes())
-            ended.updates.append(update)
-            taken += isinstance(update, StepTaken)
-            if kill is not None and taken > kill.after_step:
-                if kill.where == "during a save":
-                    _await_save(output, child)
-                time.sleep(kill.delay)
-                child.kill()
-                break
+            ended.updates.append(UPDATE.validate_json(mine.recv_bytes()))
     child.join()
     ended.killed = child.exitcode != 0
     if kill is None and ended.killed:
         raise RuntimeError(f"the training ended by itself with {child.exitcode}: {ended.updates[-1:]}")
     return ended
-
-
-def _await_save(output: Path, child: Any) -> None:
-    while child.is_alive() and not any(output.glob(".checkpoint-*.partial")):
-        time.sleep(0.0005)
 
 
 def newest(output: Path) -> ResumePoint | None:
@@ -140,7 +163,10 @@ def newest(output: Path) -> ResumePoint | None:
 def survive(
     processes: Any, spec: TrainingSpec, kills: Sequence[Kill], expected: Sequence[bytes], clips: int
 ) -> Survived:
-    """Kill a training at each of `kills` in turn, and let it come to its end."""
+    """Kill a training at each of `kills` in turn, and let it come to its end.
+
+    The cache of frames must be the training's own: what others keep in it would count as decoded.
+    """
     output, cache = Path(spec.output_folder), Path(spec.frame_cache_folder or "")
     killed, finished = 0, 0
     for kill in (*kills, None):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as `import_less` does for engines
@@ -23,6 +22,7 @@ from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import read_manifest
 from qlora_engine.updates import Update
 from schemas.training import DatasetValidationSpec, Hyperparameters, ResumePoint, TrainingSpec
+from tests.shared import made_once
 
 PRETRAINING_STEPS = 250
 CLIPS = 80
@@ -50,17 +50,6 @@ class Recorded:
 
     def of(self, kind: str) -> list[Any]:
         return [update for update in self.updates if update.kind == kind]
-
-
-def made_once(paths: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that all workers of a run share; who reads it must not write to it."""
-    workers_own = paths.getbasetemp()
-    folder = (workers_own.parent if "PYTEST_XDIST_WORKER" in os.environ else workers_own) / name
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            make(unfinished := folder.with_suffix(".unfinished"))
-            unfinished.rename(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -80,8 +80,7 @@ async def parts(settings: AgentSettings, tmp_path: Path) -> AsyncIterator[Parts]
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    """Hardly trained: what an agent does with a model does not depend on it."""
-    return make_samples(tmp_path_factory.mktemp("samples"), clips=24, pretraining_steps=1)
+    return make_samples(tmp_path_factory, clips=24)
 
 
 @dataclass
