@@ -307,6 +307,7 @@ async def test_dataset_and_model_are_judged_although_claims_go_unanswered_or_gon
     await peer.offer(model, ModelAssignment(listing=listing), "validate")
     verdict = await peer.reported(ModelJudged, 60)
     assert verdict.facts is not None, verdict.problems
+    assert verdict.facts.quantized_linear_layers == 27
     assert verdict.content_sha256 is not None
     assert await peer.queued() == 0
     assert {report.item_id for report in peer.reports} == {dataset.item_id, model.item_id}
