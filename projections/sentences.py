@@ -268,8 +268,9 @@ def _evaluated(event: job.JobEvaluated) -> str:
     if evaluation.token_accuracy is not None:
         figures.append(f"{_percent(evaluation.token_accuracy)} of the tokens right")
     when = {"before": "before", "during": "during", "after": "after"}[event.phase]
+    whose = "" if event.adapter_step is None else f", with the adapter of step {event.adapter_step}"
     return (
-        f"{_count(evaluation.examples, 'held-out example')} evaluated {when} training"
+        f"{_count(evaluation.examples, 'held-out example')} evaluated {when} training{whose}"
         f"{_because(', '.join(figures))}"
     )
 

@@ -64,6 +64,8 @@ class EvaluationDone(Message):
     step: int
     phase: Literal["before", "during", "after"]
     evaluation: Evaluation
+    adapter_step: int | None = None
+    """Step of the adapter that was measured, where early stopping kept an earlier one."""
 
 
 class RankChanged(Message):

@@ -205,7 +205,9 @@ class Hyperparameters(AdapterChoices):
             )
         if self.max_steps is None:
             raise ValueError(
-                f"tokens_per_step {tokens} leaves open how many steps an epoch takes; set max_steps"
+                f"tokens_per_step {tokens} leaves open how many steps an epoch takes, for only the model's"
+                f" tokenizer tells how many tokens the rows have; set max_steps: an epoch is about one step"
+                f" for every {tokens} of them"
             )
 
     def _check_export(self) -> None:

@@ -228,6 +228,8 @@ class Evaluated(Message):
     step: int = Field(ge=0)
     phase: Literal["before", "during", "after"]
     evaluation: Evaluation
+    adapter_step: int | None = None
+    """Step of the adapter that was measured, where early stopping kept an earlier one."""
 
 
 class Reranked(Message):

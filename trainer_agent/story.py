@@ -163,9 +163,10 @@ def _recovered(update: OomRecovered) -> Line:
 
 
 def _evaluated(update: EvaluationDone) -> Line:
+    whose = "" if update.adapter_step is None else f", the adapter of step {update.adapter_step}"
     return _info(
         "evaluated",
-        f"Evaluation {_EVALUATED[update.phase]} (step {update.step}): {_figures(update.evaluation)}",
+        f"Evaluation {_EVALUATED[update.phase]} (step {update.step}{whose}): {_figures(update.evaluation)}",
     )
 
 

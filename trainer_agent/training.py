@@ -212,9 +212,7 @@ class Training:
             case Calibrated():
                 self._progress.expect(update.preflight)
             case EvaluationDone():
-                await self._reporter.report(
-                    Evaluated(step=update.step, phase=update.phase, evaluation=update.evaluation)
-                )
+                await self._reporter.report(Evaluated(**dict(update) | {"kind": "evaluated"}))
             case OomRecovered():
                 for line in story.of_update(update):
                     await self._warn(line.code, line.message)

@@ -151,8 +151,8 @@ def _noted(state: Held, body: Noted) -> list[Event]:
     if isinstance(body, work.Reranked | work.Progressed | work.CheckpointStored) and not _has_trained(state):
         raise _out_of_place(state, body)
     match body:
-        case work.Evaluated(step=step, phase=phase, evaluation=evaluation):
-            return [JobEvaluated(attempt=attempt, step=step, phase=phase, evaluation=evaluation)]
+        case work.Evaluated():
+            return [JobEvaluated(attempt=attempt, **_fields(body))]
         case work.Reranked():
             return [RankChanged(attempt=attempt, **_fields(body))]
         case work.Progressed(step=step):

@@ -4,7 +4,7 @@ import asyncio
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from command_api.auth.tokens import Principal
 from command_api.domain.errors import Conflict, NotFound
@@ -53,9 +53,11 @@ class JobCommanded(JobView):
 
 
 class EvaluationAt(BaseModel):
-    """One pass over the held-out clips."""
+    """One pass over the held-out rows."""
 
-    step: int
+    step: int = Field(
+        description="Steps taken by then; after early stopping the adapter is that of the job's adapter_step."
+    )
     phase: str
     attempt: int
     evaluation: Evaluation

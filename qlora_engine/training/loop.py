@@ -138,7 +138,12 @@ class Loop:
             )
         self.keep_up()
         if measured is not None:
-            self.emit(EvaluationDone(step=self.state.step, phase=phase, evaluation=measured.evaluation))
+            earlier = None if self.adapter_step == self.state.step else self.adapter_step
+            self.emit(
+                EvaluationDone(
+                    step=self.state.step, phase=phase, evaluation=measured.evaluation, adapter_step=earlier
+                )
+            )
         return measured
 
     def save(self) -> None:

@@ -42,9 +42,9 @@ class Evaluation(Message):
 
     examples: int
     loss: float | None
-    """Mean cross-entropy per response token; None without held-out clips."""
+    """Mean cross-entropy per token of every answer of a row; None when nothing is held out."""
     exact_match: float | None
-    """Share of held-out clips answered word for word; None below 8 clips."""
+    """Share of held-out rows whose last answer was given word for word; None below 8 clips."""
     token_accuracy: float | None = None
     """Share of response tokens that were the likeliest, given the right ones before them."""
 
@@ -214,6 +214,8 @@ class JobEvaluated(Event):
     step: int = Field(ge=0)
     phase: Literal["before", "during", "after"]
     evaluation: Evaluation
+    adapter_step: int | None = None
+    """Step of the adapter that was measured, where early stopping kept an earlier one."""
 
 
 @REGISTRY.register

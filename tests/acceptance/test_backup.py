@@ -153,10 +153,20 @@ def test_the_job_that_was_running_goes_on_as_another_attempt(moved: Moved) -> No
 
 
 def test_new_jobs_run(moved: Moved, registered: Registered) -> None:
-    """After the test before, whose job the only agent would train first once its lease has ended."""
+    """On new data, too, and without a clip.
+
+    After the test before, whose job the only agent would train first once its lease has ended.
+    """
+    folder = moved.folder / "words"
+    folder.mkdir()
+    rows = [{"prompt": f"What is {n} and {n}?", "response": f"{2 * n}"} for n in range(1, 11)]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = moved.new.cli("datasets", "add", str(folder), "--name", "words").stdout.strip()
     with moved.new.client() as client:
-        job = client.post("/jobs", job_body(registered, 2, "new"))
-        succeeded(client, job["id"])
+        job = client.post("/jobs", job_body(registered, 2, "new") | {"dataset_id": words})
+        trained = succeeded(client, job["id"])
+        assert client.get(f"/datasets/{words}")["facts"]["clips"] == 0
+    assert (trained["training_examples"], trained["held_out_examples"]) == (8, 2)
 
 
 def test_places_in_use_and_wrong_passphrases_are_refused(moved: Moved) -> None:

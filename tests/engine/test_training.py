@@ -226,6 +226,7 @@ def test_packed_rows_8_bit_moments_and_early_stopping_resume_bit_for_bit(
         assert messages == {}
         assert done.steps == best == 8
     assert (done.stopped_early, done.adapter_step, done.facts.steps) == (too_fast, best, best)
+    assert after.adapter_step == (best if too_fast else None)
 
     checkpoints = Path(unbroken.output_folder).glob("checkpoint-*")
     first = min(checkpoints, key=lambda folder: int(folder.name.split("-")[1]))

@@ -414,6 +414,19 @@ def finished_job(_: Life) -> Story:
     yield models.DeleteModel(model_id=output_model_id(s.JOB))
 
 
+def early_job(_: Life) -> Story:
+    """Steps counted in tokens, and ended by early stopping with the adapter of an earlier one."""
+    *begun, admit = _queued_job()
+    yield from begun
+    yield admit.model_copy(update={"epochs": None})
+    yield from _trained(1)
+    yield _says(s.JOB, _progress(6))
+    ended = {"step": 6, "phase": "after", "adapter_step": 4}
+    yield _says(s.JOB, EVALUATED.model_copy(update=ended))
+    yield _says(s.JOB, FINISHED.model_copy(update={"steps": 6, "stopped_early": True, "adapter_step": 4}))
+    yield _says(s.JOB, _adapter(1))
+
+
 def reranked_job(_: Life) -> Story:
     yield from _queued_job()
     yield from _trained(1)
@@ -540,6 +553,7 @@ STORIES: dict[str, Callable[[Life], Iterable[Command]]] = {
     "imported_model": imported_model,
     "finding": finding,
     "finished_job": finished_job,
+    "early_job": early_job,
     "reranked_job": reranked_job,
     "unlucky_job": unlucky_job,
     "stopped_job": stopped_job,

@@ -40,6 +40,8 @@ def test_numbers_and_reasons_are_told() -> None:
 
 
 def test_what_was_measured_is_told() -> None:
+    earlier = evaluated(1, 12, "after", 0.75).model_copy(update={"adapter_step": 8})
+    assert "evaluated after training, with the adapter of step 8: loss" in sentence(earlier)
     assert sentence(evaluated(1, 12, "after", 0.75)) == (
         "12 held-out examples evaluated after training: loss 1.5000, 75 % answered word for word,"
         " 88 % of the tokens right."
