@@ -16,6 +16,8 @@ from tests.service import KINORA, read_report
 
 pytestmark = pytest.mark.timeout(300)
 
+ENVIRONMENT = os.environ | {"NO_COLOR": "1", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+"""Tests share the cores with one another: threads of models this small would only wait, and busily."""
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "reproduce_answers.py"
 
 
@@ -33,7 +35,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     output = tmp_path_factory.mktemp("demo") / "demo-output"
     done = subprocess.run(
         [KINORA, "demo", "--output", str(output)],
-        env=os.environ | {"NO_COLOR": "1", "COLUMNS": "80"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=280,
@@ -81,6 +83,7 @@ def test_both_adapters_give_their_answers_again_without_kinora(demo: Demo) -> No
         subprocess.Popen(
             [sys.executable, str(SCRIPT), *(str(demo.output / folder) for folder in folders)],
             cwd=demo.output,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
