@@ -1,9 +1,20 @@
 """One training in a process of its own: `python -m benchmarks.engine.speed_runs NAME FOLDER`.
 
-Every one takes each sample of the folder once, with the same NF4 base, LoRA and AdamW. ``kinora`` is the
-engine's loop; ``plain`` is the loop that the documentation of transformers, peft and bitsandbytes leads to;
-``trl`` is SFTTrainer. The last two group samples by length. Prints seconds and unpadded tokens of every step
-but the first, which warms up, and the process's peak memory, as one JSON object.
+All take each sample of the folder once, float32 on the CPU, with the same NF4 base, LoRA of rank 8 on every
+quantised layer, AdamW at a constant rate, gradients clipped at 1, loss on the answers:
+
+- ``kinora`` is the engine's loop as a job runs it, in packed rows of as many tokens as a batch on average;
+- ``plain`` is the loop that the documentation of transformers, peft and bitsandbytes leads to, in padded
+  batches of eight;
+- ``checkpointed`` is the same after peft's `prepare_model_for_kbit_training`, which by default computes
+  activations again on the way back: slower, and with less memory;
+- ``trl`` is SFTTrainer, in the same batches, without checkpointing.
+
+Batches come in the order that length grouping gave them. Prints one JSON object: seconds, processor seconds
+and unpadded tokens of every step but the first, which warms up; tokens, trained parameters and loss per
+supervised token of all; and the process's peak memory.
+
+``same FOLDER`` trains nothing: it compares the engine's loss and gradients with the plain loop's.
 """
 
 import json
@@ -11,33 +22,64 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine.workload import MODEL_FOLDER, Drawn, read_samples
+from benchmarks.engine.workload import BATCH, MODEL_FOLDER, Drawn, read_samples
 
 RANK, ALPHA, LEARNING_RATE = 8, 16.0, 1e-4
-BATCH = 8
-Timed = tuple[list[float], list[int]]
 
 
-def train_with_kinora(folder: Path) -> Timed:
-    from benchmarks.engine.ours import Drawer, load, rows, sample_of
-    from qlora_engine.adapters.injection import inject
-    from qlora_engine.adapters.parameter_groups import parameter_groups
-    from qlora_engine.adapters.ranks.resize import Resizing
-    from qlora_engine.data.batches import Cursor, StepsOfTokens, planned
-    from qlora_engine.stopping import StopWish
-    from qlora_engine.training.checkpoints import Checkpoints, Identity, TrainingState
-    from qlora_engine.training.evaluation import Evaluator
-    from qlora_engine.training.export import Exporter
-    from qlora_engine.training.forward import Runner
-    from qlora_engine.training.keepsakes import Keepsakes
-    from qlora_engine.training.loop import Loop
-    from qlora_engine.training.optimizers import make_optimizer
-    from qlora_engine.training.schedule import learning_rate_factor
-    from qlora_engine.updates import StepTaken
+@dataclass
+class Course:
+    """What a training went through, step by step."""
+
+    parameters: int = 0
+    """Trained."""
+    ends: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    """Processor seconds of the process at the end of each step."""
+    tokens: list[int] = field(default_factory=list)
+    loss: float = 0.0
+    """Sum over the supervised tokens of all steps."""
+    supervised: int = 0
+
+    def passed(self, tokens: int, supervised: int, mean_loss: float) -> None:
+        self.ends.append(time.perf_counter())
+        self.busy.append(time.process_time())
+        self.tokens.append(tokens)
+        self.loss += mean_loss * supervised
+        self.supervised += supervised
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is told of it."""
+
+    seconds: float
+    processor_seconds: float
+    timed_tokens: int
+    tokens: int
+    parameters: int
+    loss: float
+    peak_bytes: int
+
+    @classmethod
+    def of(cls, course: Course) -> "Run":
+        return cls(
+            seconds=course.ends[-1] - course.ends[0],
+            processor_seconds=course.busy[-1] - course.busy[0],
+            timed_tokens=sum(course.tokens[1:]),
+            tokens=sum(course.tokens),
+            parameters=course.parameters,
+            loss=course.loss / course.supervised,
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts KiB
+        )
+
+
+def train_with_kinora(folder: Path) -> Course:
+    from benchmarks.engine.ours import load, sample_of, train
     from schemas.training import Hyperparameters
 
     drawn = read_samples(folder)
@@ -48,51 +90,17 @@ def train_with_kinora(folder: Path) -> Timed:
         checkpoint_every_steps=10_000_000,
     )  # fmt: skip
     loaded = load(folder)
-    collator = Drawer(
-        loaded.prompts, None, loaded.context_tokens,  # type: ignore[arg-type]
-        drawn=tuple(sample_of(each, loaded) for each in drawn),
-    )  # fmt: skip
-    plan = planned(hyperparameters, [each.length for each in drawn])
-    assert isinstance(plan, StepsOfTokens)
-    steps = len(plan.rows(0))
-    injected = inject(loaded, hyperparameters)
-    optimizer = make_optimizer(parameter_groups(injected, hyperparameters), hyperparameters, loaded.device)
-    scheduler = torch_schedule(optimizer, learning_rate_factor(hyperparameters, steps))
-    runner = Runner(injected.model, loaded)
-    series, keepsakes = folder / "series.jsonl", Keepsakes(len(drawn))
-    exporter = Exporter(loaded, injected, hyperparameters, "0" * 64)
-    identity = Identity(hyperparameters, "0" * 64, "0" * 64)
-    ends, tokens = [], []
-
-    def emit(update: object) -> None:
-        if isinstance(update, StepTaken):
-            ends.append(time.perf_counter())
-            tokens.append(update.point.tokens)
-
-    Loop(
-        runner=runner, injected=injected, collator=collator, examples=rows(len(drawn)), plan=plan,
-        hyperparameters=hyperparameters, optimizer=optimizer, scheduler=scheduler,
-        evaluator=Evaluator(runner, collator, (), BATCH, 1),
-        checkpoints=Checkpoints(
-            folder, injected, optimizer, scheduler, exporter, series, identity, keepsakes,
-            Resizing(injected.model, optimizer, hyperparameters, injected.alphas),
-        ),
-        keepsakes=keepsakes, ranks=None, steps=steps,
-        state=TrainingState(0, Cursor(), None, None, 0.0), emit=emit, stop=StopWish(), series=series,
-    ).run()  # fmt: skip
-    return [after - before for before, after in pairwise(ends)], tokens[1:]
+    course = Course()
+    course.parameters = train(
+        loaded, [sample_of(each, loaded) for each in drawn], hyperparameters, folder, course.passed
+    )
+    return course
 
 
-def torch_schedule(optimizer: Any, factor: Any) -> Any:
-    import torch
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def plain_model(folder: Path) -> Any:
+def plain_model(folder: Path, *, checkpointed: bool = False) -> Any:
     """What users of the three libraries write."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig, SmolVLMForConditionalGeneration
 
     torch.manual_seed(0)
@@ -103,7 +111,11 @@ def plain_model(folder: Path) -> Any:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
         ),
     )
-    model.requires_grad_(False)
+    model = prepare_model_for_kbit_training(
+        model,
+        use_gradient_checkpointing=checkpointed,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
     quantized = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
     return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=quantized))
 
@@ -123,74 +135,117 @@ def padded_batch(drawn: Sequence[Drawn]) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
 
 
-def train_plainly(folder: Path) -> Timed:
+def train_plainly(folder: Path, *, checkpointed: bool = False) -> Course:
     import torch
-    from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    drawn, model = read_samples(folder), plain_model(folder)
+    drawn, model = read_samples(folder), plain_model(folder, checkpointed=checkpointed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
-    order = get_length_grouped_indices([each.length for each in drawn], BATCH)
+    course = Course(sum(parameter.numel() for parameter in trained))
     model.train()
-    ends, tokens = [], []
-    for start in range(0, len(order), BATCH):
-        taken = [drawn[place] for place in order[start : start + BATCH]]
+    for start in range(0, len(drawn), BATCH):
+        taken = drawn[start : start + BATCH]
         loss = model(**padded_batch(taken), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()
-        ends.append(time.perf_counter())
-        tokens.append(sum(each.length for each in taken))
-    return [after - before for before, after in pairwise(ends)], tokens[1:]
+        course.passed(*counted(taken), loss.item())
+    return course
 
 
-def train_with_trl(folder: Path) -> Timed:
+def counted(drawn: Sequence[Drawn]) -> tuple[int, int]:
+    """Tokens, and those of them that the loss is computed on."""
+    return sum(each.length for each in drawn), sum(len(each.answer) for each in drawn)
+
+
+def train_checkpointed(folder: Path) -> Course:
+    return train_plainly(folder, checkpointed=True)
+
+
+def train_with_trl(folder: Path) -> Course:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     drawn = read_samples(folder)
-    ends: list[float] = []
-    tokens: list[int] = []
+    course = Course()
 
     def collate(taken: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        chosen = [drawn[each["place"]] for each in taken]
-        tokens.append(sum(each.length for each in chosen))
-        return padded_batch(chosen)
+        return padded_batch([drawn[each["place"]] for each in taken])
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            last = state.global_step * BATCH
+            course.passed(*counted(drawn[last - BATCH : last]), 0.0)
 
-    lengths = [each.length for each in drawn]
     config = SFTConfig(
         output_dir=str(folder / "trl"), per_device_train_batch_size=BATCH, num_train_epochs=1,
         learning_rate=LEARNING_RATE, weight_decay=0.0, lr_scheduler_type="constant", optim="adamw_torch",
         use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], logging_strategy="no",
         save_strategy="no", disable_tqdm=True, remove_unused_columns=False, max_length=None,
-        train_sampling_strategy="group_by_length", length_column_name="length",
+        train_sampling_strategy="sequential",  # they are grouped already
         dataset_kwargs={"skip_prepare_dataset": True}, dataloader_pin_memory=False,
     )  # fmt: skip
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=plain_model(folder),
         args=config,
-        train_dataset=Dataset.from_dict({"place": list(range(len(drawn))), "length": lengths}),
+        train_dataset=Dataset.from_dict({"place": list(range(len(drawn)))}),
         data_collator=collate,
         processing_class=AutoTokenizer.from_pretrained(folder / MODEL_FOLDER),
         callbacks=[Clock()],
-    ).train()
-    return [after - before for before, after in pairwise(ends)], tokens[1 : len(ends)]
+    )
+    course.parameters = sum(
+        parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad
+    )
+    mean = trainer.train().training_loss  # over steps, each of which is a mean over its supervised tokens
+    course.loss = mean * course.supervised
+    return course
 
 
-RUNS = {"kinora": train_with_kinora, "plain": train_plainly, "trl": train_with_trl}
+def compare(folder: Path) -> dict[str, float]:
+    """How far loss and gradient of one batch are from the plain loop's, relative to its own."""
+    import torch
+
+    from benchmarks.engine.ours import load, sample_of
+    from qlora_engine.adapters.injection import inject
+    from qlora_engine.data.collate import packed
+    from qlora_engine.training.forward import Runner
+    from schemas.training import Hyperparameters
+
+    drawn = read_samples(folder)[:BATCH]
+    loaded = load(folder)
+    injected = inject(loaded, Hyperparameters(rank=RANK, alpha=ALPHA))
+    plain = plain_model(folder)
+    ours, theirs = dict(injected.trainable()), dict(plain.named_parameters())
+    if ours.keys() != {name for name, parameter in theirs.items() if parameter.requires_grad}:
+        raise RuntimeError("not the same parameters are trained")
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(len(name)))
+            theirs[name].copy_(parameter)
+    row = packed([sample_of(each, loaded) for each in drawn])
+    loss = Runner(injected.model.train(), loaded).loss(row).total / row.supervised
+    expected = plain.train()(**padded_batch(drawn), use_cache=False).loss
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
+    gradients = [(parameter.grad, theirs[name].grad) for name, parameter in ours.items()]
+    difference = sum(float((found - wanted).square().sum()) for found, wanted in gradients) ** 0.5
+    whole = sum(float(wanted.square().sum()) for _, wanted in gradients) ** 0.5
+    return {"loss": abs(float(loss.detach() / expected.detach()) - 1), "gradient": difference / whole}
+
+
+RUNS = {
+    "kinora": train_with_kinora,
+    "plain": train_plainly,
+    "checkpointed": train_checkpointed,
+    "trl": train_with_trl,
+}
 
 
 def main() -> None:
-    seconds, tokens = RUNS[sys.argv[1]](Path(sys.argv[2]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
-    print(json.dumps({"seconds": sum(seconds), "tokens": sum(tokens), "peak_bytes": peak}))
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    print(json.dumps(compare(folder) if name == "same" else asdict(Run.of(RUNS[name](folder)))))
 
 
 if __name__ == "__main__":

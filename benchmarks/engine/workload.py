@@ -6,6 +6,7 @@ waits for a decoder. The model has the widths and the vocabulary of SmolVLM2-256
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ IMAGE = 64
 """Pixels of a frame's side: at the model's 512 the same vision tower would be all that is measured."""
 FRAME_TOKENS = 4
 MODEL_FOLDER, SAMPLES_FILE = "model", "samples.json"
+BATCH = 8
+"""Samples that those take together who do not count tokens."""
+DATA_SET = 1024
+"""Samples that length grouping chooses from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,36 @@ def make_model(folder: Path, layers: int) -> None:
 
 def make_samples(folder: Path, count: int) -> list[Drawn]:
     """Write and return `count` samples, always the same."""
+    found = _drawn(count)
+    _write(folder, found)
+    return found
+
+
+def make_grouped_samples(folder: Path, batches: int) -> list[Drawn]:
+    """So many batches of the order that transformers' length grouping gives a large data set.
+
+    A small one it hardly groups, which would flatter whoever does without it. The batches are spread evenly
+    over all lengths; the first is a middling one, to warm up with.
+    """
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    found = _drawn(DATA_SET)
+    generator = torch.Generator().manual_seed(0)
+    order = get_length_grouped_indices([each.length for each in found], BATCH, generator=generator)
+    grouped = [
+        [found[place] for place in order[start : start + BATCH]] for start in range(0, DATA_SET, BATCH)
+    ]
+    grouped.sort(key=lambda batch: sum(each.length for each in batch))
+    first = grouped.pop(len(grouped) // 2)
+    spread = [grouped[(2 * number + 1) * len(grouped) // (2 * batches)] for number in range(batches)]
+    random.Random(0).shuffle(spread)
+    chosen = [each for batch in [first, *spread] for each in batch]
+    _write(folder, chosen)
+    return chosen
+
+
+def _drawn(count: int) -> list[Drawn]:
     from qlora_engine.models.families import smolvlm
     from qlora_engine.models.tiny_random import smolvlm_tokenizer
 
@@ -87,9 +122,12 @@ def make_samples(folder: Path, count: int) -> list[Drawn]:
         words = [draw.randrange(len(tokenizer), VOCABULARY) for _ in range(text)]
         shown = [fake, whole, *[image] * FRAME_TOKENS, fake] * frames
         found.append(Drawn(shown + words[: text // 2], words[text // 2 :], frames))
-    described = [{"prompt": each.prompt, "answer": each.answer, "frames": each.frames} for each in found]
-    (folder / SAMPLES_FILE).write_text(json.dumps(described), "utf-8")
     return found
+
+
+def _write(folder: Path, drawn: Sequence[Drawn]) -> None:
+    described = [{"prompt": each.prompt, "answer": each.answer, "frames": each.frames} for each in drawn]
+    (folder / SAMPLES_FILE).write_text(json.dumps(described), "utf-8")
 
 
 def read_samples(folder: Path) -> list[Drawn]:
