@@ -29,9 +29,11 @@ from qlora_engine.updates import StepTaken
 from schemas.datasets import Example, one_turn
 from schemas.training import Hyperparameters
 
+CPU = torch.device("cpu")
 
-def load(folder: Path) -> Loaded:
-    return load_model(str(folder / MODEL_FOLDER), torch.device("cpu"))
+
+def load(folder: Path, device: torch.device = CPU) -> Loaded:
+    return load_model(str(folder / MODEL_FOLDER), device)
 
 
 @dataclass(frozen=True)

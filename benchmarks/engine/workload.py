@@ -83,27 +83,41 @@ def make_samples(folder: Path, count: int) -> list[Drawn]:
 
 
 def make_grouped_samples(folder: Path, batches: int) -> list[Drawn]:
-    """So many batches of the order that transformers' length grouping gives a large data set.
+    """Write and return so many batches of clips and texts, and one before them; see `grouped`."""
+    chosen = grouped(_drawn(DATA_SET), BATCH, batches)
+    _write(folder, chosen)
+    return chosen
+
+
+def make_grouped_texts(folder: Path, shortest: int, vocabulary: int, batch: int, batches: int) -> list[Drawn]:
+    """The same without clips: half prompt, half answer."""
+    draw, found = random.Random(0), []
+    for _ in range(DATA_SET):
+        words = [draw.randrange(vocabulary) for _ in range(round(shortest * LONGEST ** draw.random()))]
+        found.append(Drawn(words[: len(words) // 2], words[len(words) // 2 :], 0))
+    chosen = grouped(found, batch, batches)
+    _write(folder, chosen)
+    return chosen
+
+
+def grouped(found: Sequence[Drawn], batch: int, batches: int) -> list[Drawn]:
+    """Some batches of the order that transformers' length grouping gives a large data set.
 
     A small one it hardly groups, which would flatter whoever does without it. The batches are spread evenly
-    over all lengths; the first is a middling one, to warm up with.
+    over all lengths; before them comes a middling one, to warm up with.
     """
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    found = _drawn(DATA_SET)
     generator = torch.Generator().manual_seed(0)
-    order = get_length_grouped_indices([each.length for each in found], BATCH, generator=generator)
-    grouped = [
-        [found[place] for place in order[start : start + BATCH]] for start in range(0, DATA_SET, BATCH)
-    ]
-    grouped.sort(key=lambda batch: sum(each.length for each in batch))
-    first = grouped.pop(len(grouped) // 2)
-    spread = [grouped[(2 * number + 1) * len(grouped) // (2 * batches)] for number in range(batches)]
+    order = get_length_grouped_indices([each.length for each in found], batch, generator=generator)
+    whole = range(0, len(found) - batch + 1, batch)
+    groups = [[found[place] for place in order[start : start + batch]] for start in whole]
+    groups.sort(key=lambda group: sum(each.length for each in group))
+    first = groups.pop(len(groups) // 2)
+    spread = [groups[(2 * number + 1) * len(groups) // (2 * batches)] for number in range(batches)]
     random.Random(0).shuffle(spread)
-    chosen = [each for batch in [first, *spread] for each in batch]
-    _write(folder, chosen)
-    return chosen
+    return [each for group in [first, *spread] for each in group]
 
 
 def _drawn(count: int) -> list[Drawn]:
