@@ -52,7 +52,7 @@ class Size:
         with torch.device("meta"):
             model = Qwen2ForCausalLM(self.config)
         whole = sum(parameter.numel() for parameter in model.parameters())
-        return whole - int(model.get_input_embeddings().weight.numel())
+        return int(whole - model.get_input_embeddings().weight.numel())
 
 
 QWEN_7B = Size(

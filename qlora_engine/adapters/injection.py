@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig, get_peft_model
 
+from qlora_engine.adapters.fused import FusedLinear4bit
 from qlora_engine.adapters.patterns import resolved
 from qlora_engine.adapters.ranks.resize import alpha_at
 from qlora_engine.adapters.temporal import TemporalLoraConfig, share_shown_clips
@@ -130,7 +132,9 @@ def lora_config(layers: Mapping[str, Modality], chosen: AdapterChoices) -> LoraC
         "bias": "none",
     }
     if not chosen.temporal:
-        return LoraConfig(**described)
+        config = LoraConfig(**described)
+        config._register_custom_module({Linear4bit: FusedLinear4bit})
+        return config
     seeing = [layer for layer, modality in layers.items() if modality != "text"]
     if not seeing:
         raise ModelRefused(

@@ -24,6 +24,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from peft.tuners.lora.layer import LoraVariant
 
+from qlora_engine.adapters.fused import FusedLinear4bit
 from qlora_engine.errors import EngineError
 from qlora_engine.models.families.base import ClipLayout
 
@@ -148,7 +149,7 @@ class TemporalLoraConfig(LoraConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Layers that are not named get PEFT's own classes, because the answer for them is None.
+        # Dense layers that are not named get PEFT's own class, because the answer for them is None.
         self._register_custom_module({torch.nn.Linear: _temporal_layer})
 
 
@@ -177,7 +178,8 @@ class TemporalLinear(TemporalLayer, LoraLinear):  # type: ignore[misc]
 
 def _temporal_layer(target: Any, adapter_name: str, config: TemporalLoraConfig, **kwargs: Any) -> Any:
     if kwargs.get("target_name") not in config.temporal_modules:
-        return None
+        ordinary = isinstance(target, Linear4bit)
+        return FusedLinear4bit(target, adapter_name, config=config, **kwargs) if ordinary else None
     kind = TemporalLinear4bit if isinstance(target, Linear4bit) else TemporalLinear
     return kind(target, adapter_name, config=config, **kwargs)
 

@@ -10,17 +10,18 @@ from bitsandbytes.nn.modules import Linear4bit
 
 from benchmarks.engine.purity import make_odd
 from qlora_engine.adapters.files import load_adapter, save_adapter
-from qlora_engine.adapters.injection import inject
+from qlora_engine.adapters.fused import FusedLinear4bit
+from qlora_engine.adapters.injection import Injected, inject
 from qlora_engine.adapters.parameter_groups import parameter_groups
 from qlora_engine.adapters.patterns import resolved
 from qlora_engine.data.collate import Batch, Collator
 from qlora_engine.device import one_thread
 from qlora_engine.errors import ModelRefused
-from qlora_engine.models.loading import load_model
+from qlora_engine.models.loading import Loaded, load_model
 from qlora_engine.models.quantization import Quantization
 from qlora_engine.training.attempt import read_manifest
 from qlora_engine.training.forward import Runner
-from schemas.adapters import Modality
+from schemas.adapters import ComputeDtype, Modality
 from schemas.training import Hyperparameters
 from tests.engine.conftest import frames_of
 
@@ -85,6 +86,45 @@ def test_it_trains_and_is_the_same_when_loaded_again(
     model = load_adapter(again.model, tmp_path)
     with torch.no_grad():
         assert torch.equal(Runner(model, again).loss(batch).total, runner.loss(batch).total)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_adding_in_one_operation_computes_what_peft_does(
+    tiny: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, compute_dtype: ComputeDtype
+) -> None:
+    chosen = Hyperparameters(rank=4, alpha=6.0, dropout=0.1, compute_dtype=compute_dtype)
+    loaded = load_model(str(tiny), CPU, Quantization.chosen(chosen))
+    injected = inject(loaded, chosen)
+    layers = [module for module in injected.model.modules() if type(module) is FusedLinear4bit]
+    assert len(layers) == len(injected.parts) == 27
+    injected.model.train()
+    with torch.no_grad():
+        for _, parameter in injected.trainable():
+            parameter.normal_(std=0.1)  # a B of zeros hides A
+    taken: list[str | None] = []
+    fusible = FusedLinear4bit._fusible
+
+    def seen(layer: FusedLinear4bit, given: torch.Tensor) -> str | None:
+        taken.append(fusible(layer, given))
+        return taken[-1]
+
+    monkeypatch.setattr(FusedLinear4bit, "_fusible", seen)
+    fused = loss_and_gradient(injected, loaded, batch)
+    assert taken == ["default"] * len(layers)
+    monkeypatch.setattr(FusedLinear4bit, "_fusible", lambda *_: None)
+    stock = loss_and_gradient(injected, loaded, batch)  # the same layers by PEFT's arithmetic
+    difference = max(float((ours - theirs).abs().max()) for ours, theirs in zip(fused, stock, strict=True))
+    largest = max(float(tensor.abs().max()) for tensor in stock)
+    assert difference <= (1e-6 if compute_dtype == "float32" else 2e-2) * largest
+
+
+def loss_and_gradient(injected: Injected, loaded: Loaded, batch: Batch) -> list[torch.Tensor]:
+    injected.model.zero_grad()
+    torch.manual_seed(1)
+    loss = Runner(injected.model, loaded).loss(batch).total
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [parameter.grad for _, parameter in injected.trainable()]
+    return [loss.detach(), *[gradient.clone() for gradient in gradients if gradient is not None]]
 
 
 def test_the_base_is_quantised_as_chosen(tiny: Path) -> None:
