@@ -23,7 +23,8 @@ class FusedLinear4bit(LoraLinear4bit):  # type: ignore[misc]
         hidden = self.lora_A[adapter](self.lora_dropout[adapter](x)).to(result.dtype).flatten(0, -2)
         outward = self.lora_B[adapter].weight.to(result.dtype)
         scale = self.scaling[adapter]
-        return torch.addmm(result.flatten(0, -2), hidden, outward.T, alpha=scale).view_as(result)
+        with torch.autocast(x.device.type, enabled=False):  # the sum is kept in what the layer gave
+            return torch.addmm(result.flatten(0, -2), hidden, outward.T, alpha=scale).view_as(result)
 
     def _fusible(self, x: torch.Tensor) -> str | None:
         """The one adapter that is trained, if it is ordinary LoRA in the numbers that it is computed in."""
