@@ -43,14 +43,17 @@ class RepeatableSteps:
         try:
             for parameter in parameters:
                 parameter.grad = None
-            done = 0
+            done, taken = 0, set()
             while done < len(parameters):
                 end = done + _fitting(parameters[done:], slice_bytes())
                 found = tried(partial(self._step, done, parameters[done:end], gradients[done:end]))
                 if isinstance(found, Exhausted):
                     relieve(found)
                 else:
+                    taken.add(done)
                     done = end
+            for place in self._slices.keys() - taken:  # of other sizes: it would hold moments that are gone
+                del self._slices[place]
         finally:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient

@@ -5,6 +5,7 @@ import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import torch.distributed as distributed
 from safetensors.torch import load_file
 
 from benchmarks.engine.oom import longer_than, refusing
+from qlora_engine.data.collate import Batch
 from qlora_engine.errors import ProcessesDiffer, TooFewDevices
 from qlora_engine.parent import ORPHANED
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import train
 from qlora_engine.training.distributed import World
 from qlora_engine.training.export import ANSWERS_FILE
+from qlora_engine.training.forward import Runner
 from qlora_engine.training.launch import ProcessFailed, launch, processes_for, train_on_this_node
+from qlora_engine.training.loss import Loss
 from qlora_engine.training.torchrun import Seat
 from qlora_engine.updates import UPDATE, Update
 from schemas.training import ResumePoint, TrainingSpec
@@ -188,6 +192,22 @@ def test_an_error_of_one_ends_all_with_its_name(make_spec: MakeSpec, recorded: R
     with pytest.raises(ProcessFailed, match=r"none\.json is not a dataset manifest") as failed:
         shared(damaged, recorded)
     assert (failed.value.code, failed.value.retryable) == ("data_unreadable", False)
+
+
+def test_the_evidence_of_one_is_told(
+    make_spec: MakeSpec, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Runner.loss
+
+    def poisoned(runner: Runner, batch: Batch) -> Loss:
+        loss = real(runner, batch)
+        return replace(loss, total=loss.total * float("nan")) if distributed.get_rank() == 1 else loss
+
+    monkeypatch.setattr(Runner, "loss", poisoned)
+    with pytest.raises(ProcessFailed, match="the loss is nan at step 1") as failed:
+        shared(make_spec(held_out_fraction=0), recorded)
+    assert failed.value.code == "non_finite_loss"
+    assert [line.code for line in recorded.of("logged")] == ["non_finite_evidence", "non_finite_rows"]
 
 
 def test_the_engine_starts_them_and_takes_them_along(tmp_path: Path, make_spec: MakeSpec) -> None:
