@@ -21,6 +21,7 @@ from qlora_engine.adapters.merged import as_if_merged, whole_tensor
 from qlora_engine.data.collate import Batch, Collator
 from qlora_engine.errors import EngineError
 from qlora_engine.fingerprints import folder_sha256
+from qlora_engine.memory import return_memory_at_once
 from qlora_engine.models.attention import attend_by_sample
 from qlora_engine.models.loading import Loaded, load_model, read_json
 from qlora_engine.models.quantization import Quantization
@@ -78,6 +79,7 @@ def merge(
         AdapterUnusable, ModelRefused: the files cannot be used.
         NoRoom: the disk has none for it.
     """
+    return_memory_at_once()  # large tensors come and go here, one by one
     facts = _facts(adapter_folder)
     _check(facts, base_folder, adapter_folder, output, base_sha256)
     part = output.with_name(f".{output.name}.part")
