@@ -18,7 +18,7 @@ from qlora_engine.models.weights import INDEX_FILE, read_headers
 from schemas.training import MergedDtype
 
 SHARD_BYTES = 1 << 30
-"""Each is in memory twice while it is written, and travels in one request to stores that take 5 GB at most."""
+"""Each is in memory twice while it is written, and travels in one request to stores: 5 GB at most."""
 SPARE_BYTES = 64 << 20
 """For everything that is not a weight."""
 BESIDE = (".json", ".jinja", ".txt", ".model")
