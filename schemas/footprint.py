@@ -49,11 +49,13 @@ class Sight(Message):
     least_step_tokens: int = Field(ge=1)
     most_step_tokens: int = Field(ge=1)
 
-    def tokens(self, width: int, height: int, frames: int) -> int:
+    def tokens(self, width: int, height: int, frames: int, frame_pixels: int | None = None) -> int:
         """About what a clip of this size becomes; exact where frames are resized to a square."""
         each = round(width * height / self.pixels_per_token) if self.pixels_per_token else 0
-        steps = -(-frames // self.frames_per_step)
-        return steps * min(max(each, self.least_step_tokens), self.most_step_tokens)
+        each = min(max(each, self.least_step_tokens), self.most_step_tokens)
+        if frame_pixels is not None and self.pixels_per_token:
+            each = min(each, max(1, frame_pixels // self.pixels_per_token))
+        return -(-frames // self.frames_per_step) * each
 
 
 class ModelShape(Message):

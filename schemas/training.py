@@ -95,6 +95,14 @@ class Hyperparameters(AdapterChoices):
         description="With frames_per_second: a clip too long for so few frames gives these, spread evenly."
         " When absent, a clip that would give more than 512 is an error.",
     )
+    frame_pixels: int | None = Field(
+        None,
+        ge=256,
+        le=16_777_216,
+        description="Pixels that a frame is scaled down to at most, in families whose frames keep their"
+        " proportions (Qwen2.5-VL, Qwen3-VL): fewer make fewer tokens. Only the checkpoint's own limits when"
+        " absent; others, whose frames are all squares of one size, refuse it.",
+    )
     held_out_fraction: float = Field(
         0.2,
         ge=0,

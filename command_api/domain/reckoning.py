@@ -73,7 +73,8 @@ def _seen(clip: Clip, shape: ModelShape, chosen: Hyperparameters, density: Densi
     if sight is None:
         return Row(0, 0)
     frames = frames_of(clip, chosen)
-    tokens = sight.tokens(round(clip.width * clip.pixel_aspect), clip.height, frames)
+    width = round(clip.width * clip.pixel_aspect)
+    tokens = sight.tokens(width, clip.height, frames, chosen.frame_pixels)
     steps = -(-frames // sight.frames_per_step)
     patches = tokens * sight.patches_per_token
     pixels = tokens * sight.pixels_per_token or patches * PATCH_PIXELS

@@ -196,6 +196,8 @@ def _prepare(
     emit(Preparing(phase="loading_model"))
     with span(emit, "load model"):
         base = load_model(spec.model_folder, device, Quantization.chosen(chosen))
+    if base.vision is not None and chosen.frame_pixels is not None:
+        base = replace(base, vision=base.vision.within(chosen.frame_pixels))
     _set_threads(spec.threads, base.parameters, world.size)
     if chosen.export == "merged":
         check_room_for_merged(base, chosen.merged_dtype, Path(spec.output_folder))

@@ -75,7 +75,12 @@ class Exporter:
         return {
             **(self.sampling or Sampling.of(self.hyperparameters)).described(),
             "sampling": "what is shown in the middle of each of `count` equal stretches of time",
-            "resize": {"width": size, "height": size, "method": RESIZE},
+            "resize": {
+                "width": size,
+                "height": size,
+                "most_pixels": self.hyperparameters.frame_pixels,
+                "method": RESIZE,
+            },
             "mean": list(vision.mean),
             "std": list(vision.std),
         }

@@ -1,5 +1,6 @@
 """Every family trains, packs exactly, and makes of clips and words what transformers makes of them."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,7 +149,8 @@ def test_a_job_trains_and_its_model_is_judged(
     used = {example.clip for example in examples}
     clips = tuple(each for each in manifest.clips if each.path in used)
     file.write_text(Manifest(clips=clips, examples=examples).model_dump_json(), "utf-8")
-    spec = make_spec(max_steps=3, batch_size=4, micro_batch_size=2, checkpoint_every_steps=2)
+    fewer = {"frame_pixels": 512} if name.endswith("_vl") else {}
+    spec = make_spec(max_steps=3, batch_size=4, micro_batch_size=2, checkpoint_every_steps=2, **fewer)
     changed = {"model_folder": str(folders[name]), "manifest_file": str(file)}
     recorded = Recorded()
     train(spec.model_copy(update=changed), recorded, StopWish(), CPU)
@@ -157,6 +159,9 @@ def test_a_job_trains_and_its_model_is_judged(
     before, after = recorded.of("evaluation_done")
     assert after.evaluation.loss != before.evaluation.loss
     assert done.facts.family == verdict.facts.family
+    described = json.loads((Path(done.adapter_folder) / "kinora_adapter.json").read_text("utf-8"))
+    if name in SEEING:
+        assert described["frames"]["resize"]["most_pixels"] == fewer.get("frame_pixels")
     assert (Path(done.adapter_folder) / "adapter_model.safetensors").stat().st_size > 10_000
 
 
@@ -283,6 +288,34 @@ def test_frames_of_qwen3_make_as_many_tokens_as_its_processor_says(
     )  # fmt: skip
     patches = Qwen3VLVideoProcessor.get_num_of_video_patches(kept, frames, height, width)
     assert vision.layout(width, height, frames).tokens * 4 == patches
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sides,
+    sides,
+    st.integers(1, 64),
+    st.integers(256, 10**6),
+    st.sampled_from([qwen2_5_vl.Qwen25Vision, qwen3_vl.Qwen3Vision]),
+)
+def test_a_jobs_limit_of_pixels_holds_for_every_frame(
+    width: int, height: int, frames: int, allowed: int, kind: type[Any]
+) -> None:
+    vision = qwen(kind, 4096, 24 * 1024 * 1024, 14)
+    free, kept = (each.layout(width, height, frames) for each in (vision, vision.within(allowed)))
+    pixels = kept.height * kept.width
+    assert pixels <= max(allowed, vision.factor**2)
+    assert (kept.height % vision.factor, kept.width % vision.factor) == (0, 0)
+    assert kept.steps == free.steps
+    assert 1 <= kept.step_tokens == pixels // vision.factor**2 <= free.step_tokens
+    if free.height * free.width <= allowed:
+        assert kept == free
+
+
+def test_a_limit_of_pixels_is_refused_where_frames_have_one_size(base: Any) -> None:
+    with pytest.raises(ModelRefused, match=r"frame_pixels is 900, but every frame .* 32 x 32") as refused:
+        base("smolvlm").vision.within(900)
+    assert refused.value.code == "fixed_frame_size"
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])

@@ -120,6 +120,14 @@ class Vision(Protocol):
         """
         ...
 
+    def within(self, frame_pixels: int) -> "Vision":
+        """The same with frames of at most so many pixels, but of one token at least.
+
+        Raises:
+            ModelRefused: every frame has the same size (code ``fixed_frame_size``).
+        """
+        ...
+
     def inputs(self, ids: torch.Tensor, rows: Sequence[Sequence[Pixels]]) -> dict[str, torch.Tensor]:
         """Keyword arguments of forward and generate, beside ids, mask and positions.
 

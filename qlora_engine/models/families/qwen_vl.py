@@ -5,10 +5,11 @@ hold for every frame (``cap_pixels_per_frame``), as in the reference implementat
 5.22 on by default.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -61,6 +62,8 @@ class QwenVision(ABC):
     most_pixels: int
     video_token_id: int
     image_size: int = 0
+    frame_pixels: int | None = None
+    """What a job allows a frame at most, below all limits of the checkpoint."""
 
     @property
     def factor(self) -> int:
@@ -76,7 +79,7 @@ class QwenVision(ABC):
             raise ClipShapeRefused(
                 f"the clip is {width} x {height}, more than {MOST_OBLONG} times as long as wide; crop it"
             )
-        tall, wide = self.resized(width, height, frames)
+        tall, wide = self._allowed(*self.resized(width, height, frames))
         rows, columns = tall // self.patch_size, wide // self.patch_size
         return ClipLayout(
             frames=frames,
@@ -87,6 +90,18 @@ class QwenVision(ABC):
             columns=columns,
             step_tokens=rows * columns // self.merge_size**2,
         )
+
+    def within(self, frame_pixels: int) -> Self:
+        return replace(self, frame_pixels=frame_pixels)
+
+    def _allowed(self, tall: int, wide: int) -> tuple[int, int]:
+        if self.frame_pixels is None or tall * wide <= self.frame_pixels:
+            return tall, wide
+        shrink = math.sqrt(tall * wide / self.frame_pixels)
+        tall, wide = (max(1, int(side / shrink / self.factor)) * self.factor for side in (tall, wide))
+        # One side may have been held up at its least.
+        most = max(1, self.frame_pixels // self.factor // min(tall, wide))
+        return min(tall, most * self.factor), min(wide, most * self.factor)
 
     def inputs(self, ids: torch.Tensor, rows: Sequence[Sequence[Pixels]]) -> dict[str, torch.Tensor]:
         """All clips' patches, one after the other, and the grid (time, rows, columns) of each."""

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from qlora_engine.errors import ModelRefused
 from qlora_engine.models.families.base import ClipLayout, Moments, Pixels, Shown, Turn
 from qlora_engine.models.families.chat import (
     Chat,
@@ -68,6 +69,13 @@ class SmolVLMVision:
             rows=side,
             columns=side,
             step_tokens=side**2 // self.scale_factor**2,
+        )
+
+    def within(self, frame_pixels: int) -> Self:
+        raise ModelRefused(
+            f"frame_pixels is {frame_pixels}, but every frame of this model is {self.image_size} x"
+            f" {self.image_size}; leave frame_pixels out, or lower frames",
+            code="fixed_frame_size",
         )
 
     def inputs(self, ids: torch.Tensor, rows: Sequence[Sequence[Pixels]]) -> dict[str, torch.Tensor]:
