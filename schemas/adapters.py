@@ -64,41 +64,49 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
 
 
 class RankAllocation(Message):
-    """Rank goes where the gradients ask for it, at no more parameters than `rank` for every layer takes."""
+    """Rank goes where the loss falls most, at no more parameters than `rank` for every layer takes."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     floor_rank: int = Field(
-        1, ge=1, le=511, description="Rank of every layer at the beginning, and the least it keeps."
+        1, ge=1, le=511, description="Least rank of any layer, where floor_ratio does not ask for more."
+    )
+    floor_ratio: float = Field(
+        0.75, ge=0, lt=1, description="Share of rank that every layer begins with and keeps, rounded down."
     )
     max_rank: int | None = Field(
         None, ge=1, le=512, description="Most rank that a layer gets; 4 times rank when absent."
     )
     part_floor: float = Field(
-        0.25,
+        0.75,
         ge=0,
         le=1,
         description="Share of the parameters it would have with rank everywhere that each part (vision,"
         " connector, text) keeps at least.",
     )
     explore_ratio: float = Field(
-        0.03,
+        0.1,
         gt=0,
         le=0.5,
-        description="Share of the steps taken at floor_rank; the gradients of the last of them decide.",
+        description="Share of the steps taken at floor_rank; by how much each part lowers the loss in the"
+        " second half of them decides.",
     )
     rounds: int = Field(
         1,
         ge=1,
         le=8,
         description="Portions that the parameters are given out in, each after as many steps as"
-        " explore_ratio says and by gradients taken then.",
+        " explore_ratio says and by what was found then.",
     )
     gate: bool = Field(
         True,
         description="Keep the allocation only if, a few steps on, its held-out loss is not above that of rank"
         " everywhere, trained on the same batches from the same state; else every layer gets rank.",
     )
+
+    def floor_of(self, rank: int) -> int:
+        """The rank of every layer at the beginning, where `rank` was asked for."""
+        return max(self.floor_rank, int(self.floor_ratio * rank))
 
 
 class AdapterChoices(Message):
@@ -207,15 +215,16 @@ class AdapterChoices(Message):
                 f"init_lora_weights is {self.init_lora_weights!r}, which begins by the rank, and"
                 " rank_allocation changes that later; use 'default', or leave rank_allocation out"
             )
-        if chosen.floor_rank >= self.rank:
+        floor = chosen.floor_of(self.rank)
+        if floor >= self.rank:
             yield (
-                f"rank_allocation.floor_rank {chosen.floor_rank} leaves nothing of rank {self.rank} to give"
+                f"rank_allocation.floor_rank {floor} leaves nothing of rank {self.rank} to give"
                 " out; lower floor_rank or raise rank"
             )
-        elif chosen.rounds > self.rank - chosen.floor_rank:
+        elif chosen.rounds > self.rank - floor:
             yield (
-                f"rank_allocation.rounds {chosen.rounds} is more than the {self.rank - chosen.floor_rank}"
-                f" ranks between floor_rank {chosen.floor_rank} and rank {self.rank}; lower it"
+                f"rank_allocation.rounds {chosen.rounds} is more than the {self.rank - floor}"
+                f" ranks between floor_rank {floor} and rank {self.rank}; lower it"
             )
         if chosen.max_rank is not None and chosen.max_rank < self.rank:
             yield (

@@ -10,7 +10,6 @@ from peft import LoraConfig, get_peft_model
 
 from qlora_engine.adapters.fused import FusedLinear4bit
 from qlora_engine.adapters.patterns import resolved
-from qlora_engine.adapters.ranks.resize import alpha_at
 from qlora_engine.adapters.temporal import TemporalLoraConfig, share_shown_clips
 from qlora_engine.errors import ModelRefused
 from qlora_engine.models.loading import Loaded
@@ -26,7 +25,7 @@ class Injected:
     parts: Mapping[str, Modality] = field(default_factory=dict)
     """Of every adapted layer."""
     alphas: Mapping[str, float] = field(default_factory=dict)
-    """By layer, at the chosen rank."""
+    """By layer."""
 
     @property
     def trainable_parameters(self) -> int:
@@ -65,7 +64,7 @@ def target_modules(loaded: Loaded, modalities: Sequence[Modality]) -> dict[str, 
 def inject(loaded: Loaded, hyperparameters: Hyperparameters, rank: int | None = None) -> Injected:
     """Add LoRA to `loaded.model`, in place; the seed decides A, and B is zero: nothing changes yet.
 
-    With `rank`, every layer begins with this one, at the scale that the chosen rank has.
+    With `rank`, every layer begins with this one.
 
     Raises:
         ModelRefused: a modality or an entry of a pattern meets no layer, or a choice does not fit the model.
@@ -77,9 +76,6 @@ def inject(loaded: Loaded, hyperparameters: Hyperparameters, rank: int | None = 
     alphas = {layer: config.alpha_pattern.get(layer, hyperparameters.alpha) for layer in layers}
     if rank is not None:
         config.rank_pattern = dict.fromkeys(layers, rank)
-        config.alpha_pattern = {
-            layer: alpha_at(rank, alpha, hyperparameters) for layer, alpha in alphas.items()
-        }
     if hyperparameters.gradient_checkpointing:
         checkpoint_activations(loaded)
     model = get_peft_model(loaded.model, config)

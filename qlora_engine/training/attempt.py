@@ -242,7 +242,7 @@ def _prepare(
         evaluator=Evaluator(runner, inputs.collator, data.evaluated, at_once, chosen.max_new_tokens, world),
         checkpoints=checkpoints,
         keepsakes=keepsakes,
-        ranks=preparation.rank_phase_of(learner, keepsakes, world),
+        ranks=preparation.rank_phase_of(learner, keepsakes),
         steps=data.steps,
         state=state,
         emit=emit,

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from qlora_engine.training.optimizer_step import RepeatableSteps
 from qlora_engine.training.passes import Pass, passes
 from qlora_engine.training.random_states import RandomStates
 from qlora_engine.training.rank_phase import RankPhase
-from qlora_engine.training.rank_trial import give_out_ranks
+from qlora_engine.training.rank_trial import GIVE_OUT_RANKS, give_out_ranks
 from qlora_engine.training.step import Prepared, Seen, Taken
 from qlora_engine.updates import (
     Alive,
@@ -112,7 +112,9 @@ class Loop:
                     break
                 before = self.state.step
                 if self.ranks is not None and self.ranks.due(before):
-                    if not give_out_ranks(self, self.ranks, ahead, prepared):
+                    with span(self.emit, GIVE_OUT_RANKS, step=before):
+                        given_out = give_out_ranks(self, self.ranks, ahead, prepared)
+                    if not given_out:
                         return
                 else:
                     self.report(self.take(ahead))
@@ -166,9 +168,16 @@ class Loop:
         tokens, loss = self._together(prepared, seen)
         norm = self._clip(number)
         rate = float(self.scheduler.get_last_lr()[0])
-        self._optimizer_steps.take(
-            lambda: self.economy.optimizer_slice, lambda found: self.relieve(Failed("optimizer"), found)
+        falls: dict[torch.nn.Parameter, float] | None = (
+            {} if self.ranks is not None and self.ranks.watches(number) else None
         )
+        self._optimizer_steps.take(
+            lambda: self.economy.optimizer_slice,
+            lambda found: self.relieve(Failed("optimizer"), found),
+            falls,
+        )
+        if self.ranks is not None and falls is not None:
+            self.ranks.credits.add(falls)
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.keep_up()
@@ -202,16 +211,12 @@ class Loop:
         while True:
             if prepared.frames_divisor != self.economy.frames_divisor:
                 prepared = self._prepared(prepared.step)
-            found = tried(partial(self._watched, prepared, supervised, number))
+            found = tried(partial(self._accumulate, prepared, supervised, number))
             if not isinstance(found, Exhausted):
                 return prepared, found
             self.optimizer.zero_grad()
             random.restore()
             self.relieve(self._failing, found)
-
-    def _watched(self, prepared: Prepared, supervised: float, number: int) -> Seen:
-        with nullcontext() if self.ranks is None else self.ranks.watching(number):
-            return self._accumulate(prepared, supervised, number)
 
     def _accumulate(self, prepared: Prepared, supervised: float, number: int) -> Seen:
         seen = Seen()

@@ -26,12 +26,18 @@ class RepeatableSteps:
     _slices: dict[int, "_Slice"] = field(default_factory=dict)
     """By the place of their first parameter: as they were when the last step was taken."""
 
-    def take(self, slice_bytes: Callable[[], int], relieve: Callable[[Exhausted], None]) -> None:
+    def take(
+        self,
+        slice_bytes: Callable[[], int],
+        relieve: Callable[[Exhausted], None],
+        falls: dict[torch.nn.Parameter, float] | None = None,
+    ) -> None:
         """Take one step.
 
         Args:
             slice_bytes: of parameters to update at once; asked before each slice.
             relieve: called where memory did not suffice; raises when nothing can be done.
+            falls: filled with how much each parameter's movement lowers the loss, to first order.
         """
         parameters = [
             parameter
@@ -46,12 +52,17 @@ class RepeatableSteps:
             done, taken = 0, set()
             while done < len(parameters):
                 end = done + _fitting(parameters[done:], slice_bytes())
-                found = tried(partial(self._step, done, parameters[done:end], gradients[done:end]))
+                chosen = parameters[done:end]
+                found = tried(
+                    partial(self._step, done, chosen, gradients[done:end], measured=falls is not None)
+                )
                 if isinstance(found, Exhausted):
                     relieve(found)
                 else:
                     taken.add(done)
                     done = end
+                    if falls is not None:
+                        falls |= zip(chosen, found, strict=True)
             for place in self._slices.keys() - taken:  # of other sizes: it would hold moments that are gone
                 del self._slices[place]
         finally:
@@ -63,16 +74,20 @@ class RepeatableSteps:
         place: int,
         parameters: Sequence[torch.nn.Parameter],
         gradients: Sequence[torch.Tensor | None],
-    ) -> None:
+        *,
+        measured: bool,
+    ) -> list[float]:
         known = self._slices.get(place)
         if known is None or not known.holds(self.optimizer, parameters):
             self._slices.pop(place, None)
             known = self._slices[place] = _Slice.of(self.optimizer, parameters)
         states = {parameter: dict(self.optimizer.state.get(parameter, {})) for parameter in parameters}
         values = known.copied()
+        before = [parameter.detach().clone() for parameter in parameters] if measured else []
         with _shown(parameters, gradients):
             try:
                 self.optimizer.step()
+                return [_fall(*each) for each in zip(before, parameters, strict=True)] if measured else []
             except BaseException:
                 known.put_back(values)
                 for parameter, state in states.items():
@@ -81,6 +96,12 @@ class RepeatableSteps:
                     else:  # nothing was there: the next step begins it anew
                         self.optimizer.state.pop(parameter, None)
                 raise
+
+
+def _fall(before: torch.Tensor, parameter: torch.nn.Parameter) -> float:
+    """Of the loss, by the parameter's movement: −g · Δθ."""
+    assert parameter.grad is not None  # noqa: S101 - it was stepped by it
+    return float(((before - parameter.detach()) * parameter.grad).sum(dtype=torch.float64))
 
 
 def _fitting(tensors: Sequence[torch.Tensor], limit: int) -> int:

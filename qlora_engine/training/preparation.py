@@ -138,10 +138,10 @@ def learner_of(
     )
 
 
-def rank_phase_of(learner: Learner, keepsakes: Keepsakes, world: World) -> RankPhase | None:
+def rank_phase_of(learner: Learner, keepsakes: Keepsakes) -> RankPhase | None:
     if learner.rounds is None:
         return None
-    return rank_phase(learner.injected.parts, learner.resizing, learner.rounds, keepsakes, world)
+    return rank_phase(learner.injected.parts, learner.resizing, learner.rounds, keepsakes)
 
 
 # ---- where it stands ---------------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
 """Rank allocation in the life of one training: what is measured, what is decided, what is told."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from qlora_engine.adapters.ranks.allocation import Layer, allocate
+from qlora_engine.adapters.ranks.credit import Credits
 from qlora_engine.adapters.ranks.resize import Resizing, adapted_layers, rank_cost, ranks_of
 from qlora_engine.adapters.ranks.rounds import Rounds
-from qlora_engine.adapters.ranks.sensitivity import Sketches
-from qlora_engine.training.distributed import ALONE, World
 from qlora_engine.training.keepsakes import Keepsakes
 from qlora_engine.updates import RankChanged
 from schemas.adapters import Modality, RankAllocation
@@ -24,7 +22,6 @@ def rank_phase(
     resizing: Resizing,
     rounds: Rounds,
     keepsakes: Keepsakes,
-    world: World = ALONE,
 ) -> "RankPhase":
     """For a model whose layers have the floor rank now; `parts` has the modality of every adapted one."""
     chosen = resizing.chosen
@@ -33,18 +30,13 @@ def rank_phase(
     most = wish.max_rank or HIGHEST * chosen.rank
     layers = adapted_layers(resizing.model)
     caps = {
-        name: max(wish.floor_rank, min(most, layer.in_features, layer.out_features))
+        name: max(rounds.floor_rank, min(most, layer.in_features, layer.out_features))
         for name, layer in layers.items()
     }
-    sketches = Sketches(
-        layers,
-        {name: cap - wish.floor_rank for name, cap in caps.items()},
-        chosen.seed,
-        keepsakes.tensors,
-        world.sum_named,
-    )
     costs = {name: rank_cost(layer) for name, layer in layers.items()}
-    return RankPhase(resizing, rounds, wish, chosen.rank, parts, costs, caps, sketches)
+    return RankPhase(
+        resizing, rounds, wish, chosen.rank, parts, costs, caps, Credits(resizing.model, keepsakes.tensors)
+    )
 
 
 @dataclass(frozen=True)
@@ -60,14 +52,11 @@ class RankPhase:
     costs: Mapping[str, int]
     """Parameters of one rank, by layer."""
     caps: Mapping[str, int]
-    sketches: Sketches
+    credits: Credits
 
-    def watching(self, step: int) -> AbstractContextManager[None]:
-        """Backward passes of the step of this number run inside."""
-        half = self.rounds.half(step)
-        if half is None or not self._has_room(self.rounds.count):
-            return nullcontext()
-        return self.sketches.watching(half)
+    def watches(self, step: int) -> bool:
+        """Whether the step of this number counts for or against a layer."""
+        return self.rounds.watches(step) and self._has_room(self.rounds.count)
 
     def due(self, step: int) -> bool:
         """Whether ranks are given out after `step` steps."""
@@ -89,7 +78,7 @@ class RankPhase:
         return dict.fromkeys(self.parts, self.rank)
 
     def allocated(self, step: int) -> dict[str, int]:
-        """What the measured gradients give every layer, at no more parameters than `even` takes."""
+        """What every layer gets by what its part has done, at no more parameters than `even` takes."""
         layers, even = self._layers(), self.even(step)
         floors: Counter[Modality] = Counter()
         for name, layer in layers.items():
@@ -100,7 +89,7 @@ class RankPhase:
     def grow(self, ranks: Mapping[str, int], step: int) -> None:
         """Give the layers these ranks; what was measured for it is forgotten."""
         self.resizing.grow(ranks, step)
-        self.sketches.forget()
+        self.credits.forget()
 
     def told(self, before: Mapping[str, int], step: int, trial: RankTrial | None) -> RankChanged:
         """What changed since the layers had the ranks `before`."""
@@ -121,9 +110,21 @@ class RankPhase:
         )
 
     def _layers(self) -> dict[str, Layer]:
-        gains, ranks = self.sketches.gains(), ranks_of(self.resizing.model)
+        """Layers of a part share its credit by their size: single ones are measured too noisily."""
+        ranks = ranks_of(self.resizing.model)
+        credit: defaultdict[Modality, float] = defaultdict(float)
+        size: Counter[Modality] = Counter()
+        for name, part in self.parts.items():
+            credit[part] += self.credits.of(name)
+            size[part] += self.costs[name]
         return {
-            name: Layer(part, self.costs[name], ranks[name], self.caps[name], gains[name])
+            name: Layer(
+                part,
+                cost := self.costs[name],
+                ranks[name],
+                self.caps[name],
+                max(0.0, credit[part]) * cost / size[part],
+            )
             for name, part in self.parts.items()
         }
 

@@ -21,6 +21,8 @@ from qlora_engine.training.step import Prepared, Taken
 from qlora_engine.updates import Alive, Update
 from schemas.events.job import RankTrial
 
+GIVE_OUT_RANKS = "give out ranks"
+"""The span of it."""
 Batches = Sequence[Future[Prepared]]
 
 

@@ -1,4 +1,4 @@
-"""Growing changes nothing that is said, sketches are of the real gradient, trainings resume around both."""
+"""Growing changes nothing that is said, credits add up to the loss's fall, trainings resume around both."""
 
 import json
 import random
@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from benchmarks.engine.oom import more_frames_than, refusing
 from qlora_engine.adapters.files import WEIGHTS_FILE, load_adapter, save_adapter
 from qlora_engine.adapters.injection import Injected, inject
 from qlora_engine.adapters.parameter_groups import parameter_groups
+from qlora_engine.adapters.ranks import rounds
+from qlora_engine.adapters.ranks.credit import Credits
 from qlora_engine.adapters.ranks.moments import grown_state
 from qlora_engine.adapters.ranks.resize import Resizing, adapted_layers, rank_cost, ranks_in, ranks_of
-from qlora_engine.adapters.ranks.sensitivity import Sketches, cross_fitted
 from qlora_engine.data.collate import Batch, Collator
 from qlora_engine.device import one_thread
 from qlora_engine.models.loading import Loaded, load_model
@@ -27,8 +29,9 @@ from qlora_engine.stopping import StopWish
 from qlora_engine.training.attempt import read_manifest, train
 from qlora_engine.training.evaluation import Evaluator
 from qlora_engine.training.forward import Runner
+from qlora_engine.training.optimizer_step import RepeatableSteps
 from qlora_engine.training.optimizers import make_optimizer
-from qlora_engine.updates import Alive, Update
+from qlora_engine.updates import Alive, OomRecovered, Update
 from schemas.training import Hyperparameters, ResumePoint
 from tests.engine.conftest import MakeSpec, Recorded, frames_of
 
@@ -180,69 +183,39 @@ def moments(state: dict[str, Any], number: str, shape: torch.Size) -> torch.Tens
     return found.view(shape)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_sketches_are_of_the_gradient_of_the_frozen_weight(
-    checkpointing: bool, tiny: Path, batch: Batch
-) -> None:
-    small = Small(tiny, batch, gradient_checkpointing=checkpointing)
-    layers = adapted_layers(small.injected.model)
+@pytest.mark.parametrize("chosen", CHOICES, ids=lambda chosen: ",".join(chosen))
+def test_credits_add_up_to_what_the_loss_falls(chosen: dict[str, Any], tiny: Path, batch: Batch) -> None:
+    """In small steps, where a straight line is all there is to see; every trainable number counts once."""
+    small = Small(tiny, batch, steps=1, **chosen | {"dropout": 0.0, "learning_rate": 1e-5})
     store: dict[str, torch.Tensor] = {}
-    sketches = Sketches(layers, dict.fromkeys(layers, 3), 0, store)
-    with sketches.watching(0):
+    credit, steps = Credits(small.injected.model, store), RepeatableSteps(small.optimizer)
+    began = float(small.loss().detach())
+    for _ in range(3):
         small.loss().backward()  # type: ignore[no-untyped-call]
-    # The gradient of B is that of the weight, times A and the scale.
-    for name, layer in layers.items():
-        wide = layer.in_features
-        omega = sketches._projection(wide, 3, CPU)
-        assert omega.shape == (wide, 11)
-        assert torch.allclose(omega.T @ omega, torch.eye(11) * wide / 11, atol=1e-3)
-        assert store[f"sketch/0/{name}"].shape == (layer.out_features, 11)
-    whole = Sketches(layers, dict.fromkeys(layers, 2048), 0, {})
-    small.optimizer.zero_grad()
-    with whole.watching(0):
-        small.loss().backward()  # type: ignore[no-untyped-call]
-    for name, layer in layers.items():
-        weight_gradient = whole.store[f"sketch/0/{name}"]
-        assert weight_gradient.shape == (layer.out_features, layer.in_features)
-        through_a = weight_gradient @ layer.lora_A["default"].weight.T * layer.scaling["default"]
-        assert torch.allclose(through_a, layer.lora_B["default"].weight.grad, rtol=1e-3, atol=1e-5)
-        sketched = weight_gradient @ sketches._projection(layer.in_features, 3, CPU)
-        assert torch.allclose(sketched, store[f"sketch/0/{name}"], rtol=1e-3, atol=1e-5)
-    small.loss().backward()  # type: ignore[no-untyped-call]
-    assert store.keys() == {f"sketch/0/{name}" for name in layers}
-    assert set(sketches.gains().values()) == {()}, "one half alone says nothing"
-    sketches.forget()
-    assert store == {}
-
-
-def test_noise_is_worth_nothing_and_what_both_halves_share_its_square() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def noise() -> torch.Tensor:
-        return torch.randn(64, 24, generator=generator)
-
-    left, _ = torch.linalg.qr(torch.randn(64, 2, generator=generator))
-    right, _ = torch.linalg.qr(torch.randn(24, 2, generator=generator))
-    signal = left @ torch.diag(torch.tensor([60.0, 30.0])) @ right.T
-    found = cross_fitted(signal + noise(), signal + noise())
-    assert found[0] == pytest.approx(3600, rel=0.1)
-    assert found[1] == pytest.approx(900, rel=0.15)
-    first = noise()
-    alone = cross_fitted(first, noise())
-    singly = torch.linalg.svdvals(first) ** 2
-    assert max(found[2:]) < 0.3 * float(singly.max())
-    assert sum(alone) < 0.15 * float(singly.sum()), "without cross-fitting noise would be worth all of it"
+        falls: dict[torch.nn.Parameter, float] = {}
+        steps.take(lambda: 1 << 12, pytest.fail, falls)
+        assert falls.keys() == {parameter for _, parameter in small.injected.trainable()}
+        credit.add(falls)
+        small.optimizer.zero_grad()
+    fell = began - float(small.loss().detach())
+    assert fell > 0
+    assert sum(credit.of(name) for name in small.injected.parts) == pytest.approx(fell, rel=0.05)
+    assert store.keys() == {f"credit/{name}" for name in small.injected.parts}
+    credit.forget()
+    assert (store, credit.of("a layer that was not watched")) == ({}, 0.0)
 
 
 TRAINED: dict[str, Any] = {
-    "rank": 4, "rank_allocation": {"explore_ratio": 0.3, "rounds": 2}, "temporal": True, "dropout": 0.1,
+    "rank": 4, "rank_allocation": {"explore_ratio": 0.3, "rounds": 2, "floor_ratio": 0},
+    "temporal": True, "dropout": 0.1,
     "optimizer": "adamw_8bit", "max_steps": 14, "checkpoint_every_steps": 3, "held_out_fraction": 0.05,
 }  # fmt: skip
 
 
 def test_a_training_gives_ranks_out_and_resumes_bit_for_bit_around_it(
-    make_spec: MakeSpec, no_stop: StopWish
+    make_spec: MakeSpec, no_stop: StopWish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Evaluator, "loss", lambda *_: 1.0)  # an even trial: what was allocated stays
     whole = Recorded()
     first = make_spec("whole", **TRAINED)
     every: dict[int, Path] = {}
@@ -274,7 +247,7 @@ def test_a_training_gives_ranks_out_and_resumes_bit_for_bit_around_it(
     adapter = Path(done.adapter_folder)
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     assert config["rank_pattern"] == ranks
-    assert config["alpha_pattern"] == {name: 4.0 * rank for name, rank in ranks.items()}
+    assert (config["lora_alpha"], config["alpha_pattern"]) == (16.0, {})
     assert f"of ranks {min(ranks.values())} to" in (adapter / "README.md").read_text("utf-8")
     # in the middle of the first measurement, right before both rounds' ends, and after both
     for step in (3, 6, 9):
@@ -331,6 +304,42 @@ def test_a_kept_uniform_rank_is_trained_like_one_that_grew_without_a_trial(
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
+def test_a_trial_that_meets_no_memory_goes_on_and_compares_like_with_like(
+    make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
+) -> None:
+    """Both ways see as many frames, though memory for them is missing only after the first of their steps."""
+    trying = False
+    held_out, trained = more_frames_than(3, training=False), more_frames_than(2, training=True)
+
+    def watching(update: Update) -> None:
+        nonlocal trying
+        recorded(update)
+        trying = trying or isinstance(update, Alive)
+
+    spec = make_spec(
+        rank=4, rank_allocation={"explore_ratio": 0.1}, max_steps=20, batch_size=2, held_out_fraction=0.2,
+        checkpoint_every_steps=50, oom_fewer_frames=True,
+    )  # fmt: skip
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        refusing(lambda module, given: trying and (held_out(module, given) or trained(module, given))),
+    ):
+        patched.setattr(rounds, "TRIAL_SHARE", 0.1)
+        patched.setattr(rounds, "JUDGED_SHARE", 0.1)
+        train(spec, watching, no_stop, CPU)
+    (changed,) = recorded.of("rank_changed")
+    assert (changed.trial.steps, changed.trial.examples) == (2, 4)
+    told = [(found.step, found.site, found.action) for found in recorded.of("oom_recovered")]
+    assert (4, "evaluation", "smaller_evaluation_batch") in told
+    assert (4, "forward", "fewer_frames") in told
+    assert len(recorded.of("step_taken")) == 20
+    seen = [update for update in recorded.updates if isinstance(update, (Alive, OomRecovered))]
+    rung = next(place for place, update in enumerate(seen) if getattr(update, "action", "") == "fewer_frames")
+    assert sum(isinstance(update, Alive) for update in seen[rung:]) == 7, (
+        "the rest of the first way, the second, and both again"
+    )
+
+
 def test_a_stop_during_the_trial_goes_back_to_before_it(
     make_spec: MakeSpec, recorded: Recorded, no_stop: StopWish
 ) -> None:
@@ -363,8 +372,8 @@ def test_the_best_adapter_may_have_the_ranks_of_before(
 ) -> None:
     """A rate far too high: the first evaluation is the best, and ranks are given out after it."""
     spec = make_spec(
-        rank=4, rank_allocation={"explore_ratio": 0.5, "gate": False}, max_steps=8, learning_rate=0.5,
-        evaluate_every_steps=1, early_stopping_patience=7, held_out_fraction=0.05,
+        rank=4, rank_allocation={"explore_ratio": 0.25, "gate": False}, max_steps=8, learning_rate=0.5,
+        evaluate_every_steps=1, early_stopping_patience=2, held_out_fraction=0.05,
     )  # fmt: skip
     train(spec, recorded, no_stop, CPU)
     (done,) = recorded.of("training_done")

@@ -1,15 +1,20 @@
 """Deals a budget of parameters out to layers, where the next rank is predicted to help most. Free of torch.
 
-A greedy knapsack: the best ratio of gain to parameters goes first. For gains that fall from rank to rank that
-is optimal up to the last item (Dantzig 1957). One unit for all parts of a model, and a floor for each of
-them: what the first gradients ask for is not all that a training needs.
+What a rank adds becomes less with every further one: w · r^⅔ is taken to be the use of rank r to a layer of
+worth w. The best ratio of gain to parameters goes first, which is optimal up to the last item (Dantzig 1957),
+and ranks become proportional to the third power of what a parameter is worth: who is clearly ahead gets what
+the floors leave, and those who are close share it. One unit for all parts of a model, and a floor for each of
+them: what a training's beginning asks for is not all that it needs.
 """
 
 import heapq
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from schemas.adapters import Modality
+
+RETURNS = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,12 @@ class Layer:
     """What it has, and keeps at least."""
     cap: int
     """The most it can get; not below `rank`."""
-    gains: tuple[float, ...] = ()
-    """Predicted fall of the loss by the next rank, the one after that …, not rising; none: 0."""
+    worth: float = 0.0
+    """What it has done for the loss; not negative."""
+
+    def gain(self, rank: int) -> float:
+        """Of one more than `rank`."""
+        return self.worth * (math.pow(rank + 1, RETURNS) - math.pow(rank, RETURNS))
 
 
 def parameters(layers: Mapping[str, Layer], ranks: Mapping[str, int]) -> int:
@@ -38,7 +47,7 @@ def allocate(
     """The rank of every layer, within `budget` parameters of all of them.
 
     Each part first gets ranks up to its floor, in parameters, as far as budget and caps allow; a floor is
-    not exceeded for its own sake. What no layer has a gain for goes to the layers of the lowest rank.
+    not exceeded for its own sake. Among layers that gain alike, the lowest rank comes first.
     """
     ranks = {name: layer.rank for name, layer in layers.items()}
     left = budget - parameters(layers, ranks)
@@ -68,6 +77,4 @@ def _deal(layers: Mapping[str, Layer], ranks: dict[str, int], budget: int) -> in
 
 def _offer(name: str, layer: Layer, rank: int) -> tuple[float, int, str]:
     """Sorts the best next rank first; among equals the lowest rank, and then by name."""
-    place = rank - layer.rank
-    gain = layer.gains[place] if place < len(layer.gains) else 0.0
-    return (-gain / layer.cost, rank, name)
+    return (-layer.gain(rank) / layer.cost, rank, name)

@@ -19,11 +19,15 @@ BLOCK = 256
 
 
 def grown_state(
-    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, along: int, more: int
+    optimizer: torch.optim.Optimizer,
+    parameter: torch.nn.Parameter,
+    along: int,
+    more: int,
+    gradient: float = 1.0,
 ) -> dict[str, Any]:
     """The state of `parameter` after `more` slices were added at the end of its dimension `along`.
 
-    Empty where the optimizer has none yet.
+    Empty where the optimizer has none yet. From here on its gradients are `gradient` times as large.
     """
     state = optimizer.state.get(parameter)
     if not state:
@@ -31,7 +35,7 @@ def grown_state(
     grown = dict(state)
     for names, filled in ((FIRST, False), (SECOND, True)):
         name = next(name for name in names if name in state)
-        moments = _decoded(state, name, parameter.shape)
+        moments = _decoded(state, name, parameter.shape) * (gradient**2 if filled else gradient)
         mean = moments.mean(dim=along, keepdim=True) if filled else torch.zeros_like(moments[:1, :1])
         added = mean.expand([more if dim == along else size for dim, size in enumerate(moments.shape)])
         _encode(grown, name, torch.cat([moments, added], dim=along).contiguous(), optimizer)

@@ -2,9 +2,9 @@
 
 New rows of A are random and new columns of B zero, so B·A stays what it is. The old directions are not
 touched: a rotation (a singular value decomposition of B·A) would also keep the product, but neither what an
-optimizer remembers of each number nor temporal kernels, which belong to one direction each. The scale stays
-that of the rank that was asked for: alpha grows with the rank. All by PEFT's public attributes, so the
-result is an ordinary adapter with a rank and an alpha per layer.
+optimizer remembers of each number nor temporal kernels, which belong to one direction each. Alpha stays, so
+that a layer learns as fast at every rank: the scale falls as the rank rises, and B is multiplied by what is
+lost. All by PEFT's public attributes, so the result is an ordinary adapter with a rank per layer.
 """
 
 import math
@@ -17,7 +17,6 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from qlora_engine.adapters.ranks.moments import grown_state
-from schemas.adapters import AdapterChoices
 from schemas.training import Hyperparameters
 
 ADAPTER = "default"
@@ -53,12 +52,6 @@ def rank_cost(layer: Any) -> int:
     return sum(tensor.numel() // layer.r[ADAPTER] for _, tensor, _ in _tensors(layer))
 
 
-def alpha_at(rank: int, alpha: float, chosen: AdapterChoices) -> float:
-    """The alpha that gives a layer of this rank the scale that `alpha` gives one of `chosen.rank`."""
-    share = rank / chosen.rank
-    return alpha * (math.sqrt(share) if chosen.rslora else share)
-
-
 @dataclass(frozen=True)
 class Resizing:
     """Changes ranks of one training's model, and what its optimizer remembers along with them."""
@@ -67,7 +60,7 @@ class Resizing:
     optimizer: torch.optim.Optimizer
     chosen: Hyperparameters
     alphas: Mapping[str, float]
-    """By layer, as if it had `chosen.rank`."""
+    """By layer."""
 
     def grow(self, ranks: Mapping[str, int], step: int) -> None:
         """Raise layers to these ranks. No random generator of the training is used: new rows follow from the
@@ -83,10 +76,12 @@ class Resizing:
             if more:
                 seed = crc32(f"{self.chosen.seed}/{step}/{name}".encode())
                 fresh = _fresh_rows(more, layer.in_features, seed)
+                loss = self._scale(name, layer.r[ADAPTER]) / self._scale(name, ranks[name])
                 for module, old, along in list(_tensors(layer)):
+                    by = loss if module is layer.lora_B[ADAPTER] else 1.0
                     added = fresh if module is layer.lora_A[ADAPTER] else _zeros(old, along, more)
-                    grown = torch.cat([old.detach(), added.to(old.device, old.dtype)], dim=along)
-                    self._replace(module, old, grown, grown_state(self.optimizer, old, along, more))
+                    grown = torch.cat([old.detach() * by, added.to(old.device, old.dtype)], dim=along)
+                    self._replace(module, old, grown, grown_state(self.optimizer, old, along, more, 1 / by))
                 self._describe(name, layer, ranks[name])
 
     def shape(self, ranks: Mapping[str, int]) -> None:
@@ -110,14 +105,14 @@ class Resizing:
             self.optimizer.state[new] = state
 
     def _describe(self, name: str, layer: Any, rank: int) -> None:
-        alpha = alpha_at(rank, self.alphas[name], self.chosen)
         layer.lora_A[ADAPTER].out_features = layer.lora_B[ADAPTER].in_features = rank
         layer.r[ADAPTER] = rank
-        layer.lora_alpha[ADAPTER] = alpha
-        # As PEFT computes it when the adapter is loaded again, to the last bit.
-        layer.scaling[ADAPTER] = alpha / math.sqrt(rank) if self.chosen.rslora else alpha / rank
-        config = self.model.peft_config[ADAPTER]
-        config.rank_pattern[name], config.alpha_pattern[name] = rank, alpha
+        layer.scaling[ADAPTER] = self._scale(name, rank)
+        self.model.peft_config[ADAPTER].rank_pattern[name] = rank
+
+    def _scale(self, name: str, rank: int) -> float:
+        """As PEFT computes it when the adapter is loaded again, to the last bit."""
+        return self.alphas[name] / (math.sqrt(rank) if self.chosen.rslora else rank)
 
 
 def _tensors(layer: Any) -> Iterator[tuple[Any, torch.nn.Parameter, int]]:

@@ -1,4 +1,4 @@
-"""When gradients are watched, when ranks are given out, and how long two ways are tried: pure arithmetic.
+"""Which steps are watched, when ranks are given out, and how long two ways are tried: pure arithmetic.
 
 Everything follows from the hyperparameters and the number of steps, so a resumed training does the same at
 the same steps. Free of torch.
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from schemas.training import Hyperparameters
 
-WATCHED_STEPS = 8
-"""Most steps whose gradients are measured before ranks are given out; each costs some more than others."""
 TRIAL_SHARE = 0.015
 """Of all steps: how many the way not taken may cost."""
 MOST_TRIAL_STEPS = 32
@@ -24,8 +22,6 @@ class Rounds:
     explore: int
     """Steps before each round."""
     count: int
-    watched: int
-    """Steps before each round that are measured; even, one half for each side of the cross-fit."""
     trial: int
     """Steps that both ways are trained for."""
     judged: int
@@ -38,11 +34,10 @@ class Rounds:
         number, rest = divmod(step, self.explore)
         return number if rest == 0 and 1 <= number <= self.count else None
 
-    def half(self, step: int) -> int | None:
-        """Which half measures the step of this number; None where nothing is measured."""
+    def watches(self, step: int) -> bool:
+        """Whether the step of this number is of the second half of the steps before a round."""
         number = -(-step // self.explore)
-        before = number * self.explore - step
-        return before % 2 if 1 <= number <= self.count and before < self.watched else None
+        return 1 <= number <= self.count and number * self.explore - step < self.explore // 2
 
     def even_rank(self, number: int) -> int:
         """The rank that every layer could have with what is given out up to this round."""
@@ -64,10 +59,9 @@ def planned_rounds(chosen: Hyperparameters, steps: int, held_out: int) -> Rounds
     return Rounds(
         explore=explore,
         count=wish.rounds,
-        watched=min(WATCHED_STEPS, explore - explore % 2),
         trial=trial,
         judged=max(1, int(JUDGED_SHARE * steps * chosen.batch_size)),
-        floor_rank=wish.floor_rank,
+        floor_rank=wish.floor_of(chosen.rank),
         rank=chosen.rank,
     )
 

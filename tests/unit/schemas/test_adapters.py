@@ -34,7 +34,7 @@ APART: list[tuple[dict[str, Any], str]] = [
         "is 'olora', .* use 'default', or leave rank_all",
     ),
     ({"rank_allocation": {"floor_rank": 8}}, "leaves nothing of rank 8 to give out; lower floor_rank"),
-    ({"rank_allocation": {"rounds": 4}, "rank": 4}, "rounds 4 is more than the 3 ranks between .* lower it"),
+    ({"rank_allocation": {"rounds": 4}, "rank": 4}, "rounds 4 is more than the 2 ranks between .* lower it"),
     ({"rank_allocation": {"max_rank": 7}}, "max_rank 7 is below rank 8.*raise max_rank or lower rank"),
     ({"rank_allocation": {"rounds": 4, "explore_ratio": 0.2}}, "after 80% of the steps, too late.*to 75%"),
     ({"rank_allocation": {}, "held_out_fraction": 0}, "held_out_fraction is 0; raise it, or set rank_alloc"),
