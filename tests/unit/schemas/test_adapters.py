@@ -13,7 +13,7 @@ TOGETHER: list[dict[str, Any]] = [
     {"temporal": True, "temporal_kernel": 5, "target_modalities": ["connector"]},
     {"lora_variant": "dora", "rslora": True, "init_lora_weights": "gaussian"},
     {"rank_pattern": {"vision": 4, "layers.0.*": 16}, "alpha_pattern": {"q_proj": 32}},
-    {"rank_allocation": {"rounds": 3, "max_rank": 64}, "temporal": True, "alpha_pattern": {"text": 8}},
+    {"rank_allocation": {"rounds": 2, "max_rank": 64}, "temporal": True, "alpha_pattern": {"text": 8}},
     {"rank_allocation": {"gate": False}, "held_out_fraction": 0, "lora_variant": "dora", "rslora": True},
     {"export": "merged", "init_lora_weights": "olora", "compute_dtype": "float32", "lora_variant": "dora"},
     {"quantization": "fp4", "double_quantization": False, "compute_dtype": "bfloat16"},
@@ -34,9 +34,12 @@ APART: list[tuple[dict[str, Any], str]] = [
         "is 'olora', .* use 'default', or leave rank_all",
     ),
     ({"rank_allocation": {"floor_rank": 8}}, "leaves nothing of rank 8 to give out; lower floor_rank"),
-    ({"rank_allocation": {"rounds": 4}, "rank": 4}, "rounds 4 is more than the 2 ranks between .* lower it"),
+    ({"rank_allocation": {"rounds": 4}, "rank": 4}, "rounds 4 is more than the 1 ranks between .* lower it"),
     ({"rank_allocation": {"max_rank": 7}}, "max_rank 7 is below rank 8.*raise max_rank or lower rank"),
-    ({"rank_allocation": {"rounds": 4, "explore_ratio": 0.2}}, "after 80% of the steps, too late.*to 75%"),
+    (
+        {"rank_allocation": {"rounds": 4, "explore_ratio": 0.2, "floor_ratio": 0}},
+        "after 80% of the steps, too late.*to 75%",
+    ),
     ({"rank_allocation": {}, "held_out_fraction": 0}, "held_out_fraction is 0; raise it, or set rank_alloc"),
     ({"export": "merged", "temporal": True}, "is 'merged' and temporal is true.* use export 'adapter'"),
     (
