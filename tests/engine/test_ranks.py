@@ -372,8 +372,8 @@ def test_the_best_adapter_may_have_the_ranks_of_before(
 ) -> None:
     """A rate far too high: the first evaluation is the best, and ranks are given out after it."""
     spec = make_spec(
-        rank=4, rank_allocation={"explore_ratio": 0.25, "gate": False}, max_steps=8, learning_rate=0.5,
-        evaluate_every_steps=1, early_stopping_patience=2, held_out_fraction=0.05,
+        rank=4, rank_allocation={"explore_ratio": 0.25, "floor_ratio": 0.5, "gate": False}, max_steps=8,
+        learning_rate=0.5, evaluate_every_steps=1, early_stopping_patience=2, held_out_fraction=0.05,
     )  # fmt: skip
     train(spec, recorded, no_stop, CPU)
     (done,) = recorded.of("training_done")
