@@ -69,6 +69,7 @@ _REMEDIES: Mapping[int, Mapping[str, str]] = {
         "dataset_not_ready": "Wait until the dataset is ready.",
         "dataset_rejected": "See the dataset's problems, and register corrected files.",
         "email_taken": "Log in, or use another address.",
+        "invalid_dataset": "Its stored list of examples cannot be read: register the dataset again.",
         "import_not_failed": "Only a failed import can be retried; look at its status.",
         "import_over": "Forget the outcome: the import was retried, finished or deleted meanwhile.",
         "enrolment_token_used": "Issue a token for each node.",

@@ -197,14 +197,19 @@ NEVER_SHOWN = {
 
 
 def raised_codes() -> set[str]:
-    """Every `code="…"` in the sources, and every class attribute `code`."""
+    """Every `code="…"` in the sources but a plan's cautions, and every class attribute `code`."""
     found = set()
     for file in Path(command_api.__file__).parent.rglob("*.py"):
         # What agents are told, and what `kinora backup` and `kinora restore` print, is no answer of the API.
         if {"messaging", "backup"} & set(file.parts) or file.name == "orchestrator.py":
             continue
+        cautions: set[int] = set()
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
+                case ast.Call(func=ast.Name(id="Caution"), keywords=keywords):
+                    cautions.update(map(id, keywords))  # a call is walked through before its arguments
+                case ast.keyword() if id(node) in cautions:
+                    continue
                 case ast.keyword(arg="code", value=ast.Constant(value=str(code))):
                     found.add(code)
                 case ast.Assign(targets=[ast.Name(id="code")], value=ast.Constant(value=str(code))):
