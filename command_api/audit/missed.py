@@ -20,7 +20,11 @@ PAGE = 500
 
 
 class Missed:
-    """Opens a finding per subscriber with a gap; it is resolved when the subscription ends."""
+    """Opens a finding per subscriber with a gap; it is resolved when the subscription ends.
+
+    What was acknowledged in the last seconds before it made room is told, too: nobody knows its position any
+    more, and a subscriber so close to the end of the stream's room should know.
+    """
 
     def __init__(self, log: EventLog, findings: Findings, conninfo: str) -> None:
         self._log = log
@@ -47,8 +51,8 @@ class Missed:
             if await asyncio.to_thread(self._wanted_any, subscriber, position, dropped):
                 await self._findings.found(
                     Subject("subscriber", EVENTS_STREAM, subscriber.subscription_id),
-                    f"the stream holds what is behind position {dropped}, and what it acknowledged ends"
-                    f" at position {position}: what this subscriber wants between them did not reach it",
+                    f"the stream holds what is behind position {dropped}, and what it acknowledged ends at"
+                    f" position {position}: what this subscriber wants between may not have reached it",
                     f"have it by kinora events export FILE --after {position} --until {dropped}, and make the"
                     f" subscription anew: kinora subscriptions add nats NAME --from {dropped}",
                     subscriber.organization_id,

@@ -74,6 +74,8 @@ class Subscribers:
     async def settle(self) -> bool:
         """Look once; false when somebody's place is not in the stream yet."""
         wanted = dict(self._follower.board.subscriptions.subscribers)
+        # Before the acknowledgements are: what is acknowledged meanwhile is not taken for missed.
+        dropped = await self._dropped()
         there = await self._consumers()
         for subscription_id in there.keys() - wanted.keys():
             await self._end(subscription_id, there[subscription_id].name)
@@ -84,15 +86,14 @@ class Subscribers:
                 await self._note(subscription_id, info)
             elif not await self._make(subscriber, known):
                 settled = False
-        await self._look_for_gaps(wanted)
+        await self._gaps.look(wanted, await self._cursors.all() if dropped else {}, dropped)
         return settled
 
-    async def _look_for_gaps(self, wanted: Mapping[str, Subscriber]) -> None:
+    async def _dropped(self) -> int:
         try:
-            dropped = await dropped_until(self._topology.js)
+            return await dropped_until(self._topology.js)
         except NotFoundError:
-            return  # the relay makes the stream within seconds
-        await self._gaps.look(wanted, await self._cursors.all() if dropped else {}, dropped)
+            return 0  # the relay makes the stream within seconds
 
     async def _consumers(self) -> Mapping[str, ConsumerInfo]:
         """Those that are ours to keep, by subscription."""

@@ -7,6 +7,7 @@ from nats.js.errors import NotFoundError
 
 from command_api.connected import connected
 from command_api.messaging.connection import connect
+from command_api.messaging.subscriber_cursors import SubscriberCursors
 from kinora.doctor import insides
 from projections import run as projecting
 from projections.settings import ProjectionsSettings
@@ -17,7 +18,7 @@ from schemas.ids import Prefix, new_id
 from schemas.settings import NatsSettings, PostgresSettings, S3Settings
 from schemas.subjects import EVENTS_STREAM, subscriber_durable
 from tests.integration.messaging.test_auditor import running
-from tests.integration.messaging.test_subscribers import fetched, subscribed, subscriber
+from tests.integration.messaging.test_subscribers import fetched, positions, subscribed, subscriber
 from tests.integration.messaging.world import World, active_orchestrator, eventually, settings_of
 
 ENROLLED = "kinora.agent.enrolled"
@@ -74,7 +75,13 @@ async def test_who_comes_too_late_is_told_and_nobody_else(
     quick = await subscribed(world, types=(ENROLLED,))
     enrolled = len(world.log.read_all(0, 1000, types=(ENROLLED,)))
     async with subscriber(nats, world, quick) as client:
-        await fetched(client, subscriber_durable(world.organization_id, quick), enrolled)
+        messages = await fetched(client, subscriber_durable(world.organization_id, quick), enrolled)
+    cursors = SubscriberCursors(database.conninfo())
+
+    async def is_noted() -> bool:
+        return (await cursors.all()).get(quick, 0) >= positions(messages)[-1]
+
+    await eventually(is_noted, "the note of what was acknowledged, while the stream has it")
     await fill(world)
 
     async def is_told() -> bool:
