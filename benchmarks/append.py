@@ -4,7 +4,8 @@ Ours is everything that an agent's report passes: the bus, the job's decision on
 now, the canonical event, and in one transaction event and command row. The stock recorder is the library's
 `PostgresApplicationRecorder` as it comes, in a database of the same server: 64 threads with a connection
 each, one event per call with a state of the same size and no decision, in the same global order (its table
-lock). Import is `import_rows` on events that are in memory already.
+lock). What is handed in is finished on both sides: reports are made before a round begins, as agents make
+theirs elsewhere. Import is `import_rows` on events that are in memory already.
 """
 
 import asyncio
