@@ -96,10 +96,6 @@ WORKING_BYTES = 64 * 2**20
 """What libraries take in the first steps, beside tensors."""
 SHORT_CLIP = 4
 """Steps of a clip; longer ones have less padding per step."""
-SKETCH_MARGIN = 8
-"""Columns of a sketched gradient beyond the ranks that it values; see `qlora_engine.adapters.ranks`."""
-MOST_RANK_RATIO = 4
-"""Times `rank` that a layer gets at most, unless told otherwise."""
 DECODER_BYTES = 110 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
 WATTS: dict[AgentProfile, float] = {"cpu": 65.0, "cuda": 400.0, "jetson": 20.0, "simulated-jetson": 20.0}
@@ -129,7 +125,6 @@ def predict(
     parts = {
         "base weights": _base(shape, chosen, device),
         "adapter and optimizer": trainable * (2 * FLOAT + _moments(chosen)),
-        "sketches for rank allocation": _sketches(shape, chosen),
     }
     step = {
         "activations": saved,
@@ -366,23 +361,6 @@ def _evaluating(shape: ModelShape, seen: Evaluated, chosen: Hyperparameters, dev
     return round(pixels + max(loss, answering))
 
 
-def _sketches(shape: ModelShape, chosen: Hyperparameters) -> int:
-    """Of two halves of the batches, and what they are projected by."""
-    wish = chosen.rank_allocation
-    if wish is None:
-        return 0
-    most = wish.max_rank or MOST_RANK_RATIO * chosen.rank
-    size, widths = 0, set()
-    for part in shape.parts:
-        if part.modality not in chosen.target_modalities:
-            continue
-        for linear in part.linears:
-            columns = min(linear.inputs, min(most, linear.outputs) + SKETCH_MARGIN)
-            size += 2 * linear.outputs * columns * linear.count
-            widths.add((linear.inputs, columns))
-    return FLOAT * (size + sum(width * columns for width, columns in widths))
-
-
 def _copies(trainable: int, chosen: Hyperparameters) -> int:
     """Of the adapter in main memory: the best one so far, and the two states of a trial of ranks."""
     best = trainable * FLOAT if chosen.early_stopping_patience is not None else 0
@@ -390,7 +368,7 @@ def _copies(trainable: int, chosen: Hyperparameters) -> int:
     if wish is None or not wish.gate:
         return best
     state = trainable * (FLOAT + _moments(chosen))
-    return best + round(state * (1 + wish.floor_rank / chosen.rank))
+    return best + round(state * (1 + wish.floor_of(chosen.rank) / chosen.rank))
 
 
 def _block_transient(shape: ModelShape, work: Workload, device: Device) -> int:

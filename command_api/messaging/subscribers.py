@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from nats.js.api import ConsumerInfo, RawStreamMsg
@@ -52,11 +53,12 @@ class Subscribers:
         self._changed = follower.changed()
         self._floors: dict[str, int] = {}
         """The last acknowledged sequence whose position is kept, by subscription."""
+        self._settled: Mapping[str, Subscriber] = {}
+        """Who there was when this last looked."""
 
     async def run(self) -> None:
         """Look, until cancelled."""
         while True:
-            self._changed.clear()
             pause = CHECK_SECONDS
             try:
                 if not await self.settle():
@@ -65,15 +67,16 @@ class Subscribers:
                 logger.warning("subscribers: %s; looking again", str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+                    # The board moves with every job, which is nothing to subscribers.
+                    while self._follower.board.subscriptions.subscribers == self._settled:
+                        self._changed.clear()
+                        await self._changed.wait()
 
     async def settle(self) -> bool:
         """Look once; false when somebody's place is not in the stream yet."""
-        wanted = dict(self._follower.board.subscriptions.subscribers)
+        wanted = self._settled = dict(self._follower.board.subscriptions.subscribers)
         # Before the acknowledgements are: what is acknowledged meanwhile is not taken for missed.
         dropped = await self._dropped()
         there = await self._consumers()

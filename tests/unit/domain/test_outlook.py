@@ -10,6 +10,7 @@ from schemas.datasets import Clip, Example, Manifest, one_turn
 from schemas.events.agent import Capabilities
 from schemas.footprint import Sight
 from schemas.job_plan import JobPlan
+from schemas.preflight import adapter_parameters
 from schemas.training import Hyperparameters
 from tests.unit.domain.samples import AGENT, FACTS, MODEL_FACTS, sha
 from tests.unit.domain.test_foreseen import SEVEN_BILLION, asked, node
@@ -146,3 +147,11 @@ def test_a_row_that_is_longer_than_the_context_is_named_before_anybody_waits_for
     assert "sequence_may_be_too_long" not in {
         each.code for each in planned(TEXTS, [agent(node(64))]).warnings
     }
+
+
+def test_a_trial_of_ranks_keeps_the_adapter_twice_at_the_ranks_it_has_then() -> None:
+    plan = planned(TEXTS, [agent(node(64))], rank=8, rank_allocation={"floor_ratio": 0.5})
+    assert plan.agents[0].preflight is not None
+    parts = {part.name: part.size_bytes for part in plan.agents[0].preflight.parts}
+    whole = adapter_parameters(SEVEN_BILLION, Hyperparameters(rank=8)) * (4 + 8)
+    assert parts["copies of the adapter"] == round(whole * 1.5)
