@@ -6,7 +6,7 @@ It only reads, and appends its findings. It may be killed at any moment; the nex
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import psycopg
@@ -25,7 +25,7 @@ from command_api.handlers.registry import HANDLERS
 from command_api.messaging.activity import Activity, ActivityLost
 from command_api.messaging.connection import UNREACHABLE, ConnectionGone, connect, stay_open
 from command_api.messaging.epochs import Epochs
-from command_api.messaging.together import run_together
+from command_api.messaging.together import run_together, unwound
 from command_api.nats_auth.rights import auditor_rights
 from command_api.settings import AuditorSettings
 from command_api.tables import ensure_tables
@@ -62,7 +62,7 @@ async def _be_active(settings: AuditorSettings, ready: Callable[[], None], views
 
 async def _audit(settings: AuditorSettings, ready: Callable[[], None], views: tuple[View, ...]) -> None:
     conninfo = settings.postgres.conninfo()
-    async with AsyncExitStack() as stack:
+    async with unwound() as stack:
         log = await asyncio.to_thread(EventLog.open, settings.postgres)
         stack.push_async_callback(asyncio.to_thread, log.close)
         await ensure_tables(conninfo)

@@ -7,7 +7,7 @@ the same one again, goes on from the log, from EVENTS' last message and from the
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import psycopg
@@ -48,7 +48,7 @@ from command_api.messaging.renewals import Renewals
 from command_api.messaging.revocations import Revocations
 from command_api.messaging.subscriber_cursors import SubscriberCursors
 from command_api.messaging.subscribers import Subscribers
-from command_api.messaging.together import run_together
+from command_api.messaging.together import run_together, unwound
 from command_api.messaging.topology import Topology
 from command_api.messaging.wake import LogWake
 from command_api.messaging.watchdog import Watchdog
@@ -102,7 +102,7 @@ async def _be_active(settings: OrchestratorSettings, ready: Callable[[], None]) 
 
 
 async def _orchestrate(settings: OrchestratorSettings, ready: Callable[[], None]) -> None:
-    async with AsyncExitStack() as stack:
+    async with unwound() as stack:
         conninfo = settings.postgres.conninfo()
         log = await asyncio.to_thread(EventLog.open, settings.postgres)
         stack.push_async_callback(asyncio.to_thread, log.close)

@@ -6,9 +6,11 @@ while it asks for more: the reports come back only when the server misses them. 
 by one, acknowledged by hand, and gathered into batches by the inbox itself.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Annotated, Any
 
 from faststream import AckPolicy, Path
@@ -16,9 +18,12 @@ from faststream.message import StreamMessage
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
 from faststream.nats.security import NatsCredentials
+from faststream.nats.subscriber.usecases.basic import LogicSubscriber
+from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
-from command_api.messaging.connection import Callback, log_error, options
+from command_api.messaging.connection import Callback, close, log_error, options
 from command_api.messaging.topology import inbox_config
 from command_api.nats_auth.users import ControlUser, FreshCredentials
 from schemas.subjects import (
@@ -50,6 +55,7 @@ ORGANIZATION, AGENT = "{organization}", "{agent}"
 AT_ONCE = 16
 """Requests of one kind that are answered at the same time; each agent asks one by one."""
 FETCH_SECONDS = 2.0
+CLOSED_SECONDS = 0.2
 
 Token = Annotated[str, Path()]
 
@@ -66,9 +72,80 @@ class Desk:
     report: Callable[[Msg], Awaitable[None]]
 
 
-def make_broker(url: str, user: ControlUser, *, reconnected: Callback | None = None) -> NatsBroker:
+class _Client(Client):
+    """A client that, closed for good, lets others run before it refuses.
+
+    The library's pull loop (0.7.8) asks a closed client again at once, for ever, and never yields: the
+    whole process would stand still, and nobody would notice that the connection is gone.
+    """
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        reply: str = "",
+        headers: dict[str, Any] | None = None,
+    ) -> None:
+        if self.is_closed:
+            await asyncio.sleep(CLOSED_SECONDS)
+        await super().publish(subject, payload, reply, headers)
+
+
+class Broker(NatsBroker):
+    """A broker that can be started again after it failed to, and whose end leaves nothing open.
+
+    The library's (0.7.8) loses the client whose connecting is cancelled; started again, its subscribers
+    wait for messages at queues that nobody fills any more; and while there is no server it does not end,
+    but raises and stays connected.
+    """
+
+    async def _connect(self) -> Client:
+        client = _Client()
+        try:
+            await client.connect(**self._connection_kwargs)
+        except BaseException:
+            await close(client)
+            raise
+        self.config.connect(client)
+        return client
+
+    async def start(self) -> None:
+        """Connect, and subscribe.
+
+        Raises:
+            Exception: what a subscriber failed with; nothing is left open.
+        """
+        try:
+            await super().start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> None:
+        """Answer what was asked, and close the connection, whether or not there is a server."""
+        client = self._connection
+        try:
+            await super().stop(exc_type, exc_val, exc_tb)
+        except (ExceptionGroup, NatsError, OSError) as error:
+            logger.debug("the broker ended without telling the server: %s", error)
+            for subscriber in self.subscribers:
+                if isinstance(subscriber, LogicSubscriber):
+                    subscriber.subscription = None  # it ends with the connection
+                await subscriber.stop()
+        finally:
+            if client is not None:
+                await close(client)
+            self._connection = None
+
+
+def make_broker(url: str, user: ControlUser, *, reconnected: Callback | None = None) -> Broker:
     """A broker that never gives its connection up."""
-    return NatsBroker(
+    return Broker(
         url,
         security=NatsCredentials(FreshCredentials(user.text)),
         error_cb=log_error,

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from nats.aio.client import Client
 from nats.errors import ConnectionClosedError, ConnectionReconnectingError, NoRespondersError
+from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
@@ -94,7 +95,15 @@ async def connect(
             renewing.cancel()
             await asyncio.wait({renewing})
     finally:
+        await close(client)
+
+
+async def close(client: Client) -> None:
+    """Close it for good. The library writes what is pending first and fails on a wire that is cut."""
+    try:
         await client.close()
+    except (OSError, NatsError) as error:
+        logger.debug("NATS: closed without its last words: %s", error)
 
 
 async def stay_fresh(client: Client, user: ControlUser) -> NoReturn:

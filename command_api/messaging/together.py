@@ -5,10 +5,15 @@ which nats-py is built, loses a cancellation that arrives together with its resu
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine
+import logging
+from collections.abc import AsyncIterator, Collection, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 CANCEL_AGAIN_SECONDS = 0.5
+UNWIND_SECONDS = 30.0
 
 
 async def run_together(*coroutines: Coroutine[Any, Any, object]) -> None:
@@ -39,5 +44,40 @@ async def end(tasks: Collection[asyncio.Future[Any]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # seen: only the first failure is told
+    if cancelled is not None:
+        raise cancelled
+
+
+@asynccontextmanager
+async def unwound(seconds: float = UNWIND_SECONDS) -> AsyncIterator[AsyncExitStack]:
+    """An exit stack that is unwound to its end, however often the task is cancelled meanwhile.
+
+    `end` cancels again and again, which would cut an orderly end short: a broker left halfway through it
+    stays connected and goes on answering agents beside its successor. What takes longer than `seconds`, as
+    a server that is frozen makes it do, is given up.
+    """
+    stack = AsyncExitStack()
+    try:
+        yield stack
+    finally:
+        await _to_its_end(asyncio.ensure_future(stack.aclose()), seconds)
+
+
+async def _to_its_end(closing: asyncio.Future[None], seconds: float) -> None:
+    cancelled: asyncio.CancelledError | None = None
+    clock = asyncio.get_running_loop().time
+    until = clock() + seconds
+    while not closing.done() and clock() < until:
+        try:
+            await asyncio.wait({closing}, timeout=until - clock())
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not closing.done():
+        logger.warning("what was open did not close within %g s and is given up", seconds)
+        await end({closing})
+    elif cancelled is None:
+        closing.result()
+    elif (failed := closing.exception()) is not None:
+        logger.warning("closing failed: %s", str(failed) or type(failed).__name__)
     if cancelled is not None:
         raise cancelled
