@@ -28,10 +28,12 @@ from kinora.watch import TERMINAL
 from schemas.ids import Prefix, new_id
 from tests.faults import black_box
 from tests.faults.history import Rule, Seen, Violation, check
-from tests.faults.mutant import VISIBLE
 from tests.faults.observing import observe
+from tests.faults.planted import PLANTED, Search, search
 from tests.service import Service, running_service
 
+NEEDED = 12
+"""Known faults."""
 UNFINISHED = 3
 """Jobs that wait or run at any time."""
 BETWEEN_FAULTS = (5.0, 10.0)
@@ -57,24 +59,52 @@ class Run:
 def measure(minutes: float, seed: int | None, mutations: bool = False) -> list[Result]:
     """Run for so long, and then until every job is over."""
     chosen = random.SystemRandom().randrange(2**32) if seed is None else seed
-    console.print(f"soak: {minutes:g} minutes with seed {chosen}")
     if mutations:
-        return _mutations(minutes, chosen)
+        console.print(f"soak: {len(PLANTED)} known faults with seed {chosen}")
+        return _mutations(chosen)
+    console.print(f"soak: {minutes:g} minutes with seed {chosen}")
     return [*_jobs(minutes / 2, chosen), *_black_box(minutes / 2, chosen)]
 
 
-def _mutations(minutes: float, seed: int) -> list[Result]:
-    """The black box on processes with a known fault each: does it show what callers and readers see?"""
-    results = []
-    for name in VISIBLE:
+def _mutations(seed: int) -> list[Result]:
+    """Real processes with a known fault each: is every one found, and nothing in the right code?"""
+    began, searches = time.monotonic(), []
+    for planted in PLANTED:
         with scratch() as folder:
-            seconds = minutes * 60 / len(VISIBLE)
-            run = asyncio.run(black_box.run(folder / "data", seconds, seed, mutation=name))
-        found = run.broken[0] if run.broken else "nothing"
-        console.print(f"{name}: {found[:200]}", highlight=False, markup=False)
-        results.append(Result(f"found: {name}", int(bool(run.broken)), "of 1"))
-    # Some need a kill within a millisecond: the simulation, which chooses the moment, finds every one.
-    return [*results, Result("known faults found", sum(result.value for result in results), "faults")]
+            done = asyncio.run(search(planted, folder / "data", seed))
+        searches.append(done)
+        console.print(
+            f"{time.monotonic() - began:5.0f} s  {_told(done)}", highlight=False, markup=False, soft_wrap=True
+        )
+    return [
+        Result(
+            "known faults found",
+            sum(done.found is not None for done in searches),
+            "faults",
+            NEEDED,
+            at_least=True,
+        ),
+        Result("known faults not found", sum(done.found is None for done in searches), "faults", 0),
+        Result("controls that found something", sum(bool(done.false_alarms) for done in searches), "runs", 0),
+        Result("controls that met no trouble", sum(bool(done.unmet) for done in searches), "runs", 0),
+        *(
+            Result(f"found: {done.planted.name}", round(done.seconds, 1), "s")
+            for done in searches
+            if done.found
+        ),
+    ]
+
+
+def _told(done: Search) -> str:
+    """One line."""
+    name = done.planted.name
+    if done.false_alarms:
+        return f"FALSE ALARM  {name}: without the fault, {done.false_alarms[0]}"
+    if done.unmet:
+        return f"NO CONTROL  {name}: the right code never met {', '.join(sorted(done.unmet))}"
+    if done.found is None:
+        return f"NOT FOUND  {name} in {done.seconds:.0f} s; broken was {done.other or 'nothing'}"
+    return f"found  {name} by {done.found.rule} in {done.seconds:.0f} s: {done.found.detail[:120]}"
 
 
 def _black_box(minutes: float, seed: int) -> list[Result]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -20,6 +20,8 @@ from command_api.metrics import FEED_CONNECTIONS
 from projections.reader import LogRow
 
 RETRY_SECONDS = 2
+RESET_ID: Literal["reset"] = "reset"
+"""The id of a `reset`. `EventSource` connects again by itself and sends it: then 204 makes it stop."""
 
 _HEADERS = {
     # Proxies must neither keep nor pack nor collect what has to arrive now.
@@ -32,7 +34,7 @@ class EventStream(Response):
     """Serves a subscription, or says why its position means nothing, until either side ends it.
 
     Events have no event name, so that `onmessage` gets them; frames about the stream itself are named by
-    their type. Every `id` is a position to go on from.
+    their type. Every `id` is a position to go on from, but for that of `reset`: there is none any more.
     """
 
     media_type = "text/event-stream"
@@ -97,7 +99,7 @@ class EventStream(Response):
         if isinstance(self._source, Subscription):
             await self._source.run(self)
         else:
-            await self._send(named(self._source))
+            await self._send(named(self._source, RESET_ID))
         raise Closing(frames.BAD_FRAME, "begin anew, without the position")
 
     # ---- what the subscription sends ---------------------------------------------------------------
@@ -112,7 +114,7 @@ class EventStream(Response):
         await self._send(named(frames.caught_up(sub, position), position))
 
     async def reset(self, sub: str, reason: str) -> None:
-        await self._send(named(frames.reset(sub, self._parts.log_id, reason)))
+        await self._send(named(frames.reset(sub, self._parts.log_id, reason), RESET_ID))
 
     async def _send(self, text: bytes) -> None:
         async with self._sending:
@@ -149,11 +151,11 @@ class EventStream(Response):
         raise Closing(frames.RESTARTING, "the service stops; connect again, and go on from the last id")
 
 
-def named(frame: frames.Frame, position: int | None = None) -> bytes:
-    """A frame that is no event of the log."""
-    place = "" if position is None else f"id: {position}\n"
+def named(frame: frames.Frame, place: int | str | None = None) -> bytes:
+    """A frame that is no event of the log; `place` is what `EventSource` sends when it connects again."""
+    identity = "" if place is None else f"id: {place}\n"
     text = json.dumps(frame, separators=(",", ":"), ensure_ascii=False)
-    return f"{place}event: {frame['type']}\ndata: {text}\n\n".encode()
+    return f"{identity}event: {frame['type']}\ndata: {text}\n\n".encode()
 
 
 async def _left(receive: Receive) -> NoReturn:

@@ -41,7 +41,7 @@ class EventFilter(Message):
 class From(Message):
     """Where a subscription begins: behind a position, 0 being the beginning, or at a time."""
 
-    position: int | None = Field(None, ge=0, le=2**62)
+    position: int | None = Field(None, ge=0, le=2**62, strict=True)
     time: AwareDatetime | None = None
     """At the first event that was recorded then or later."""
 
@@ -81,7 +81,7 @@ class Ack(Message):
 
     type: Literal["ack"]
     sub: SubscriptionName
-    position: int = Field(ge=0, le=2**62)
+    position: int = Field(ge=0, le=2**62, strict=True)
 
 
 class Ping(Message):

@@ -12,6 +12,8 @@ from projections.sentences import types_from
 from schemas.events import REGISTRY
 from schemas.pins import UnknownVersion, pins_of
 
+PERSONAL = "kinora.user."
+"""How the types of a person's own stream begin."""
 _CLOCKS_DIFFER = timedelta(minutes=1)
 """By so much a client's "now" may lie ahead of the service's."""
 
@@ -44,7 +46,7 @@ async def open_subscription(
         return Foreign(reason)
     head = await parts.reader.head()
     wanted = asked.filter
-    fault = _fault(asked, head)
+    fault = _fault(asked, head, caller.user_id)
     if fault is not None:
         return fault
     try:
@@ -97,7 +99,7 @@ def _types(wanted: EventFilter) -> frozenset[str] | None:
     return levelled if named is None else levelled & named
 
 
-def _fault(asked: Subscribe, head: int) -> Fault | None:
+def _fault(asked: Subscribe, head: int, user_id: str) -> Fault | None:
     wanted = asked.filter
     known = {event_type.TYPE for event_type in REGISTRY.types}
     unknown = sorted(set(wanted.types or ()) - known)
@@ -107,6 +109,22 @@ def _fault(asked: Subscribe, head: int) -> Fault | None:
             "unknown_type",
             f"there are no events of type {named}; give names without the version, such as"
             " kinora.job.succeeded; /asyncapi.json has all of them",
+            "/filter/types",
+        )
+    stream_id = wanted.job_id or wanted.stream_id
+    personal = sorted(name for name in wanted.types or () if name.startswith(PERSONAL))
+    if personal and stream_id != user_id:
+        return Fault(
+            "bad_filter",
+            f"{', '.join(personal)} happen in a person's own stream, which is of no organization; for those"
+            f" of your own name {user_id} as stream_id, nobody else's can be followed",
+            "/filter/types",
+        )
+    if stream_id == user_id and wanted.types and not personal:
+        return Fault(
+            "bad_filter",
+            f"none of the types happens in {user_id}, your own stream; leave types out, or name one of those"
+            f" that begin with {PERSONAL}",
             "/filter/types",
         )
     if _types(wanted) == frozenset():

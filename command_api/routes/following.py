@@ -4,14 +4,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response, WebSocket
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AwareDatetime, BaseModel, Field
 
 from command_api.auth.errors import AuthError
 from command_api.auth.tokens import Principal
 from command_api.domain.errors import Forbidden, Invalid, NotFound
 from command_api.feed import frames
 from command_api.feed.connection import FeedConnection
-from command_api.feed.event_stream import EventStream
+from command_api.feed.event_stream import RESET_ID, EventStream
 from command_api.feed.opening import Fault, Foreign, open_subscription
 from command_api.feed.slots import FeedsFull
 from command_api.problems import BadPosition
@@ -63,6 +63,7 @@ async def issue_ticket(
     responses={
         **problems(*QUERY),
         200: {"content": {EventStream.media_type: {}}, "description": "Events; each `id` is a position."},
+        204: {"description": "The stream ended with `reset`, so its position means nothing: begin anew."},
     },
     summary="The live feed as server-sent events",
     openapi_extra={RATE_LIMIT: "event_replay"},
@@ -78,7 +79,8 @@ async def stream(
     after: Annotated[int | None, Query(ge=0, le=2**62, description="Begin behind this position.")] = None,
     since: Annotated[AwareDatetime | None, Query(description="Begin with what was recorded then.")] = None,
     last_event_id: Annotated[
-        int | None, Header(ge=0, le=2**62, description="Goes before all others: where a stream broke off.")
+        Annotated[int, Field(ge=0, le=2**62)] | Literal["reset"] | None,
+        Header(description="Goes before all others: where a stream broke off. None follows behind `reset`."),
     ] = None,
     log_id: Annotated[
         str | None, Query(max_length=64, description="The log of the positions; `reset` if it is another.")
@@ -98,6 +100,8 @@ async def stream(
         raise Forbidden("this origin may not use the feed; add it to allowed_origins in the settings")
     if after is not None and since is not None:
         raise Invalid.field("/query/since", "not_exactly_one", "give either after or since, and not both")
+    if last_event_id == RESET_ID:
+        return Response(status_code=204, headers=response.headers)  # at which `EventSource` stops
     position = after if last_event_id is None else last_event_id
     named = chosen("types", types, EVENT_TYPES)
     start: frames.From | Literal["earliest", "latest"] = begin

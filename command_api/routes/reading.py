@@ -235,15 +235,19 @@ def in_order(after: int, until: int | None) -> None:
 
 
 def chosen(name: str, values: str | None, possible: Sequence[str]) -> list[str] | None:
-    """The filter ``a,b`` as a list; None when absent or empty.
+    """The filter ``a,b`` as a list; None when absent.
 
     Raises:
-        Invalid: naming what is possible, because an unknown value would only ever find nothing.
+        Invalid: nothing is named, or something unknown, which would only ever find nothing.
     """
+    if values is None:
+        return None
     named = listed(values)
+    if not named:
+        raise Invalid.field(f"/query/{name}", "invalid_request", f"{name} names none; leave it out for all")
     unknown = sorted(set(named) - set(possible))
     if unknown:
         given = ", ".join(ascii(value[:60]) for value in unknown[:5])
         message = f"{name} names {given}; there are {', '.join(possible)}"
         raise Invalid.field(f"/query/{name}", "unknown_value", message)
-    return named or None
+    return named

@@ -94,9 +94,10 @@ async def _database(settings: OrchestratorSettings) -> tuple[int, str, list[Find
                     told.append(doubtful("projections", f"{view.view} is {lag} events behind", remedy))
             told += [_parked(parked) for parked in await parked_streams(connection)]
             told += [_failing(webhook) for webhook in await failing_webhooks(connection)]
-            told += await _subscribers(connection)
-            told += await _audit(connection)
-            told += await _proofs(connection, settings, head)
+            found = await _open_findings(connection)
+            told += _subscribers(found)
+            told += await _audit(connection, found)
+            told += await _proofs(connection, settings, head, found)
     except (psycopg.Error, TimeoutError) as error:
         detail = f"does not answer ({type(error).__name__})"
         return 0, "", [bad("database", detail, "see logs/postgres.log; start the service: kinora up")]
@@ -135,17 +136,16 @@ async def _open_findings(connection: psycopg.AsyncConnection) -> Sequence[OpenFi
         return ()  # the read side was never started, which is said elsewhere
 
 
-async def _subscribers(connection: psycopg.AsyncConnection) -> list[Finding]:
+def _subscribers(found: Sequence[OpenFinding]) -> list[Finding]:
     return [
         bad("subscribers", f"{each.about} has missed events: {each.detail}", each.remedy)
-        for each in await _open_findings(connection)
+        for each in found
         if each.check == "subscriber"
     ]
 
 
-async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
+async def _audit(connection: psycopg.AsyncConnection, found: Sequence[OpenFinding]) -> list[Finding]:
     """What the auditor found, and how far its walks through everything are."""
-    found = await _open_findings(connection)
     walks = {each.sweep: each for each in await sweeps(connection)}
     told = [
         bad("auditor", f"{each.subject} differs from the log for {each.about}: {each.detail}", each.remedy)
@@ -174,12 +174,15 @@ async def _audit(connection: psycopg.AsyncConnection) -> list[Finding]:
 
 
 async def _proofs(
-    connection: psycopg.AsyncConnection, settings: OrchestratorSettings, head: int
+    connection: psycopg.AsyncConnection,
+    settings: OrchestratorSettings,
+    head: int,
+    found: Sequence[OpenFinding],
 ) -> list[Finding]:
     """Whether the log is what was signed, and how far it is signed."""
     told = [
         bad("proofs", each.detail, each.remedy)
-        for each in await _open_findings(connection)
+        for each in found
         if each.check == "log"
     ]
     if settings.audit_key_pem is None:

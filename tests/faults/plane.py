@@ -3,14 +3,15 @@
 import asyncio
 import os
 import shutil
+import signal
 import socket as socket_module
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import psutil
 import psycopg
@@ -28,16 +29,19 @@ from kinora.settings import HOME_VARIABLE, SETTINGS_VARIABLE, write_settings
 from schemas.base import Message
 from tests.faults.wire import Wire, tcp, unix
 
-Name = Literal["api", "api-2", "orchestrator", "projections", "auditor"]
+Name = Literal["api", "api-2", "orchestrator", "orchestrator-2", "projections", "auditor"]
 ROLE_OF: dict[Name, Role] = {
     "api": "api",
     "api-2": "api",
     "orchestrator": "orchestrator",
+    "orchestrator-2": "orchestrator",
     "projections": "projections",
     "auditor": "auditor",
 }
+CONTROL: tuple[Name, ...] = ("api", "api-2", "orchestrator", "projections", "auditor")
 """Two APIs, so that two processes append at the same time."""
-CONTROL = tuple(ROLE_OF)
+STANDBY: tuple[Name, ...] = ("orchestrator-2",)
+"""Waits for its turn, and is not ready before."""
 READY_SECONDS = 60.0
 STOP_SECONDS = 40.0
 
@@ -52,8 +56,12 @@ class Plane:
     settings: dict[Name, Message]
     urls: tuple[str, ...]
     """Of the APIs."""
-    mutation: str | None = None
-    """A known fault that every process has; see `tests.faults.mutant`."""
+    names: tuple[Name, ...] = CONTROL
+    """The processes that there are."""
+    program: Callable[[Name], Sequence[str]] = lambda name: ("kinora", ROLE_OF[name])
+    """What python runs with `-m`."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What the processes have beside our own."""
     processes: dict[Name, asyncio.subprocess.Process] = field(default_factory=dict)
 
     @property
@@ -71,8 +79,9 @@ class Plane:
         ready_file.unlink(missing_ok=True)
         with self.log(name).open("ab") as output:
             self.processes[name] = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *self._program(name)),
+                *(sys.executable, "-m", *self.program(name)),
                 env=os.environ
+                | self.environment
                 | {
                     HOME_VARIABLE: str(folder.root),
                     SETTINGS_VARIABLE: str(settings_file),
@@ -113,6 +122,37 @@ class Plane:
             await asyncio.sleep(seconds)
         finally:
             process.resume()
+
+    async def start_all(self) -> None:
+        """Return once all work that have not to wait for their turn."""
+        for name in self.names:
+            if name not in STANDBY:
+                await self.start(name)
+        await self.all_ready()
+        for name in self.names:
+            if name in STANDBY:
+                await self.start(name)
+
+    async def all_ready(self) -> None:
+        for name in self.names:
+            if name not in STANDBY:
+                await self.ready(name)
+
+    async def revive(self) -> NoReturn:
+        """Start again, as a supervisor would, whatever killed itself. `kill` may not be used meanwhile."""
+        while True:
+            for name, process in list(self.processes.items()):
+                if process.returncode == -signal.SIGKILL:
+                    await self.start(name)
+            await asyncio.sleep(0.05)
+
+    async def end(self) -> None:
+        """SIGKILL for all."""
+        for process in self.processes.values():
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        self.processes.clear()
 
     async def stop(self) -> None:
         """End every process as an operator would.
@@ -162,11 +202,6 @@ class Plane:
             psutil.Process(self.servers.child(name).pid).kill()
         await _until_dead(self.servers, name)
 
-    def _program(self, name: Name) -> tuple[str, ...]:
-        if self.mutation is None:
-            return "kinora", ROLE_OF[name]
-        return "tests.faults.mutant", self.mutation, ROLE_OF[name]
-
     def _last_words(self, name: Name) -> str:
         return self.log(name).read_text(errors="replace")[-4000:]
 
@@ -179,16 +214,16 @@ async def _until_dead(servers: EmbeddedServers, name: ServerName) -> None:
 
 
 @asynccontextmanager
-async def wired_plane(folder: Path, mutation: str | None = None) -> AsyncIterator[Plane]:
-    """Servers, wires and processes; all ready, and all ended in the end."""
+async def wired_plane(folder: Path, names: tuple[Name, ...] = CONTROL) -> AsyncIterator[Plane]:
+    """Servers and wires, and no process yet; those that are started are ended in the end."""
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(EmbeddedServers(folder))
         postgres, nats = servers.postgres, servers.nats_control
         socket = unix(f"{postgres.host}/.s.PGSQL.{postgres.port}")
         port = tcp("127.0.0.1", int(nats.url.rsplit(":", 1)[1]))
-        database = {name: await stack.enter_async_context(Wire(socket)) for name in CONTROL}
+        database = {name: await stack.enter_async_context(Wire(socket)) for name in names}
         broker: dict[Name, Wire] = {
-            name: await stack.enter_async_context(Wire(port)) for name in CONTROL if name != "projections"
+            name: await stack.enter_async_context(Wire(port)) for name in names if name != "projections"
         }
         standard: dict[Role, Message] = {
             "api": api_settings(servers),
@@ -200,7 +235,8 @@ async def wired_plane(folder: Path, mutation: str | None = None) -> AsyncIterato
         second = {"port": free_port(), "public_url": ""}
         second["public_url"] = f"http://127.0.0.1:{second['port']}"
         settings: dict[Name, Message] = {}
-        for name, role in ROLE_OF.items():
+        for name in names:
+            role = ROLE_OF[name]
             wired: dict[str, object] = {
                 "postgres": postgres.model_copy(update={"host": "127.0.0.1", "port": database[name].port})
             }
@@ -209,14 +245,16 @@ async def wired_plane(folder: Path, mutation: str | None = None) -> AsyncIterato
             if name == "api-2":
                 wired |= second
             settings[name] = standard[role].model_copy(update=wired | dict(UNLIMITED.get(role, {})))
+        urls = {"api": servers.api_url, "api-2": str(second["public_url"])}
         plane = Plane(
-            servers, database, broker, settings, (servers.api_url, str(second["public_url"])), mutation
+            servers,
+            database,
+            broker,
+            settings,
+            tuple(url for name, url in urls.items() if name in names),
+            names,
         )
         try:
-            for name in CONTROL:
-                await plane.start(name)
-            for name in CONTROL:
-                await plane.ready(name)
             yield plane
         finally:
             await plane.stop()

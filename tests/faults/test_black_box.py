@@ -14,7 +14,7 @@ SECONDS = 15.0
 
 async def test_callers_and_readers_see_one_history_whatever_happens(tmp_path: Path) -> None:
     run = await black_box.run(tmp_path / "data", SECONDS, seed=1)
-    assert run.broken == [], "\n".join(run.broken)
+    assert run.broken == [], "\n".join(map(str, run.broken))
     happened = {name for name, count in run.faults.items() if count}
     # Each of these did something, rather than only being asked for.
     assert happened >= {"cut", "commit swallowed", "publish swallowed", "a process killed", "JetStream wiped"}

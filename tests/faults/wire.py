@@ -32,6 +32,8 @@ class Wire:
         self._clear = asyncio.Event()
         self._clear.set()
         self.delay_seconds = 0.0
+        self.mute = False
+        """Lose PostgreSQL's notifications, and nothing else."""
         self.happened: Counter[str] = Counter()
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -114,6 +116,9 @@ class Wire:
                     self._swallow[answer] -= 1
                     self.happened[f"{answer} swallowed"] += 1
                     return
+            if self.mute and _only_notifies(chunk):
+                self.happened["notification lost"] += 1
+                continue
             if self.delay_seconds:
                 self.happened["delayed"] += 1
                 await asyncio.sleep(self.delay_seconds)
@@ -127,6 +132,14 @@ class Wire:
             pair.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*ended, return_exceptions=True)
+
+
+def _only_notifies(chunk: bytes) -> bool:
+    """Whether PostgreSQL says nothing here but that somebody notified: whole messages of type A."""
+    place = 0
+    while place < len(chunk) and chunk[place : place + 1] == b"A":
+        place += 1 + int.from_bytes(chunk[place + 1 : place + 5])
+    return place == len(chunk) > 0
 
 
 def tcp(host: str, port: int) -> Upstream:

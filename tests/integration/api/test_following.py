@@ -32,7 +32,7 @@ class Message:
     """One server-sent event."""
 
     name: str = ""
-    id: int | None = None
+    id: int | str | None = None
     data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +55,7 @@ class Stream:
                     case "event":
                         message.name = value
                     case "id":
-                        message.id = int(value)
+                        message.id = int(value) if value.isdecimal() else value
                     case "data":
                         message.data = json.loads(value)
                     case "retry":
@@ -136,6 +136,11 @@ async def test_a_stream_of_another_log_is_reset(visit: Visit, ada: Person) -> No
             assert reset.data["log_id"] == hello.data["log_id"]
             with pytest.raises(EOFError):
                 await stream.next()
+        # `EventSource` connects again with the last id that it was given, and for 204 it stops.
+        again = await ada.http.get(
+            "/api/v1/events/stream", params=parameters, headers={"Last-Event-ID": str(reset.id)}
+        )
+        assert (again.status_code, again.content) == (204, b"")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +148,8 @@ async def test_a_stream_of_another_log_is_reset(visit: Visit, ada: Person) -> No
     [
         ({"after": 10**12}, 400, "bad_position"),
         ({"types": "kinora.job.exploded"}, 422, "unknown_value"),
+        ({"types": ""}, 422, "invalid_request"),
+        ({"types": "kinora.user.logged_in"}, 422, "bad_filter"),
         ({"types": "kinora.job.progressed", "min_level": "error"}, 422, "bad_filter"),
         ({"job_id": "job_" + "0" * 32}, 404, "not_found"),
         ({"since": "yesterday"}, 422, "invalid_request"),
@@ -173,6 +180,13 @@ async def test_a_person_follows_their_own_stream(visit: Visit, ada: Person, bob:
         await follower.subscribe("earliest", filter={"stream_id": ada.user_id})
         (*own, _) = await follower.until("caught_up")
         assert {frame["event"]["subject"] for frame in own} == {ada.user_id}
+        joined = {"stream_id": ada.user_id, "types": ["kinora.user.registered"]}
+        await follower.subscribe("earliest", sub="joined", filter=joined)
+        first, _ = await follower.until("caught_up")
+        assert first["event"]["subject"] == ada.user_id
+        other = {"stream_id": ada.user_id, "types": ["kinora.job.succeeded"]}
+        await follower.subscribe("earliest", sub="other", filter=other)
+        assert (await follower.receive())["code"] == "bad_filter"
         await follower.subscribe("earliest", sub="theirs", filter={"stream_id": bob.user_id})
         assert (await follower.receive())["code"] == "not_found"
 

@@ -1,7 +1,9 @@
 """The doctor says how far read models and the stream are behind the log, when that is far."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
+import psycopg
 import pytest
 
 from kinora.doctor import insides
@@ -58,3 +60,23 @@ async def test_what_lags_is_named_until_it_has_caught_up(
             assert any(each.detail.startswith("jobs is ") for each in said)
             assert any(each.detail.startswith("EVENTS is ") for each in said)
             assert all(each.remedy for each in said)
+
+
+async def test_open_findings_are_read_once(
+    world: World,
+    outside: Outside,
+    database: PostgresSettings,
+    nats: NatsSettings,
+    s3: S3Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = 0
+
+    async def counted(connection: psycopg.AsyncConnection[Any], *, status: str) -> tuple[()]:
+        nonlocal reads
+        reads += 1
+        return ()
+
+    monkeypatch.setattr(insides, "findings", counted)
+    await insides._database(settings_of(database, nats, s3))
+    assert reads == 1
