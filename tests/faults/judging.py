@@ -69,7 +69,7 @@ def filled_anew(before: Filling, after: Filling) -> list[Finding]:
 
 def _of_nobody(log: Sequence[Json], calls: Sequence[Call]) -> list[Finding]:
     """Each caller repeats its command until it is answered, so what nobody was told of came of a repeat."""
-    if any(call.command_id is None for call in calls):
+    if any(call.command_id is None and call.refused is None for call in calls):
         return []  # somebody gave up, which is a finding of its own
     told = {call.command_id for call in calls}
     return [

@@ -7,13 +7,13 @@ to show on real processes, servers and wires.
 import sys
 
 from kinora.__main__ import main
-from tests.faults.failpoints import seed_from_environment
+from tests.faults import failpoints
 from tests.faults.planted import PLANTED
 from tests.simulation.rewriting import applied
 
 if __name__ == "__main__":
     place, code, role = sys.argv[1:]
-    seed_from_environment(role)
+    failpoints.begin(role)
     sys.argv = ["kinora", role]
     with applied(PLANTED[int(place)].patches(faulty=code == "faulty")):
         main()

@@ -172,6 +172,24 @@ class Plane:
                 raise AssertionError(f"{name} did not stop: {self._last_words(name)}") from None
             assert code == 0, f"{name} ended with {code}: {self._last_words(name)}"
 
+    async def standing_by(self) -> None:
+        """Return once as many orchestrators as there are hold or want the place of the active one."""
+        wanted = sum(ROLE_OF[name] == "orchestrator" for name in self.names)
+        deadline = time.monotonic() + READY_SECONDS
+        while await self._orchestrators() < wanted:
+            assert time.monotonic() < deadline, "no other orchestrator stands by"
+            await asyncio.sleep(0.1)
+
+    async def _orchestrators(self) -> int:
+        async with await psycopg.AsyncConnection.connect(
+            self.servers.postgres_superuser.conninfo(), autocommit=True
+        ) as connection:
+            cursor = await connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kinora orchestrator lock'"
+            )
+            row = await cursor.fetchone()
+        return int(row[0]) if row else 0
+
     # ---- the servers ------------------------------------------------------------------------------
 
     async def terminate_backends(self) -> int:
@@ -244,6 +262,8 @@ async def wired_plane(folder: Path, names: tuple[Name, ...] = CONTROL) -> AsyncI
                 wired["nats"] = nats.model_copy(update={"url": f"nats://127.0.0.1:{broker[name].port}"})
             if name == "api-2":
                 wired |= second
+            if name in STANDBY:
+                wired["metrics"] = None  # whose port the other one has
             settings[name] = standard[role].model_copy(update=wired | dict(UNLIMITED.get(role, {})))
         urls = {"api": servers.api_url, "api-2": str(second["public_url"])}
         plane = Plane(

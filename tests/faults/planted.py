@@ -217,6 +217,9 @@ async def _wipe(plane: Plane, _chance: random.Random) -> None:
 async def _usurp(plane: Plane, _chance: random.Random) -> None:
     """While a relay is frozen, another becomes the active one."""
     armory = Path(plane.environment[failpoints.FOLDER_VARIABLE])
+    failpoints.disarm(armory)
+    await plane.standing_by()
+    failpoints.arm(armory)
     struck, deadline = len(failpoints.strikes(armory)), time.monotonic() + 15
     while len(failpoints.strikes(armory)) == struck:
         assert time.monotonic() < deadline, "no relay was frozen"

@@ -19,7 +19,7 @@ POINTS = [point for point in vars(failpoints).values() if isinstance(point, Fail
 def armory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in failpoints.environment(tmp_path, seed=1).items():
         monkeypatch.setenv(name, value)
-    failpoints.seed_from_environment("api")
+    failpoints.begin("api")
     return tmp_path
 
 
@@ -66,7 +66,7 @@ def test_the_same_seed_strikes_in_the_same_places(armory: Path) -> None:
     runs = []
     for _ in range(2):
         (armory / "strikes").unlink(missing_ok=True)
-        failpoints.seed_from_environment("api")
+        failpoints.begin("api")
         runs.append([failpoints._strikes("any", 0.1) for _ in range(100)])
     assert runs[0] == runs[1]
     assert 0 < sum(runs[0]) < 40
