@@ -5,15 +5,17 @@ to show on real processes, servers and wires.
 """
 
 import sys
+from typing import cast
 
 from kinora.__main__ import main
+from kinora.roles import Role
 from tests.faults import failpoints
 from tests.faults.planted import PLANTED
 from tests.simulation.rewriting import applied
 
 if __name__ == "__main__":
     place, code, role = sys.argv[1:]
-    failpoints.begin(role)
+    failpoints.seed_chance(role)
     sys.argv = ["kinora", role]
-    with applied(PLANTED[int(place)].patches(faulty=code == "faulty")):
+    with applied(PLANTED[int(place)].patches(cast(Role, role), faulty=code == "faulty")):
         main()

@@ -16,6 +16,7 @@ from typing import Literal
 
 import httpx
 
+from kinora.roles import Role
 from tests.faults import failpoints
 from tests.faults.judging import PATIENCE_SECONDS, filled_anew, filling, judge
 from tests.faults.plane import ROLE_OF, Name, Plane, wired_plane
@@ -50,9 +51,9 @@ class Planted:
     frames: int = FRAMES
     """After so many the reader of the feed connects anew."""
 
-    def patches(self, *, faulty: bool) -> tuple[Patch, ...]:
-        """What is done to the code of each process."""
-        points = tuple(point.patch for point in self.points)
+    def patches(self, role: Role, *, faulty: bool) -> tuple[Patch, ...]:
+        """What is done to the code of a process of that role."""
+        points = tuple(point.patch for point in self.points if point.role in (None, role))
         (mutation,) = (each for each in MUTATIONS if each.name == self.name)
         return (*points, *mutation.patches) if faulty else points
 

@@ -7,6 +7,7 @@ import pytest
 from command_api.eventlog import recorder
 from tests.faults import failpoints
 from tests.faults.failpoints import Failpoint
+from tests.faults.plane import ROLE_OF
 from tests.faults.planted import PLANTED, Planted
 from tests.faults.wire import _only_notifies
 from tests.simulation.mutations import MUTATIONS
@@ -19,7 +20,7 @@ POINTS = [point for point in vars(failpoints).values() if isinstance(point, Fail
 def armory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in failpoints.environment(tmp_path, seed=1).items():
         monkeypatch.setenv(name, value)
-    failpoints.begin("api")
+    failpoints.seed_chance("api")
     return tmp_path
 
 
@@ -32,10 +33,10 @@ def test_there_are_at_least_twelve_and_each_is_known_to_the_simulation() -> None
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda one: one.name.replace(" ", "-"))
 def test_it_is_put_into_todays_code(planted: Planted) -> None:
-    with applied(planted.patches(faulty=False)):
-        pass
-    with applied(planted.patches(faulty=True)):
-        pass
+    for role in {ROLE_OF[name] for name in planted.names}:
+        for faulty in (False, True):
+            with applied(planted.patches(role, faulty=faulty)):
+                pass
 
 
 def test_every_failpoint_is_of_use() -> None:
@@ -66,7 +67,7 @@ def test_the_same_seed_strikes_in_the_same_places(armory: Path) -> None:
     runs = []
     for _ in range(2):
         (armory / "strikes").unlink(missing_ok=True)
-        failpoints.begin("api")
+        failpoints.seed_chance("api")
         runs.append([failpoints._strikes("any", 0.1) for _ in range(100)])
     assert runs[0] == runs[1]
     assert 0 < sum(runs[0]) < 40
