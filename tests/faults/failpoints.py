@@ -153,7 +153,7 @@ slow_commit = Failpoint("slow_commit", _after(LogRecorder, "_insert", _before_co
 
 
 def _at_command_rows(_events: int, entries: Sequence[object]) -> None:
-    if entries and _strikes("killed_at_command_row", 0.02):
+    if entries and _strikes("killed_at_command_row", 0.05):
         _die()
 
 
@@ -191,8 +191,10 @@ def _poison(_view: Datasets, _before: object, recorded: Recorded) -> None:
 
 
 unfoldable = Failpoint("unfoldable", _before(Datasets, "fold", _poison), role="projections")
-"""Some events cannot be folded: their streams are parked, until somebody replays them. The API, which folds to
-show what it made, is spared."""
+"""Some events cannot be folded: their streams are parked, until somebody replays them.
+
+The API, which folds to show what it made, is spared.
+"""
 
 # ---- relaying -------------------------------------------------------------------------------------
 

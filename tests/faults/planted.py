@@ -18,7 +18,7 @@ import httpx
 
 from kinora.roles import Role
 from tests.faults import failpoints
-from tests.faults.judging import PATIENCE_SECONDS, filled_anew, filling, judge
+from tests.faults.judging import PATIENCE_SECONDS, filled_anew, filling, held_up, judge
 from tests.faults.plane import ROLE_OF, Name, Plane, wired_plane
 from tests.faults.traffic import FRAMES, AnyRule, Finding, Run, Traffic, sign_up
 from tests.simulation.mutations import MUTATIONS
@@ -28,6 +28,10 @@ LIMIT_SECONDS = 120.0
 """No round with the fault begins later than so long after the first."""
 CONTROL_ROUNDS = 4
 """At most, until every failpoint has struck the right code: else the control would prove nothing."""
+
+STRIKES = 2
+STRIKING_SECONDS = 15.0
+"""A round waits for so many strikes, but not for longer."""
 
 Torment = Callable[[Plane, random.Random], Awaitable[None]]
 Code = Literal["right", "faulty"]
@@ -136,10 +140,12 @@ class _Stage:
             supervisor.cancel()
             await asyncio.gather(supervisor, return_exceptions=True)
         await self.plane.all_ready()
+        early: list[Finding] = []
         if any(point is failpoints.unfoldable for point in self.planted.points):
+            early = await held_up(self.http, self.planted.patience)
             await _replay(self.http)
         broken = await judge(self.plane, self.http, self.run, self.planted.patience)
-        return [*self.run.broken, *broken, *filled_anew(before, await filling(self.plane))]
+        return [*self.run.broken, *early, *broken, *filled_anew(before, await filling(self.plane))]
 
 
 @asynccontextmanager
@@ -175,13 +181,14 @@ async def _replay(http: httpx.AsyncClient) -> None:
 # ---- trouble --------------------------------------------------------------------------------------
 
 
-def _for(seconds: float) -> Torment:
-    """Nothing from outside: the failpoints do it."""
-
-    async def torment(_plane: Plane, _chance: random.Random) -> None:
-        await asyncio.sleep(seconds)
-
-    return torment
+async def _failpoints(plane: Plane, _chance: random.Random) -> None:
+    """Nothing from outside: the failpoints strike, a few times."""
+    armory = Path(plane.environment[failpoints.FOLDER_VARIABLE])
+    wanted, deadline = len(failpoints.strikes(armory)) + STRIKES, time.monotonic() + STRIKING_SECONDS
+    await asyncio.sleep(2.0)
+    while len(failpoints.strikes(armory)) < wanted and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(1.0)
 
 
 async def _deafen(plane: Plane, _chance: random.Random) -> None:
@@ -241,7 +248,7 @@ PLANTED = (
         "appends do not lock the table",
         frozenset({"order_in_time", "seen_gap", "seen_out_of_order", "stream_differs"}),
         APPENDING,
-        _for(4),
+        _failpoints,
         (failpoints.slow_commit,),
         patience=15,
     ),
@@ -249,14 +256,14 @@ PLANTED = (
         "a checkpoint is committed before its rows",
         frozenset({"view_differs", "view_parked"}),
         PROJECTING,
-        _for(4),
+        _failpoints,
         (failpoints.killed_before_rows,),
     ),
     Planted(
         "a checkpoint is committed after its rows",
         frozenset({"view_parked", "view_differs"}),
         PROJECTING,
-        _for(4),
+        _failpoints,
         (failpoints.killed_before_checkpoint,),
     ),
     Planted(
@@ -293,7 +300,7 @@ PLANTED = (
         "the command row is written outside the transaction",
         frozenset({"event_of_nobody", "answer_differs", "command_twice"}),
         APPENDING,
-        _for(4),
+        _failpoints,
         (failpoints.killed_at_command_row,),
     ),
     Planted(
@@ -319,7 +326,7 @@ PLANTED = (
         "the feed takes `reached` after reading the rows",
         frozenset({"seen_gap"}),
         RELAYING,
-        _for(4),
+        _failpoints,
         (failpoints.slow_look, failpoints.slow_after_last_page),
         frames=8,
     ),
@@ -327,7 +334,7 @@ PLANTED = (
         "later events of a parked stream are applied",
         frozenset({"view_stuck", "view_differs", "view_parked"}),
         PROJECTING,
-        _for(4),
+        _failpoints,
         (failpoints.unfoldable,),
         patience=15,
     ),
