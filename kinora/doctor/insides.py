@@ -180,11 +180,7 @@ async def _proofs(
     found: Sequence[OpenFinding],
 ) -> list[Finding]:
     """Whether the log is what was signed, and how far it is signed."""
-    told = [
-        bad("proofs", each.detail, each.remedy)
-        for each in found
-        if each.check == "log"
-    ]
+    told = [bad("proofs", each.detail, each.remedy) for each in found if each.check == "log"]
     if settings.audit_key_pem is None:
         remedy = "set audit_key_pem of the orchestrator: openssl genpkey -algorithm ed25519"
         return [*told, doubtful("proofs", "no head of the log is signed: there is no key", remedy)]

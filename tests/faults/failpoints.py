@@ -238,7 +238,7 @@ slow_after_look = Failpoint("slow_after_look", _after(LogTail, "_wake", _looked)
 
 async def _looks(*_: object) -> None:
     if _strikes("slow_look", 0.5):
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.5)
 
 
 slow_look = Failpoint("slow_look", _before(LogTail, "_wake", _looks))
@@ -246,8 +246,8 @@ slow_look = Failpoint("slow_look", _before(LogTail, "_wake", _looks))
 
 
 async def _read(rows: Sequence[object]) -> None:
-    if not rows and _strikes("slow_after_last_page", 0.5):
-        await asyncio.sleep(0.4)
+    if not rows and _strikes("slow_after_last_page", 1.0):
+        await asyncio.sleep(1.5)
 
 
 slow_after_last_page = Failpoint("slow_after_last_page", _after(Subscription, "_page", _read))
