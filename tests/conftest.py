@@ -21,9 +21,9 @@ from kinora.local.servers import EmbeddedServers
 from qlora_engine.imports import uncollected
 from schemas.settings import NatsSettings, NatsUser, PostgresSettings, S3Settings
 from schemas.subjects import DEFAULT_POOL
-from tests.distribution import Bundles, longest_first
+from tests.distribution import Bundles, last_of_bundles, longest_first
 from tests.reaper import nothing_left_behind
-from tests.system_fixtures import registered, samples, service
+from tests.system_fixtures import SHARED, registered, samples, service
 
 __all__ = ["registered", "samples", "service"]
 """Fixtures of the running service, here so that acceptance and fault tests share one."""
@@ -49,6 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Bundles | None:
     """Bundles in place of single files."""
     return Bundles(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The shared service ends with the last test that needs it: idle, it would take time from all others."""
+    following = None if nextitem is None else nextitem.nodeid
+    if SHARED in item.config.stash and last_of_bundles(item.nodeid, following):
+        item.config.stash[SHARED].close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -51,5 +51,10 @@ class Bundles(LoadFileScheduling):
         return _BUNDLE_OF.get(file, file)
 
 
+def last_of_bundles(nodeid: str, following: str | None) -> bool:
+    """Whether this test is of a bundle and nothing that comes after it is."""
+    return _file_of(nodeid) in _BUNDLE_OF and (following is None or _file_of(following) not in _BUNDLE_OF)
+
+
 def _file_of(nodeid: str) -> str:
     return PurePath(nodeid.split("::", 1)[0]).as_posix()

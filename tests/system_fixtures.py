@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,9 @@ SILENCE_SECONDS = 20
 """Longer than an engine takes to start on a busy machine."""
 PRETRAINING_STEPS = 60
 """Enough that answers are words that end; how much a training learns is for the demo to show."""
+
+SHARED = pytest.StashKey[ExitStack]()
+"""Ends the shared service."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Service]:
     # Short leases and little patience with engines, so that tests need not wait for either.
     webhooks = {"allowed_networks": ["127.0.0.0/8"]}
     settings = {
@@ -64,8 +68,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         },
         "agent": {"engine_silence_seconds": SILENCE_SECONDS},
     }
-    with running_service(tmp_path_factory.mktemp("up"), settings) as running:
-        yield running
+    with ExitStack() as stack:
+        pytestconfig.stash[SHARED] = stack
+        yield stack.enter_context(running_service(tmp_path_factory.mktemp("up"), settings))
 
 
 @dataclass(frozen=True)
