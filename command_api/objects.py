@@ -9,10 +9,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-import aioboto3
-from botocore.config import Config
+from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from command_api.s3 import s3_client
 from schemas.api import UploadPart
 from schemas.errors import KinoraError
 from schemas.settings import S3Settings
@@ -76,12 +76,7 @@ class ObjectStore:
         self._s3: Any = None
 
     async def __aenter__(self) -> Self:
-        session = aioboto3.Session(
-            aws_access_key_id=self._settings.access_key,
-            aws_secret_access_key=self._settings.secret_key.get_secret_value(),
-            region_name=self._settings.region,
-        )
-        config = Config(
+        config = AioConfig(
             signature_version="s3v4",
             s3={"addressing_style": "path"},
             # rclone refuses the checksum trailers that newer SDKs add by themselves.
@@ -93,9 +88,14 @@ class ObjectStore:
             max_pool_connections=64,
             proxies={},
         )
-        self._s3 = await self._exit.enter_async_context(
-            session.client("s3", endpoint_url=self._settings.endpoint_url, config=config)
+        client = s3_client(
+            self._settings.endpoint_url,
+            region=self._settings.region,
+            access_key=self._settings.access_key,
+            secret_key=self._settings.secret_key.get_secret_value(),
+            config=config,
         )
+        self._s3 = await self._exit.enter_async_context(client)
         return self
 
     async def __aexit__(

@@ -4,13 +4,13 @@ import asyncio
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aioboto3
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from command_api.imports.errors import SourceFailed, import_guard
 from command_api.imports.work import BLOCK_BYTES, Fetched, Work
 from command_api.network.guard import GuardedResolver
+from command_api.s3 import s3_client
 from schemas.api import SecretBody
 from schemas.settings import S3Settings
 
@@ -42,11 +42,15 @@ async def downloaded(uri: str, secret: SecretBody, own: S3Settings, work: Work) 
         read_timeout=30,
         proxies={},
     )
-    session = aioboto3.Session(
-        aws_access_key_id=secret.access_key, aws_secret_access_key=secret.value, region_name=secret.region
+    foreign = s3_client(
+        secret.endpoint_url,
+        region=secret.region,
+        access_key=secret.access_key,
+        secret_key=secret.value,
+        config=config,
     )
     try:
-        async with session.client("s3", endpoint_url=secret.endpoint_url, config=config) as client:
+        async with foreign as client:
             listed = await _listed(client, bucket, prefix, work)
             if not listed:
                 raise SourceFailed(

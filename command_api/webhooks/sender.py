@@ -40,7 +40,11 @@ class Sender:
         guard = Guard(allowed, "webhooks.allowed_networks", TargetRefused)
         near = Guard(allowed, "webhooks.allowed_networks", TargetRefused, public=False)
         # In the clear only where the operator vouches for the network.
-        self._pools = {"https": _pool(guard, settings), "http": _pool(near, settings)}
+        trusted = ssl.create_default_context()
+        self._pools = {
+            "https": _pool(guard, trusted, settings),
+            "http": _pool(near, trusted, settings),
+        }
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,9 +77,9 @@ class Sender:
             return Answer(answer.status, await _beginning(answer), _header(answer, b"retry-after"))
 
 
-def _pool(guard: Guard, settings: WebhookSettings) -> httpcore.AsyncConnectionPool:
+def _pool(guard: Guard, trusted: ssl.SSLContext, settings: WebhookSettings) -> httpcore.AsyncConnectionPool:
     return httpcore.AsyncConnectionPool(
-        ssl_context=ssl.create_default_context(),
+        ssl_context=trusted,
         network_backend=GuardedBackend(guard),
         max_connections=settings.at_once,
         max_keepalive_connections=settings.at_once,
