@@ -12,6 +12,7 @@ from kinora.client import ApiError, Client, Json, at
 from kinora.feed import follow
 from kinora.upload import Kind, declare, send_files
 from schemas.api import RegisterBody
+from schemas.envelope import split_type
 from schemas.errors import KinoraError
 
 
@@ -48,16 +49,34 @@ def until_ready(client: Client, kind: Kind, item: Json) -> Json:
     identifier = item["id"]
     with talk.status(f"validating {item['name']} on an agent …"):
         for frame in follow(client, start="earliest", event_filter={"stream_id": identifier}, quiet=True):
-            if frame["type"] == "event" and not frame["event"]["type"].endswith(
-                (".validated", ".rejected", ".deleted")
-            ):
-                continue
-            current = client.get(at(kind, identifier))
+            position = None
+            if frame["type"] == "event":
+                if not ends_validation(frame["event"]["type"]):
+                    continue
+                position = frame["position"]
+            current = _as_of(client, at(kind, identifier), position)
             if current["status"] == "ready":
                 return current
             if current["status"] in ("rejected", "deleted"):
                 raise Rejected(problems_text(current))
     raise AssertionError("the feed never ends by itself")
+
+
+def ends_validation(event_type: str) -> bool:
+    """Whether nothing more is to be waited for after an event of this type."""
+    return split_type(event_type)[0].endswith((".validated", ".rejected", ".deleted"))
+
+
+def _as_of(client: Client, path: str, position: int | None) -> Json:
+    """What is at `path`, once what is shown has come as far as `position`; as it is shown now without one."""
+    if position is None:
+        return client.get(path)
+    while True:
+        try:
+            return client.get(path, min_position=position)
+        except ApiError as error:  # the service has waited 2 s by then
+            if error.code != "projection_behind":
+                raise
 
 
 class ImportFailed(KinoraError):
