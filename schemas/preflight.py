@@ -121,7 +121,7 @@ def predict(
     saved, largest_block = _activations(shape, work, chosen, device)
     recomputed = largest_block if chosen.gradient_checkpointing else 0
     transient = max(_block_transient(shape, work, device), _optimizer_transient(trainable, device))
-    logits = _logits(shape, work, chosen)  # gone before the first block's gradients are made
+    logits = _logits(shape, work.supervised, chosen, device)  # gone before the first block's gradients are made
     parts = {
         "base weights": _base(shape, chosen, device),
         "adapter and optimizer": trainable * (2 * FLOAT + _moments(chosen)),
@@ -288,8 +288,10 @@ def _saved_per_token(part: PartShape, chosen: Hyperparameters, device: Device, a
         return size
     entering = _entering(part) / part.layers
     size += _of_variant(part, chosen, device, adapted) / part.layers
-    if chosen.dropout:
-        return size + entering * (device.adapted + _mask(device)) - q * device.number
+    if chosen.dropout:  # what comes out of it is what is kept, not what went in
+        return size + entering * (device.adapted + _mask(device))
+    if _packed(part, chosen):
+        size += q * device.number
     copied = entering if device.adapted != device.number else 2 * d + m
     return size + copied * device.adapted + 7 * chosen.rank * device.adapted
 
@@ -322,6 +324,12 @@ def _keeps_weights(chosen: Hyperparameters) -> bool:
     return chosen.lora_variant == "dora" and chosen.dropout > 0
 
 
+def _packed(part: PartShape, chosen: Hyperparameters) -> bool:
+    """Whether a pass holds several samples, whose attention's output is put back into the row's order."""
+    several = chosen.tokens_per_micro_batch is not None or (chosen.micro_batch_size or chosen.batch_size) > 1
+    return several and part.modality == "text"
+
+
 def _fused(part: PartShape) -> bool:
     """Whether one layer makes queries, keys and values."""
     return any(
@@ -351,7 +359,7 @@ def _evaluating(shape: ModelShape, seen: Evaluated, chosen: Hyperparameters, dev
         return most * device.number
 
     pixels = seen.pixels * (FLOAT + device.number)
-    loss = moving(seen.tokens, seen.patches) + _logits_of(shape, seen.supervised, chosen)
+    loss = moving(seen.tokens, seen.patches) + _logits(shape, seen.supervised, chosen, device)
     cached = 2 * text.layers * text.key_width * device.number if text else 0
     answering = (
         seen.rows * (seen.prompt + chosen.max_new_tokens) * cached
@@ -394,13 +402,12 @@ def _predicting(shape: ModelShape, work: Workload, device: Device) -> int:
     return work.supervised * (text.width if text else 0) * 2 * device.number
 
 
-def _logits(shape: ModelShape, work: Workload, chosen: Hyperparameters) -> int:
-    """Of one chunk, twice: with their exponentials."""
-    return _logits_of(shape, work.supervised, chosen)
-
-
-def _logits_of(shape: ModelShape, supervised: int, chosen: Hyperparameters) -> int:
-    return 2 * min(supervised, chosen.loss_chunk_tokens) * shape.vocabulary * FLOAT
+def _logits(shape: ModelShape, supervised: int, chosen: Hyperparameters, device: Device) -> int:
+    """Of one chunk, in float32 and as the head gave them, with what they say to the layer below."""
+    text = shape.part("text")
+    half = device.number if device.half else 0
+    each = shape.vocabulary * (FLOAT + half) + (text.width if text else 0) * device.number
+    return min(supervised, chosen.loss_chunk_tokens) * each
 
 
 def _operations(shape: ModelShape, work: Workload, chosen: Hyperparameters) -> float:

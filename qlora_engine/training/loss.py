@@ -69,13 +69,17 @@ class _Chunked(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = functional.linear(hidden[part].to(weight.dtype), weight, bias).float()
             target = targets[part, None]
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            tokens[part] = (normaliser - logits.gather(1, target)).squeeze(1)
-            right[part] = logits.argmax(dim=1) == target.squeeze(1)
+            highest, likeliest = logits.max(dim=1, keepdim=True)
+            right[part] = (likeliest == target).squeeze(1)
+            wanted_logit = logits.gather(1, target)
+            # From here on in place: of all that a training holds at its peak, logits may be the most.
+            softmax = logits.sub_(highest).exp_()
+            weighed = softmax.sum(dim=1, keepdim=True)
+            tokens[part] = (weighed.log() + highest - wanted_logit).squeeze(1)
             if gradient is not None:
-                softmax = logits.sub_(normaliser).exp_()
-                softmax.scatter_add_(1, target, torch.full_like(target, -1, dtype=softmax.dtype))
+                softmax.div_(weighed).scatter_add_(1, target, torch.full_like(highest, -1))
                 gradient[part] = (softmax.to(weight.dtype) @ weight).to(gradient.dtype)
+            del logits, softmax  # before those of the next chunk are made
         ctx.gradient = gradient
         ctx.mark_non_differentiable(tokens, right)
         return tokens.sum(), tokens, right

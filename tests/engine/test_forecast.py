@@ -1,12 +1,12 @@
 """Memory is predicted from sizes: what autograd keeps is what the formula says, in every family."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import pytest
 import torch
@@ -51,39 +51,38 @@ class Noise:
         """There is nothing to prepare."""
 
 
-class Saved:
-    """What autograd saved once."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+@contextmanager
+def allocating() -> Iterator[Callable[[], list[int]]]:
+    """Afterwards the bytes of tensors that were held at a time, beside those that were there before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiled:
+        yield lambda: list(accumulate(changes))
+    events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
+    changes = [each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())]
 
 
 def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]:
-    """Bytes that autograd keeps after a forward pass, and those that were foreseen."""
+    """Bytes that autograd keeps after a forward pass of `batch_size` samples, and those that were foreseen."""
     model = inject(base, chosen).model
     model.train()
-    example = Example(
-        clip="noise" if base.vision else None, messages=one_turn("say it", "a b c " * 60), row=1
-    )
+    clip = "noise" if base.vision else None
+    examples = [
+        Example(clip=clip, messages=one_turn("say it", "a b c " * 60), row=row)
+        for row in range(1, chosen.batch_size + 1)
+    ]
     noise = Noise(base)
-    batch = Collator(base.prompts, noise, base.context_tokens).batch([example])
-    frozen = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    saved: WeakSet[Saved] = WeakSet()  # what a graph holds that was let go again does not count
-
-    def keep(tensor: torch.Tensor) -> Saved:
-        saved.add(kept := Saved(tensor))
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
-        loss = Runner(model, base).loss(batch).total
-    kept = {each.tensor.untyped_storage().data_ptr(): each.tensor for each in saved}
-    held = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in frozen)
-    del loss
+    batch = Collator(base.prompts, noise, base.context_tokens).batch(examples)
+    runner, kept = Runner(model, base), []
+    runner.loss(batch)  # what is made once is not kept for the way back
+    with allocating() as seen:
+        kept.append(runner.loss(batch))
+    held = seen()[-1] - batch.supervised * model_shape(base).parts[-1].width * base.dtype.itemsize
     layout = noise.layout
     work = Workload(
         tokens=batch.ids.numel(),
         supervised=0,
-        patches=layout.steps * layout.rows * layout.columns if layout else 0,
+        patches=chosen.batch_size * layout.steps * layout.rows * layout.columns if layout else 0,
         pixels=0,
         frame_bytes=0,
         total_tokens=0,
@@ -135,18 +134,11 @@ def test_what_other_adapters_keep_is_foreseen(
     assert predicted == pytest.approx(held, rel=0.1)
 
 
-def most_allocated(work: Callable[[], object], file: Path) -> int:
+def most_allocated(work: Callable[[], object]) -> int:
     """Bytes that tensors take at most while `work` runs, beside those that were there."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as seen:
+    with allocating() as seen:
         work()
-    seen.export_chrome_trace(str(file))
-    events = [each for each in json.loads(file.read_text())["traceEvents"] if each.get("name") == "[memory]"]
-    first = min(events, key=lambda event: event["ts"])["args"]
-    return int(max(each["args"]["Total Allocated"] for each in events)) - int(
-        first["Total Allocated"] - first["Bytes"]
-    )
+    return max(seen())
 
 
 @pytest.mark.parametrize(
@@ -167,8 +159,8 @@ def test_what_evaluating_takes_is_foreseen(
     with undisturbed(runner.model, CPU):
         runner.answers(questions, 1)  # what is made once is not the evaluation's
         held = max(
-            most_allocated(partial(runner.loss, batch), tmp_path / "loss.json"),
-            most_allocated(partial(runner.answers, questions, 24), tmp_path / "answers.json"),
+            most_allocated(partial(runner.loss, batch)),
+            most_allocated(partial(runner.answers, questions, 24)),
         )
     seen = Evaluated(
         tokens=batch.tokens,
