@@ -15,10 +15,15 @@ import torch
 T = TypeVar("T")
 UNTYPED = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What a plain RuntimeError says of a lack of memory."""
-RETURNED_BYTES = 1 << 20
-"""From this size on, a block is returned as soon as it is freed."""
+RETURNED_BYTES = 1 << 17
+"""From this size on, a block is returned as soon as it is freed: where glibc begins, before it learns.
+
+At 1 MiB, the heap was seen to hold 80 MiB of gaps at the peak of 700.
+"""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
+_returning: list[Callable[[int], int]] = []
+"""malloc_trim(3), once memory is scarce: it is the process's, as the C library's heap is."""
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -67,7 +72,18 @@ def return_memory_at_once() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, RETURNED_BYTES)
         libc.mallopt(_TRIM_THRESHOLD, RETURNED_BYTES)
-        libc.malloc_trim(0)
+        _returning[:] = [libc.malloc_trim]
+    return_what_is_free()
+
+
+def return_what_is_free() -> None:
+    """Where memory is scarce, what lies free between small blocks too; between two steps.
+
+    Each step leaves some, in other places than the next one looks for it: the second step of a training was
+    seen to hold 50 MiB more than the first.
+    """
+    for trim in _returning:
+        trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -92,8 +92,10 @@ ERROR = 1.1
 """Times what was predicted that a training may really take: what fits is what fits with that."""
 LIBRARIES_BYTES = 720 * 2**20
 """Resident after torch, transformers, peft and bitsandbytes are imported."""
-WORKING_BYTES = 64 * 2**20
-"""What libraries take in the first steps, beside tensors."""
+CODE_BYTES = 32 * 2**20
+"""Of libraries that are read when a model is loaded and a step computes: kernels, model classes, tables."""
+WORKING_BYTES = 40 * 2**20
+"""What a step takes beside tensors: autograd's graph, scratch of kernels, small blocks."""
 SHORT_CLIP = 4
 """Steps of a clip; longer ones have less padding per step."""
 DECODER_BYTES = 110 * 2**20
@@ -121,7 +123,9 @@ def predict(
     saved, largest_block = _activations(shape, work, chosen, device)
     recomputed = largest_block if chosen.gradient_checkpointing else 0
     transient = max(_block_transient(shape, work, device), _optimizer_transient(trainable, device))
-    logits = _logits(shape, work.supervised, chosen, device)  # gone before the first block's gradients are made
+    logits = _logits(
+        shape, work.supervised, chosen, device
+    )  # gone before the first block's gradients are made
     parts = {
         "base weights": _base(shape, chosen, device),
         "adapter and optimizer": trainable * (2 * FLOAT + _moments(chosen)),
@@ -144,8 +148,9 @@ def predict(
     else:
         parts["frames"] = frames
         parts["copies of the adapter"] = copies
+        parts["libraries' code"] = CODE_BYTES
         parts["working space"] = WORKING_BYTES
-        loading = shape.stored_bytes + parts["base weights"] - sum(parts.values())
+        loading = shape.stored_bytes + parts["base weights"] + CODE_BYTES - sum(parts.values())
         parts["loading the checkpoint"] = max(0, loading)
     told = tuple(MemoryPart(name=name, size_bytes=size) for name, size in parts.items() if size)
     operations = _operations(shape, work, chosen)
@@ -248,7 +253,7 @@ def _activations(
     shape: ModelShape, work: Workload, chosen: Hyperparameters, device: Device
 ) -> tuple[int, int]:
     """Bytes kept for the way back, and those of the largest block."""
-    total, largest, reached = 0.0, 0.0, False
+    total, largest, reached, first = 0.0, 0.0, False, True
     for modality, tokens in _passes(shape, work):
         part = shape.part(modality)
         if part is None:
@@ -269,6 +274,9 @@ def _activations(
         largest = max(largest, block)
         kept = tokens * part.width * device.number if chosen.gradient_checkpointing else block
         total += part.layers * kept + tokens * part.width * FLOAT
+        if first and not chosen.gradient_checkpointing:
+            total -= tokens * _spared_by_the_first(part, chosen, device)
+        first = False
     return round(total), round(largest)
 
 
@@ -294,6 +302,12 @@ def _saved_per_token(part: PartShape, chosen: Hyperparameters, device: Device, a
         size += q * device.number
     copied = entering if device.adapted != device.number else 2 * d + m
     return size + copied * device.adapted + 7 * chosen.rank * device.adapted
+
+
+def _spared_by_the_first(part: PartShape, chosen: Hyperparameters, device: Device) -> float:
+    """Bytes of one token that the first block does not keep: what enters it needs no gradient."""
+    masks = (1 if _fused(part) else 3) * _mask(device) if chosen.dropout else 0
+    return part.width * (FLOAT + masks)
 
 
 def _entering(part: PartShape) -> float:

@@ -17,7 +17,7 @@ from qlora_engine.data.batches import Cursor, Step, Steps
 from qlora_engine.data.collate import Batch, Collator
 from qlora_engine.data.frames import Frames
 from qlora_engine.errors import NonFiniteLoss, OutOfMemory
-from qlora_engine.memory import Exhausted, peak_memory_bytes, tried
+from qlora_engine.memory import Exhausted, peak_memory_bytes, return_what_is_free, tried
 from qlora_engine.spans import span
 from qlora_engine.stopping import StopWish
 from qlora_engine.training.calibration import Calibration
@@ -138,6 +138,7 @@ class Loop:
                 lambda done, total: self.emit(Preparing(phase="evaluating", done=done, total=total)),
                 self.relieve,
             )
+        return_what_is_free()
         self.keep_up()
         if measured is not None:
             earlier = None if self.adapter_step == self.state.step else self.adapter_step
@@ -180,6 +181,7 @@ class Loop:
             self.ranks.credits.add(falls)
         self.scheduler.step()
         self.optimizer.zero_grad()
+        return_what_is_free()
         self.keep_up()
         seconds = time.perf_counter() - began
         self.state = replace(

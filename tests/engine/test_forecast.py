@@ -1,12 +1,12 @@
 """Memory is predicted from sizes: what autograd keeps is what the formula says, in every family."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -26,13 +26,25 @@ from qlora_engine.training.attempt import train
 from qlora_engine.training.evaluation import undisturbed
 from qlora_engine.training.forecast import Forecast, Row, evaluated_at_once, passes, workload
 from qlora_engine.training.forward import Runner
+from qlora_engine.training.loss import chunked_loss
 from schemas.datasets import Example, one_turn
+from schemas.footprint import ModelShape, PartShape
 from schemas.preflight import LIBRARIES_BYTES, Device, Evaluated, Workload, predict
 from schemas.training import Hyperparameters
 from tests.engine.conftest import MakeSpec, Recorded
 
 CPU = torch.device("cpu")
 FRAMES = 8
+
+
+class Bounds(NamedTuple):
+    """Of a figure."""
+
+    least: float
+    most: float
+
+    def __contains__(self, figure: object) -> bool:
+        return isinstance(figure, int) and self.least <= figure <= self.most
 
 
 class Noise:
@@ -51,19 +63,15 @@ class Noise:
         """There is nothing to prepare."""
 
 
-@contextmanager
-def allocating() -> Iterator[Callable[[], list[int]]]:
-    """Afterwards the bytes of tensors that were held at a time, beside those that were there before."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiled:
-        yield lambda: list(accumulate(changes))
-    events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
-    changes = [each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())]
+class Saved:
+    """What autograd saved once."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
 
 
 def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]:
-    """Bytes that autograd keeps after a forward pass of `batch_size` samples, and those that were foreseen."""
+    """Bytes that autograd keeps after a pass of `batch_size` samples, and those that were foreseen."""
     model = inject(base, chosen).model
     model.train()
     clip = "noise" if base.vision else None
@@ -73,11 +81,18 @@ def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]
     ]
     noise = Noise(base)
     batch = Collator(base.prompts, noise, base.context_tokens).batch(examples)
-    runner, kept = Runner(model, base), []
-    runner.loss(batch)  # what is made once is not kept for the way back
-    with allocating() as seen:
-        kept.append(runner.loss(batch))
-    held = seen()[-1] - batch.supervised * model_shape(base).parts[-1].width * base.dtype.itemsize
+    frozen = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: WeakSet[Saved] = WeakSet()  # what a graph holds that was let go again does not count
+
+    def keep(tensor: torch.Tensor) -> Saved:
+        saved.add(kept := Saved(tensor))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        loss = Runner(model, base).loss(batch).total
+    kept = {each.tensor.untyped_storage().data_ptr(): each.tensor for each in saved}
+    held = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in frozen)
+    del loss
     layout = noise.layout
     work = Workload(
         tokens=batch.ids.numel(),
@@ -93,17 +108,25 @@ def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]
     return held, next(part.size_bytes for part in given.parts if part.name == "activations")
 
 
+def close(held: int, *, checkpointing: bool) -> Bounds:
+    """What may be foreseen of what was held; a tiny model's tables of positions are not counted."""
+    return Bounds(0.9 * held, 1.1 * held) if checkpointing else Bounds(0.955 * held, 1.01 * held)
+
+
 @pytest.mark.parametrize("architecture", sorted(RECIPES))
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "samples"), [(False, 1), (False, 3), (True, 1)])
 def test_what_is_kept_for_the_way_back_is_foreseen(
-    architecture: str, checkpointing: bool, tmp_path: Path
+    architecture: str, checkpointing: bool, samples: int, tmp_path: Path
 ) -> None:
     base = load_model(str(make_random_model(tmp_path, architecture)), CPU)
     chosen = Hyperparameters(
-        target_modalities=base.family.modalities, gradient_checkpointing=checkpointing, rank=4
+        target_modalities=base.family.modalities,
+        gradient_checkpointing=checkpointing,
+        rank=4,
+        batch_size=samples,
     )
     held, predicted = kept_and_predicted(base, chosen)
-    assert predicted == pytest.approx(held, rel=0.1)
+    assert predicted in close(held, checkpointing=checkpointing)
 
 
 DORA: dict[str, Any] = {"lora_variant": "dora"}
@@ -117,28 +140,66 @@ TEMPORAL: dict[str, Any] = {"temporal": True, "temporal_kernel": 7, "rank": 16}
         ("smolvlm", DORA),
         ("qwen2_5_vl", DORA | {"dropout": 0.1}),
         ("qwen3_vl", DORA | {"compute_dtype": "bfloat16"}),
+        ("qwen3", DORA | {"batch_size": 3}),
         ("smolvlm", TEMPORAL),
         ("qwen3_vl", TEMPORAL),
         ("qwen2_5_vl", {"dropout": 0.1}),
         ("llama", {"compute_dtype": "bfloat16"}),
+        ("qwen2", {"compute_dtype": "bfloat16", "dropout": 0.1, "batch_size": 3}),
     ],
 )
 def test_what_other_adapters_keep_is_foreseen(
     architecture: str, variant: dict[str, Any], checkpointing: bool, tmp_path: Path
 ) -> None:
-    given = {"rank": 4, "gradient_checkpointing": checkpointing} | variant
+    given = {"rank": 4, "batch_size": 1, "gradient_checkpointing": checkpointing} | variant
     folder = make_random_model(tmp_path, architecture)
     base = load_model(str(folder), CPU, Quantization.chosen(Hyperparameters.model_validate(given)))
     chosen = Hyperparameters.model_validate(given | {"target_modalities": base.family.modalities})
     held, predicted = kept_and_predicted(base, chosen)
-    assert predicted == pytest.approx(held, rel=0.1)
+    assert predicted in close(held, checkpointing=checkpointing)
 
 
-def most_allocated(work: Callable[[], object]) -> int:
+def most_allocated(work: Callable[[], object], file: Path) -> int:
     """Bytes that tensors take at most while `work` runs, beside those that were there."""
-    with allocating() as seen:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
         work()
-    return max(seen())
+    seen.export_chrome_trace(str(file))
+    events = [each for each in json.loads(file.read_text())["traceEvents"] if each.get("name") == "[memory]"]
+    first = min(events, key=lambda event: event["ts"])["args"]
+    return int(max(each["args"]["Total Allocated"] for each in events)) - int(
+        first["Total Allocated"] - first["Bytes"]
+    )
+
+
+@pytest.mark.parametrize(("dtype", "half"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_of_all_logits_those_of_one_chunk_are_held_once(
+    dtype: torch.dtype, half: bool, tmp_path: Path
+) -> None:
+    chunk, width, vocabulary = 256, 16, 8_000
+    head = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype).requires_grad_(False)
+    hidden = torch.randn(4 * chunk, width, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (4 * chunk,))
+    held = most_allocated(lambda: chunked_loss(hidden, head, targets, chunk), tmp_path / "loss.json")
+    of_a_chunk = Workload(
+        tokens=0,
+        supervised=4 * chunk,
+        patches=0,
+        pixels=0,
+        frame_bytes=0,
+        total_tokens=0,
+        total_patches=0,
+        steps=1,
+    )
+    shape = ModelShape(
+        parts=(PartShape(modality="text", linears=(), width=width),),
+        dense_parameters=0,
+        vocabulary=vocabulary,
+    )
+    chosen = Hyperparameters(loss_chunk_tokens=chunk)
+    given = predict(shape, of_a_chunk, chosen, Device(gpu=False, half=half))
+    assert {part.name: part.size_bytes for part in given.parts}["loss"] == pytest.approx(held, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +220,8 @@ def test_what_evaluating_takes_is_foreseen(
     with undisturbed(runner.model, CPU):
         runner.answers(questions, 1)  # what is made once is not the evaluation's
         held = max(
-            most_allocated(partial(runner.loss, batch)),
-            most_allocated(partial(runner.answers, questions, 24)),
+            most_allocated(partial(runner.loss, batch), tmp_path / "loss.json"),
+            most_allocated(partial(runner.answers, questions, 24), tmp_path / "answers.json"),
         )
     seen = Evaluated(
         tokens=batch.tokens,
