@@ -177,9 +177,11 @@ async def held_up(http: httpx.AsyncClient, patience: float) -> list[Finding]:
 
 async def _patiently(http: httpx.AsyncClient, head: int, patience: float) -> dict[str, Any] | None:
     deadline = time.monotonic() + patience
-    while (found := await _datasets(http, head)) is None and time.monotonic() < deadline:  # noqa: ASYNC110
+    while True:
+        found = await _datasets(http, head)
+        if found is not None or time.monotonic() > deadline:
+            return found
         await asyncio.sleep(0.2)
-    return found
 
 
 async def _datasets(http: httpx.AsyncClient, head: int) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ class Planted:
     patience: float = PATIENCE_SECONDS
     """How long whatever follows the log may take to reach its end."""
     frames: int = FRAMES
-    """After so many the reader of the feed connects anew."""
+    """After so many since it caught up the reader of the feed connects anew."""
 
     def patches(self, role: Role, *, faulty: bool) -> tuple[Patch, ...]:
         """What is done to the code of a process of that role."""
@@ -181,14 +181,20 @@ async def _replay(http: httpx.AsyncClient) -> None:
 # ---- trouble --------------------------------------------------------------------------------------
 
 
-async def _failpoints(plane: Plane, _chance: random.Random) -> None:
-    """Nothing from outside: the failpoints strike, a few times."""
-    armory = Path(plane.environment[failpoints.FOLDER_VARIABLE])
-    wanted, deadline = len(failpoints.strikes(armory)) + STRIKES, time.monotonic() + STRIKING_SECONDS
-    await asyncio.sleep(2.0)
-    while len(failpoints.strikes(armory)) < wanted and time.monotonic() < deadline:  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(1.0)
+def _until_struck(point: failpoints.Failpoint) -> Torment:
+    """Nothing from outside, while the failpoint strikes a few times."""
+
+    async def torment(plane: Plane, _chance: random.Random) -> None:
+        armory = Path(plane.environment[failpoints.FOLDER_VARIABLE])
+        wanted = failpoints.strikes(armory).count(point.name) + STRIKES
+        await asyncio.sleep(2.0)
+        for _ in range(int(STRIKING_SECONDS / 0.05)):
+            if failpoints.strikes(armory).count(point.name) >= wanted:
+                break
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.0)
+
+    return torment
 
 
 async def _deafen(plane: Plane, _chance: random.Random) -> None:
@@ -248,7 +254,7 @@ PLANTED = (
         "appends do not lock the table",
         frozenset({"order_in_time", "seen_gap", "seen_out_of_order", "stream_differs"}),
         APPENDING,
-        _failpoints,
+        _until_struck(failpoints.slow_commit),
         (failpoints.slow_commit,),
         patience=15,
     ),
@@ -256,14 +262,14 @@ PLANTED = (
         "a checkpoint is committed before its rows",
         frozenset({"view_differs", "view_parked"}),
         PROJECTING,
-        _failpoints,
+        _until_struck(failpoints.killed_before_rows),
         (failpoints.killed_before_rows,),
     ),
     Planted(
         "a checkpoint is committed after its rows",
         frozenset({"view_parked", "view_differs"}),
         PROJECTING,
-        _failpoints,
+        _until_struck(failpoints.killed_before_checkpoint),
         (failpoints.killed_before_checkpoint,),
     ),
     Planted(
@@ -300,7 +306,7 @@ PLANTED = (
         "the command row is written outside the transaction",
         frozenset({"event_of_nobody", "answer_differs", "command_twice"}),
         APPENDING,
-        _failpoints,
+        _until_struck(failpoints.killed_at_command_row),
         (failpoints.killed_at_command_row,),
     ),
     Planted(
@@ -326,15 +332,15 @@ PLANTED = (
         "the feed takes `reached` after reading the rows",
         frozenset({"seen_gap"}),
         RELAYING,
-        _failpoints,
+        _until_struck(failpoints.slow_after_last_page),
         (failpoints.slow_look, failpoints.slow_after_last_page),
-        frames=8,
+        frames=4,
     ),
     Planted(
         "later events of a parked stream are applied",
         frozenset({"view_stuck", "view_differs", "view_parked"}),
         PROJECTING,
-        _failpoints,
+        _until_struck(failpoints.unfoldable),
         (failpoints.unfoldable,),
         patience=15,
     ),

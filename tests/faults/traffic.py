@@ -32,7 +32,7 @@ PASSWORD = "correct horse battery"
 RETRIED = {409, 429, 500, 502, 503, 504}
 CONFLICTS = ("version_conflict", "command_repeated")
 FRAMES = 50
-"""So many frames the reader takes before it connects anew."""
+"""So many frames the reader takes before it connects anew, once it has caught up."""
 
 
 JudgedRule = Literal[
@@ -210,10 +210,12 @@ class Traffic:
                     follower = Follower(socket, {})
                     await follower.receive()
                     await follower.subscribe(run.seen[-1] if run.seen else 0)
+                    caught_up = False
                     received = 0
                     while received < frames or self._quiet:
                         frame = await follower.receive()
-                        received += 1
+                        received += caught_up
+                        caught_up |= frame["type"] == "caught_up"
                         if frame["type"] == "event":
                             run.seen.append(int(frame["position"]))
             except (OSError, TimeoutError, WebSocketException):
