@@ -15,6 +15,7 @@ from schemas.commands.subscription import (
     RotateSubscriptionSecret,
 )
 from schemas.events import REGISTRY, Event
+from schemas.events.identity import PERSONAL
 from schemas.events.subscription import (
     SubscriptionCreated,
     SubscriptionCredentialsIssued,
@@ -164,6 +165,9 @@ def _check_filter(wanted: EventFilter, kind: SubscriptionKind) -> None:
         if name not in known:
             message = f"there is no event type {name[:60]!a}{instead_of(name, sorted(known))}"
             raise Invalid.field(f"/filter/types/{number}", "unknown_value", message)
+        if name.startswith(PERSONAL):
+            message = f"{name} happens in a person's own stream, which is of no organization; leave it out"
+            raise Invalid.field(f"/filter/types/{number}", "bad_filter", message)
     if kind == "nats" and wanted.stream_id is not None:
         raise Invalid.field(
             "/filter/stream_id",

@@ -5,15 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 from command_api.auth.tokens import Principal
 from command_api.feed.frames import EventFilter, From, Subscribe
-from command_api.feed.known import is_stream, is_workspace
+from command_api.feed.known import is_stream, is_workspace, never
 from command_api.feed.parts import FeedParts
 from command_api.feed.subscription import Selection, Subscription
 from projections.sentences import types_from
 from schemas.events import REGISTRY
 from schemas.pins import UnknownVersion, pins_of
 
-PERSONAL = "kinora.user."
-"""How the types of a person's own stream begin."""
 _CLOCKS_DIFFER = timedelta(minutes=1)
 """By so much a client's "now" may lie ahead of the service's."""
 
@@ -111,22 +109,9 @@ def _fault(asked: Subscribe, head: int, user_id: str) -> Fault | None:
             " kinora.job.succeeded; /asyncapi.json has all of them",
             "/filter/types",
         )
-    stream_id = wanted.job_id or wanted.stream_id
-    personal = sorted(name for name in wanted.types or () if name.startswith(PERSONAL))
-    if personal and stream_id != user_id:
-        return Fault(
-            "bad_filter",
-            f"{', '.join(personal)} happen in a person's own stream, which is of no organization; for those"
-            f" of your own name {user_id} as stream_id, nobody else's can be followed",
-            "/filter/types",
-        )
-    if stream_id == user_id and wanted.types and not personal:
-        return Fault(
-            "bad_filter",
-            f"none of the types happens in {user_id}, your own stream; leave types out, or name one of those"
-            f" that begin with {PERSONAL}",
-            "/filter/types",
-        )
+    why = never(wanted.types or (), wanted.job_id or wanted.stream_id, user_id)
+    if why is not None:
+        return Fault("bad_filter", why, "/filter/types")
     if _types(wanted) == frozenset():
         return Fault("bad_filter", f"none of the types is of level {wanted.min_level} or above", "/filter")
     if wanted.job_id and wanted.stream_id not in (None, wanted.job_id):

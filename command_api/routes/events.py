@@ -6,8 +6,9 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from command_api.domain.errors import NotFound
+from command_api.domain.errors import Invalid, NotFound
 from command_api.feed.export import MEDIA_TYPE, Export
+from command_api.feed.known import never
 from command_api.problems import BadPosition
 from command_api.routes.calling import RATE_LIMIT, CallerOfRequest, ClosedRoute, needs
 from command_api.routes.problem_docs import QUERY, problems
@@ -89,6 +90,8 @@ async def list_events(
 ) -> dict[str, Any]:
     filters = [types or "", job_id or "", stream_id or ""]
     wanted = chosen("types", types, EVENT_TYPES)
+    if (why := never(wanted or (), job_id or stream_id, caller.user_id)) is not None:
+        raise Invalid.field("/query/types", "bad_filter", why)
     pins = pins_asked(pinned)
     reading.in_log(log_id)
     head = await reading.from_log()

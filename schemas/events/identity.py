@@ -6,6 +6,9 @@ from schemas.events.registry import REGISTRY, Event
 from schemas.ids import OrganizationId, UserId, WorkspaceId
 from schemas.secrets import SecretKind, SecretName
 
+PERSONAL = "kinora.user."
+"""How the types begin that happen in a person's own stream, which is of no organization."""
+
 Role = Literal["owner", "admin", "member", "viewer"]
 
 

@@ -5,14 +5,16 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from command_api.feed.frames import SUBPROTOCOL
-from tests.integration.api.running import Account, Visit
+
+if TYPE_CHECKING:  # processes that only follow need not have the whole service at hand
+    from tests.integration.api.running import Account, Visit
 
 Frame = dict[str, Any]
 
@@ -62,13 +64,13 @@ class Follower:
         return self.socket.close_code
 
 
-def feed_url(visit: Visit) -> str:
+def feed_url(visit: "Visit") -> str:
     return visit.service.url.replace("http", "ws") + "/api/v1/events/ws"
 
 
 @asynccontextmanager
 async def raw_socket(
-    visit: Visit,
+    visit: "Visit",
     headers: dict[str, str],
     protocols: tuple[str, ...] = (SUBPROTOCOL,),
     query: str = "",
@@ -85,7 +87,7 @@ async def raw_socket(
 
 
 @asynccontextmanager
-async def following(visit: Visit, account: Account) -> AsyncIterator[Follower]:
+async def following(visit: "Visit", account: "Account") -> AsyncIterator[Follower]:
     async with raw_socket(visit, {"Authorization": f"Bearer {account.token}"}) as socket:
         follower = Follower(socket, {})
         follower.hello = await follower.receive()

@@ -345,6 +345,15 @@ QUERIES = {
     "a position beyond the head": Case(
         "GET", f"/jobs?min_position={10**9}", None, 400, "bad_position", (str(10**9), "beyond the log's end")
     ),
+    "events of nobody here": Case(
+        "GET",
+        "/events?types=kinora.user.logged_in",
+        code="bad_filter",
+        names=("/query/types", "stream_id", "usr_"),
+    ),
+    "no types of events": Case(
+        "GET", "/events?types=", code="invalid_request", names=("/query/types", "leave it out")
+    ),
     "events behind the head": Case("GET", f"/events?after={10**9}", None, 400, "bad_position", (str(10**9),)),
     "an unknown state": Case(
         "GET", "/jobs?status=asleep", code="unknown_value", names=("/query/status", "asleep", "running")
