@@ -113,6 +113,7 @@ def test_the_end_is_for_good() -> None:
     ("changes", "pointer", "says"),
     [
         ({"filter": EventFilter(types=("kinora.job.succeded",))}, "/filter/types/0", "kinora.job.succeeded"),
+        ({"filter": EventFilter(types=("kinora.user.logged_in",))}, "/filter/types/0", "own stream"),
         ({"pinned": {"kinora.job.won": 1}}, "/pinned/kinora.job.won", "there is no event type"),
         ({"pinned": {"kinora.job.succeeded": 9}}, "/pinned/kinora.job.succeeded", "no version 9"),
         ({"url": None}, "/url", "needs the url"),
