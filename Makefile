@@ -58,7 +58,7 @@ test: $(DEV_STAMP) ## Run every test
 MINUTES ?= 10
 
 .PHONY: soak
-soak: $(DEV_STAMP) ## Kill, freeze, cut and wipe for MINUTES=n, and judge what callers saw (SEED=n repeats; MUTATIONS=1 puts faults in)
+soak: $(DEV_STAMP) ## Kill, freeze, cut and wipe for MINUTES=n, and judge what callers saw (SEED=n repeats; MUTATIONS=1 puts known faults in, each to be found)
 	$(BIN)/python -m benchmarks soak --minutes $(MINUTES) $${SEED:+--seed "$$SEED"} $(if $(MUTATIONS),--mutations)
 
 SEEDS ?= 1000

@@ -69,7 +69,9 @@ def main() -> int:
             command.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")
             command.add_argument("--seed", type=int, default=None, help="repeat the same kills")
             command.add_argument(
-                "--mutations", action="store_true", help="on processes with a known fault each, to be found"
+                "--mutations",
+                action="store_true",
+                help="instead: put known faults into processes, one after the other, and find each",
             )
     arguments = parser.parse_args()
     options = {key: value for key, value in vars(arguments).items() if key not in ("name", "json")}

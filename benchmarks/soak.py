@@ -5,6 +5,9 @@
 - the black box of `tests/faults/black_box.py`: callers and readers of a control plane whose processes,
   servers and wires fail.
 
+With `mutations` instead: the checkers are checked with known faults in the processes' own code
+(`tests/faults/planted.py`), each of which has to be found, however long the minutes are.
+
 The seed decides on the faults, so a run can be repeated, as far as the machine's own timing allows.
 """
 
@@ -104,7 +107,7 @@ def _told(done: Search) -> str:
         return f"NO CONTROL  {name}: the right code never met {', '.join(sorted(done.unmet))}"
     if done.found is None:
         return f"NOT FOUND  {name} in {done.seconds:.0f} s; broken was {done.other or 'nothing'}"
-    return f"found  {name} by {done.found.rule} in {done.seconds:.0f} s: {done.found.detail[:120]}"
+    return f"found  {name} by {done.found.rule} in {done.seconds:.0f} s: {' '.join(done.found.detail.split())[:120]}"
 
 
 def _black_box(minutes: float, seed: int) -> list[Result]:
