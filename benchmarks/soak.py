@@ -79,22 +79,18 @@ def _mutations(seed: int) -> list[Result]:
         console.print(
             f"{time.monotonic() - began:5.0f} s  {_told(done)}", highlight=False, markup=False, soft_wrap=True
         )
+    return mutation_results(searches)
+
+
+def mutation_results(searches: Sequence[Search]) -> list[Result]:
+    """Missed unless each fault was found, there are enough, and the right code met the same unharmed."""
+    found = [done for done in searches if done.found is not None]
     return [
-        Result(
-            "known faults found",
-            sum(done.found is not None for done in searches),
-            "faults",
-            NEEDED,
-            at_least=True,
-        ),
-        Result("known faults not found", sum(done.found is None for done in searches), "faults", 0),
+        Result("known faults found", len(found), "faults", NEEDED, at_least=True),
+        Result("known faults not found", len(searches) - len(found), "faults", 0),
         Result("controls that found something", sum(bool(done.false_alarms) for done in searches), "runs", 0),
         Result("controls that met no trouble", sum(bool(done.unmet) for done in searches), "runs", 0),
-        *(
-            Result(f"found: {done.planted.name}", round(done.seconds, 1), "s")
-            for done in searches
-            if done.found
-        ),
+        *(Result(f"found: {done.planted.name}", round(done.seconds, 1), "s") for done in found),
     ]
 
 
@@ -107,7 +103,8 @@ def _told(done: Search) -> str:
         return f"NO CONTROL  {name}: the right code never met {', '.join(sorted(done.unmet))}"
     if done.found is None:
         return f"NOT FOUND  {name} in {done.seconds:.0f} s; broken was {done.other or 'nothing'}"
-    return f"found  {name} by {done.found.rule} in {done.seconds:.0f} s: {' '.join(done.found.detail.split())[:120]}"
+    detail = " ".join(done.found.detail.split())[:120]
+    return f"found  {name} by {done.found.rule} in {done.seconds:.0f} s: {detail}"
 
 
 def _black_box(minutes: float, seed: int) -> list[Result]:

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
+import psycopg
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
 
 from kinora.roles import Role
 from tests.faults import failpoints
@@ -32,6 +35,9 @@ CONTROL_ROUNDS = 4
 STRIKES = 2
 STRIKING_SECONDS = 15.0
 """A round waits for so many strikes, but not for longer."""
+
+UNJUDGED = (AssertionError, OSError, httpx.HTTPError, psycopg.Error, NatsError, APIError)
+"""What keeps a round from being judged, for the code is too faulty: no rule is broken by that."""
 
 Torment = Callable[[Plane, random.Random], Awaitable[None]]
 Code = Literal["right", "faulty"]
@@ -77,10 +83,6 @@ class Search:
     seconds: float = 0.0
     """From the faulty processes' start to the finding."""
 
-    @property
-    def convincing(self) -> bool:
-        return self.found is not None and not self.false_alarms and not self.unmet
-
 
 async def search(planted: Planted, folder: Path, seed: int) -> Search:
     """Try one fault."""
@@ -97,10 +99,7 @@ async def search(planted: Planted, folder: Path, seed: int) -> Search:
         began = time.monotonic()
         await stage.recast("faulty")
         while done.found is None and time.monotonic() - began < LIMIT_SECONDS:
-            try:
-                broken = await stage.round()
-            except AssertionError as error:  # so faulty that it cannot even be judged
-                broken = [Finding("not_judged", str(error)[:300])]
+            broken = await stage.round()
             done.found = next((each for each in broken if each.rule in planted.rules), None)
             done.other = sorted({each.rule for each in broken if each is not done.found})
         done.seconds = time.monotonic() - began
@@ -128,6 +127,12 @@ class _Stage:
 
     async def round(self) -> list[Finding]:
         """Some seconds of trouble, and what was broken by then."""
+        try:
+            return await self._round()
+        except UNJUDGED as error:
+            return [Finding("not_judged", f"{type(error).__name__}: {str(error)[-300:]}")]
+
+    async def _round(self) -> list[Finding]:
         before = await filling(self.plane)
         supervisor = asyncio.create_task(self.plane.revive())
         try:

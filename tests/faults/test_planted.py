@@ -1,14 +1,17 @@
 """The list of `make soak MUTATIONS=1` stays honest: its faults and failpoints are still of today's code."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.soak import mutation_results
 from command_api.eventlog import recorder
 from tests.faults import failpoints
 from tests.faults.failpoints import Failpoint
 from tests.faults.plane import ROLE_OF
-from tests.faults.planted import PLANTED, Planted
+from tests.faults.planted import PLANTED, Planted, Search
+from tests.faults.traffic import Finding
 from tests.faults.wire import _only_notifies
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.rewriting import applied
@@ -85,3 +88,23 @@ def test_the_same_seed_strikes_in_the_same_places(armory: Path) -> None:
 )
 def test_only_notifications_are_lost(said: bytes, lost: bool) -> None:
     assert _only_notifies(said) is lost
+
+
+HIT = [Search(planted, found=Finding("seen_gap", "of two")) for planted in PLANTED[:12]]
+
+
+@pytest.mark.parametrize(
+    ("searches", "met"),
+    [
+        (HIT, True),
+        (HIT[:11], False),
+        ([*HIT, Search(PLANTED[12])], False),
+        ([*HIT[:11], replace(HIT[11], false_alarms=[Finding("seen_gap", "of three")])], False),
+        ([*HIT[:11], replace(HIT[11], unmet=frozenset({"slow_look"}))], False),
+    ],
+    ids=["all found", "too few", "one not found", "a false alarm", "a control that met nothing"],
+)
+def test_the_command_fails_unless_all_are_found_and_the_right_code_is_not(
+    searches: list[Search], met: bool
+) -> None:
+    assert all(result.met is not False for result in mutation_results(searches)) is met
