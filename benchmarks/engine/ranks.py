@@ -10,6 +10,10 @@ Each task is trained with uniform ranks and with allocated ones at equal paramet
 test rows are seen by nothing but the last measurement. A side counts as found where its parameters, over
 those that it has with uniform ranks, are more than either other side's. All settings were chosen on seed 100;
 those that are judged had no part in it. What the gate costs is measured in trainings that have one.
+
+Where uniform ranks suffice, moving them helps no one, and noise decides. So the connector lets through less
+than a caption says (`TAKEN`), and words spelt backwards are more than adapters of rank 4 learn. No damage to
+the tower was found that rank limits as clearly (decision 0034), so that the third task is one of noise.
 """
 
 import random
