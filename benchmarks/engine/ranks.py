@@ -13,7 +13,7 @@ those that are judged had no part in it. What the gate costs is measured in trai
 
 Where uniform ranks suffice, moving them helps no one, and noise decides. So the connector lets through less
 than a caption says (`TAKEN`), and words spelt backwards are more than adapters of rank 4 learn. No damage to
-the tower was found that rank limits as clearly (decision 0034), so that the third task is one of noise.
+the tower was found that rank limits as clearly (decision 0034): there, noise decides still.
 """
 
 import random
