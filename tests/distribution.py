@@ -33,6 +33,9 @@ LONG: Final = (
     "tests/faults/test_revoked.py",
     "tests/simulation/test_seeds_even.py",
     "tests/simulation/test_seeds_odd.py",
+    "tests/simulation/test_models_true.py",
+    "tests/simulation/test_mutations.py",
+    "tests/integration/trainer_agent/test_attempts.py",
 )
 _BUNDLE_OF: Final = {file: name for name, files in BUNDLES.items() for file in files}
 _TURN: Final = {file: turn for turn, file in enumerate((*_BUNDLE_OF, *LONG))}
