@@ -25,6 +25,7 @@ from schemas.work import DesiredState
 LIFECYCLE: tuple[type[Event], ...] = (
     agents.AgentEnrolled,
     agents.AgentJoined,
+    agents.AgentProbed,
     agents.AgentRevoked,
     agents.AgentOnline,
     agents.AgentLost,

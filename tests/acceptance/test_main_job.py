@@ -104,6 +104,24 @@ def test_lists_and_pages_show_it(service: Service, finished_job: str, registered
     assert "smolvlm" in service.cli("models", "show", registered.model_id).stdout.lower()
 
 
+def test_a_plan_says_what_a_job_would_take_and_requests_nothing(
+    service: Service, registered: Registered
+) -> None:
+    asked = ("--dataset", registered.dataset_id, "--model", registered.model_id, "--max-steps", "24")
+    jobs = json.loads(service.cli("jobs", "ls", "--json").stdout)
+    plan = json.loads(service.cli("jobs", "plan", *asked, "--json").stdout)
+    shown = service.cli("jobs", "plan", *asked).stdout
+
+    (agent,) = (each for each in plan["agents"] if each["online"])
+    assert (plan["total_steps"], plan["refusal"], agent["verdict"]) == (24, None, "fits")
+    assert 0 < agent["seconds"]["least"] < agent["seconds"]["likely"] < agent["seconds"]["most"]
+    parts = agent["preflight"]["parts"]
+    assert sum(part["size_bytes"] for part in parts) == agent["preflight"]["peak_bytes"]
+    assert all(part["name"] in shown for part in parts)
+    assert agent["name"] in shown
+    assert json.loads(service.cli("jobs", "ls", "--json").stdout) == jobs
+
+
 def test_logs_are_kept_as_objects(service: Service, finished_job: str) -> None:
     assert service.cli("jobs", "logs", finished_job).stdout.strip()
 
@@ -177,6 +195,8 @@ def test_a_training_that_is_stopped_gracefully_keeps_its_adapter(
         (["jobs", "submit", "--dataset", "ds_x", "--model", "mdl_x"], 2, "dataset_id"),
         (["jobs", "submit", "--dataset", "ds_x", "--model", "mdl_x", "--rank", "0"], 2, "rank"),
         (["jobs", "submit", "--dataset", "ds_x", "--model", "mdl_x", "-p", "rank"], 2, "name=value"),
+        (["jobs", "plan", "--dataset", "ds_" + "0" * 32, "--model", "mdl_" + "0" * 32], 4, "ds_"),
+        (["jobs", "plan", "--dataset", "ds_x", "--model", "mdl_x", "-p", "colour=red"], 2, "colour"),
         (["datasets", "add", "nowhere"], 2, "nowhere"),
         (["models", "add", "nowhere"], 2, "config.json"),
     ],

@@ -14,17 +14,20 @@ from schemas.events.agent import AgentOnline, AgentProbed, Capabilities
 from schemas.events.job import (
     AgentAccepted,
     JobAssigned,
+    JobFailed,
     JobPlanned,
     JobQueued,
     JobRequested,
     JobStopped,
     JobValidationStarted,
 )
+from schemas.ids import Prefix, new_id
 from schemas.objects import checkpoint_prefix
 from schemas.settings import NatsSettings
 from schemas.subjects import WORK_STREAM, control_subject, work_subject
 from schemas.work import Accepted, Control, Hello, PresignRequest, TrainAssignment, WorkOffer
-from tests.integration.messaging.world import Agent, World, agent_of, eventually
+from tests.integration.messaging.world import MODEL_FACTS, Agent, World, agent_of, eventually
+from tests.unit.domain.test_foreseen import SEVEN_BILLION, node
 
 
 async def test_a_requested_job_is_planned_queued_offered_and_granted(world: World, agent: Agent) -> None:
@@ -133,6 +136,24 @@ async def test_hello_makes_an_agent_known_and_present(world: World, agent: Agent
     assert world.events(agent.agent_id)[1:] == [AgentProbed, AgentOnline]
     stranger = Agent(agent.client, world.organization_id, "agt_" + "0" * 32)
     assert not (await stranger.hello(hello)).accepted
+
+
+async def test_what_an_agent_keeps_for_others_is_not_reckoned_with(world: World, agent: Agent) -> None:
+    world.model_id = new_id(Prefix.MODEL)
+    await world.ensure_model(MODEL_FACTS.model_copy(update={"shape": SEVEN_BILLION}))
+    sparing = node(10).model_copy(update={"reserved_bytes": 2 * 2**30})
+    assert (await agent.hello(Hello(name="node", capabilities=sparing))).accepted
+    await world.event(agent.agent_id, AgentProbed)
+    job_id = await world.request_job()
+    refused = await world.event(job_id, JobFailed)
+    assert isinstance(refused, JobFailed)
+    assert refused.code == "does_not_fit"
+    assert "the roomiest agent of the pool has 7.30 GiB for it; lower batch_size" in refused.message
+    assert JobQueued not in world.events(job_id)
+
+    assert (await agent.hello(Hello(name="node", capabilities=node(10)))).accepted
+    await world.event(agent.agent_id, AgentProbed, count=2)
+    assert await world.event(await world.request_job(), JobQueued)
 
 
 async def test_a_stop_reaches_the_agent_at_once_and_with_its_heartbeat(world: World, agent: Agent) -> None:

@@ -152,7 +152,7 @@ class World:
         )
         await self.ask(judge)
 
-    async def ensure_model(self) -> None:
+    async def ensure_model(self, facts: ModelFacts | None = None) -> None:
         agent_id, upload = await self.enroll(), new_id(Prefix.UPLOAD)
         register = RegisterModel(
             model_id=self.model_id,
@@ -171,7 +171,7 @@ class World:
             model_id=self.model_id,
             agent_id=agent_id,
             attempt=1,
-            facts=MODEL_FACTS,
+            facts=facts or MODEL_FACTS,
             content_sha256="c" * 64,
         )
         await self.ask(judge)

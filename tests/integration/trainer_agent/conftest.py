@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,10 +146,18 @@ class RunningAgent:
 
 @pytest.fixture
 async def agent(settings: AgentSettings) -> AsyncIterator[RunningAgent]:
+    async with running_agent(settings) as running:
+        yield running
+
+
+@asynccontextmanager
+async def running_agent(
+    settings: AgentSettings, capabilities: Capabilities = CAPABILITIES
+) -> AsyncIterator[RunningAgent]:
     """Welcomed and looking for work. Its probe is left out here: it takes as long as a whole training."""
     stop, ready = asyncio.Event(), asyncio.Event()
     with locked(settings.work_folder) as folder:
-        task = asyncio.create_task(serve(settings, folder, CAPABILITIES, stop, ready=ready.set))
+        task = asyncio.create_task(serve(settings, folder, capabilities, stop, ready=ready.set))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait({task, waiting}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()

@@ -22,6 +22,7 @@ from schemas.work import (
     CheckpointStored,
     DatasetAssignment,
     DatasetJudged,
+    Declined,
     Failed,
     HeldItem,
     LogStored,
@@ -33,7 +34,13 @@ from schemas.work import (
     Started,
     Stopped,
 )
-from tests.integration.trainer_agent.conftest import MakeTraining, RunningAgent, engines_of
+from tests.integration.trainer_agent.conftest import (
+    CAPABILITIES,
+    MakeTraining,
+    RunningAgent,
+    engines_of,
+    running_agent,
+)
 from tests.integration.trainer_agent.peer import Peer
 from tests.system_fixtures import Samples
 from trainer_agent.settings import AgentSettings
@@ -176,6 +183,23 @@ async def test_an_abandoned_attempt_falls_silent(
     await peer.until(lambda: [beat.held for beat in peer.heartbeats][-1:] == [None])
     assert not {"stopped", "released", "failed"} & set(peer.kinds())
     assert not list(settings.work_folder.glob("spool/*"))
+
+
+async def test_what_does_not_fit_into_what_the_agent_offers_is_given_back_before_the_first_step(
+    peer: Peer, settings: AgentSettings, make_training: MakeTraining
+) -> None:
+    """Of 1 GiB it keeps a quarter for others, and the libraries take most of the rest."""
+    sparing = CAPABILITIES.model_copy(update={"reserved_bytes": 2**28})
+    async with running_agent(settings, sparing):
+        training = await make_training(steps=LONG)
+        await training.offer()
+        declined = await peer.reported(Declined, 90)
+    assert re.search(
+        r"needs \d.* GiB = .* \(an estimate\), but 0\.05 GiB are free here, .*; (choose|take) ",
+        declined.reason,
+    )
+    assert "progressed" not in peer.kinds()
+    assert peer.kinds()[-1] == "declined"
 
 
 async def test_a_killed_engine_is_a_failure_that_may_be_tried_again(

@@ -69,6 +69,16 @@ def test_the_roomiest_node_decides(nodes: tuple[Capabilities, ...], fitting: boo
     assert any(fits(preflight, each) for each in nodes) is fitting
 
 
+@pytest.mark.parametrize(("reserved", "fitting"), [(0, True), (1, False)])
+def test_what_a_node_keeps_for_others_is_no_room(reserved: int, fitting: bool) -> None:
+    here = node(10).model_copy(update={"reserved_bytes": reserved * 2**30})
+    request = asked(batch_size=1)
+    preflight = foreseen(request, FACTS, plan_training(FACTS, request.hyperparameters), [here])
+    assert preflight is not None
+    assert fits(preflight, here) is fitting
+    assert f"has {10 - reserved - 0.703125:.2f} GiB for it" in too_large(preflight, [here])
+
+
 def test_the_refusal_shows_the_sum_and_what_there_is() -> None:
     request = asked()
     preflight = foreseen(request, FACTS, plan_training(FACTS, request.hyperparameters), [node(4)])
