@@ -11,7 +11,18 @@ from schemas.events.agent import AgentProfile, Capabilities
 from schemas.events.job import JobRequested
 from schemas.footprint import ModelShape, Preflight
 from schemas.job_plan import AgentOutlook, Caution, JobPlan, Range, Verdict
-from schemas.preflight import ERROR, FLOPS, WATTS, Device, Workload, predict, room, timed
+from schemas.preflight import (
+    DISPATCH_SECONDS,
+    ERROR,
+    FLOPS,
+    WATTS,
+    Device,
+    Workload,
+    dispatches,
+    predict,
+    room,
+    timed,
+)
 from schemas.training import Hyperparameters
 
 SPEED_DOUBT = 3.0
@@ -111,7 +122,8 @@ def _on(agent: PoolAgent, shape: ModelShape | None, loads: _Loads, chosen: Hyper
     def predicted(work: Workload) -> Preflight:
         kept = min(work.frame_bytes, node.memory_bytes // _FRAMES_SHARE, _MOST_FRAME_BYTES)
         given = predict(shape, work.keeping(kept), chosen, where)
-        return timed(given, node.profile, devices=min(processes, max(1, node.gpus)))
+        sharing = min(processes, max(1, node.gpus))
+        return timed(given, node.profile, devices=sharing, dispatches=dispatches(shape, work, chosen))
 
     least, likely, most = map(predicted, (loads.least, loads.likely, loads.most))
     verdict, reason = _verdict(least.peak_bytes, likely.peak_bytes, space)
@@ -224,6 +236,7 @@ def _assumptions(profiles: Sequence[AgentProfile]) -> Iterator[str]:
     for profile in profiles:
         yield (
             f"A node of profile {profile} computes {FLOPS[profile] / 1e12:g} TFLOP/s"
-            f" (a third to three times that) and draws {WATTS[profile]:g} W."
+            f" (a third to three times that), sets off a layer in {DISPATCH_SECONDS * 1e3:g} ms and draws"
+            f" {WATTS[profile]:g} W."
         )
     yield "Time and energy are those of the optimizer steps, without loading, evaluations and checkpoints."

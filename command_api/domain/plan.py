@@ -7,7 +7,7 @@ from schemas.datasets import DatasetFacts, Manifest
 from schemas.events.agent import Capabilities
 from schemas.events.job import JobRequested
 from schemas.footprint import Preflight
-from schemas.preflight import Device, least_workload, predict, room, timed
+from schemas.preflight import Device, dispatches, least_workload, predict, room, timed
 from schemas.training import Hyperparameters, held_out_count, total_steps
 
 
@@ -78,7 +78,8 @@ def foreseen(
     tokens = facts.characters / facts.examples / CHARACTERS_PER_TOKEN
     work = least_workload(tokens, plan.total_steps, chosen)
     gpu = node.profile in ("cuda", "jetson")
-    return timed(predict(request.model_shape, work, chosen, Device.of(gpu=gpu, chosen=chosen)), node.profile)
+    given = predict(request.model_shape, work, chosen, Device.of(gpu=gpu, chosen=chosen))
+    return timed(given, node.profile, dispatches=dispatches(request.model_shape, work, chosen))
 
 
 def fits(preflight: Preflight, node: Capabilities) -> bool:

@@ -25,7 +25,7 @@ from qlora_engine.updates import Logged
 from schemas.datasets import Clip, Example, Manifest
 from schemas.events.agent import AgentProfile
 from schemas.footprint import Preflight
-from schemas.preflight import ERROR, LIBRARIES_BYTES, Evaluated, Workload, predict, share, timed
+from schemas.preflight import ERROR, LIBRARIES_BYTES, Evaluated, Workload, dispatches, predict, share, timed
 from schemas.preflight import Device as Where
 from schemas.training import Hyperparameters
 
@@ -184,16 +184,18 @@ class Forecast:
 
         devices = processes if where.gpu else 1
 
-        def retimed(given: Preflight, flops: float | None) -> Preflight:
+        def retimed(given: Preflight, flops: float) -> Preflight:
             told = timed(given, profile, flops, devices=devices)
-            return told.model_copy(update={"calibrated": flops is not None})
+            return told.model_copy(update={"calibrated": True})
 
         def of_step(step: Step) -> Preflight:
             return predicted(sums(passes(step, rows), 1), chosen)
 
         def predicted(work: Workload, chosen: Hyperparameters) -> Preflight:
             given = predict(shape, work, chosen, where, trainable=trainable, decoders=decoders)
-            return retimed(given.model_copy(update={"processes": processes}), None)
+            counted = given.model_copy(update={"processes": processes})
+            calls = dispatches(shape, work, chosen)
+            return timed(counted, profile, devices=devices, dispatches=calls)
 
         largest_row = Row(*map(max, zip(*rows, strict=True)))
         alone = replace(

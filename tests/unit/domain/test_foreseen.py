@@ -7,6 +7,7 @@ from schemas.datasets import DatasetFacts
 from schemas.events.agent import Capabilities
 from schemas.events.job import JobRequested
 from schemas.footprint import LinearShape, ModelShape, PartShape
+from schemas.preflight import DISPATCH_SECONDS, timed
 from schemas.training import Hyperparameters
 from tests.unit.domain.job_story import JOB_REQUESTED
 
@@ -116,3 +117,24 @@ def test_nothing_is_said_of_models_and_pools_that_nothing_is_known_of() -> None:
     plan = plan_training(FACTS, request.hyperparameters)
     assert foreseen(request, FACTS, plan, []) is None
     assert foreseen(request.model_copy(update={"model_shape": None}), FACTS, plan, [node(4)]) is None
+
+
+@pytest.mark.parametrize("chosen", [{"max_steps": 100}, {"max_steps": 100, "micro_batch_size": 1}])
+def test_a_tiny_model_takes_the_time_that_it_takes_to_set_off_its_layers(chosen: dict[str, object]) -> None:
+    tiny = PartShape(
+        modality="text", linears=(LinearShape(inputs=8, outputs=8, count=14),), layers=2, width=8
+    )
+    shape = ModelShape(parts=(tiny,), dense_parameters=8, vocabulary=8)
+    request = asked(**chosen).model_copy(update={"model_shape": shape})
+    plan = plan_training(FACTS, request.hyperparameters)
+    preflight = foreseen(request, FACTS, plan, [node(4)])
+    assert preflight is not None
+    passes = request.hyperparameters.batch_size if "micro_batch_size" in chosen else 1
+    assert preflight.seconds == pytest.approx(100 * passes * 14 * DISPATCH_SECONDS, rel=0.05)
+
+
+def test_a_measured_speed_has_setting_off_in_it() -> None:
+    request = asked(max_steps=100)
+    given = foreseen(request, FACTS, plan_training(FACTS, request.hyperparameters), [node(4)])
+    assert given is not None
+    assert timed(given, "cpu", 1e12, dispatches=1e6).seconds == pytest.approx(given.teraflops)
