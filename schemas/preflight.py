@@ -140,7 +140,7 @@ def predict(
         "activations": saved,
         "one recomputed block": recomputed,
         "gradients of a block": transient,
-        "loss": _predicting(shape, work, device) + max(0, logits - recomputed - transient),
+        "loss": _loss(_predicting(shape, work, device), logits, recomputed, transient),
         "pixels": work.pixels * (FLOAT + device.number),
     }
     evaluating = _evaluating(shape, work.evaluated, chosen, device)
@@ -431,6 +431,16 @@ def _block_transient(shape: ModelShape, work: Workload, device: Device) -> int:
 
 def _optimizer_transient(trainable: int, device: Device) -> int:
     return 2 * trainable * FLOAT if device.gpu else 0
+
+
+def _loss(predicting: int, logits: int, recomputed: int, transient: int) -> int:
+    """What the loss takes beyond the way back, which begins when logits are gone.
+
+    By the time a block is recomputed, what predicted the tokens is gone, too.
+    """
+    if recomputed:
+        return max(0, predicting + logits - recomputed - transient)
+    return predicting + max(0, logits - transient)
 
 
 def _predicting(shape: ModelShape, work: Workload, device: Device) -> int:

@@ -26,12 +26,12 @@ CONFIGURATIONS = (
         8,
         {"lora_variant": "dora", "batch_size": 4, "held_out_fraction": 0.4, "max_new_tokens": 8},
     ),
-    Configuration("smolvlm", 256, 704, 4, 4096, 0, 4, {"temporal": True}, tower=Tower(384, 6, 168)),
+    Configuration("smolvlm", 256, 704, 4, 4096, 0, 6, {"temporal": True}, tower=Tower(384, 6, 168)),
     Configuration("qwen2", 256, 704, 8, 16_000, 700, 4, {"dropout": 0.1, "compute_dtype": "bfloat16"}),
     Configuration(
-        "llama", 256, 704, 8, 4096, 500, 16, {"gradient_checkpointing": True, "rank": 64}, tuned=True
+        "llama", 256, 704, 8, 4096, 500, 26, {"gradient_checkpointing": True, "rank": 64}, tuned=True
     ),
-    Configuration("llama", 1024, 2816, 4, 16_000, 100, 2, {"micro_batch_size": 1}, tuned=True),
+    Configuration("llama", 1024, 2816, 6, 16_000, 100, 2, {"micro_batch_size": 1}, tuned=True),
     Configuration(
         "qwen2", 512, 1408, 12, 8192, 900, 6, {"quantization": "fp4", "double_quantization": False}
     ),
