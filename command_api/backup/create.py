@@ -110,6 +110,8 @@ class _Copying:
     contents: dict[str, int] = field(default_factory=dict)
     """Hash and size of what the backup holds."""
     _required: frozenset[str] = frozenset()
+    _absent: set[str] = field(default_factory=set)
+    """Names that nothing needs and that the store has no object for, whatever holds the same bytes."""
     _done: int = 0
     _total: int = 0
 
@@ -136,7 +138,7 @@ class _Copying:
         """One entry per object that the log names, by key."""
         for key, named in sorted(self.references.named.items()):
             entry: dict[str, object] = {"key": key, "sha256": named.sha256, "size_bytes": named.size_bytes}
-            if named.sha256 not in self.contents:
+            if named.sha256 not in self.contents or key in self._absent:
                 entry["missing"] = "lost" if key in self._required else "absent"
             yield entry
 
@@ -152,31 +154,40 @@ class _Copying:
 
     async def _read_listings(self) -> None:
         listings = sorted(self.references.listings)
+        required = await asyncio.to_thread(self.references.required)
         for done, key in enumerate(listings):
             self.report("listings", done, len(listings))
-            try:
-                content = await self.store.get_bytes(key)
-                self.references.apply_listing(key, Listing.model_validate_json(content))
-            except (ObjectMissing, ValidationError):
-                continue  # it is told as a lost object below
+            # A required one may be restored from the same bytes of somebody else, and its files with it.
+            for same in self._same_as(key) if key in required else [key]:
+                try:
+                    listing = Listing.model_validate_json(await self.store.get_bytes(same))
+                except (ObjectMissing, ValidationError):
+                    continue  # it is told as a lost object below
+                self.references.apply_listing(key, listing)
+                break
         self.report("listings", len(listings), len(listings))
 
+    def _same_as(self, key: str) -> list[str]:
+        sha256 = self.references.named[key].sha256
+        return [key, *(each.key for each in self.references.named.values() if each.sha256 == sha256)]
+
     async def _copy(self, sha256: str, size: int, same: list[Named]) -> bool:
-        path = object_path(sha256)
-        needed = any(named.key in self._required for named in same)
-        if self.folder.size(path) == size and (needed or await self._still_there(same)):
-            return True
+        there = []
         for named in same:
+            if named.key in self._required or await self.store.head(named.key) is not None:
+                there.append(named)
+            else:  # what was deleted from the store is to be deleted from the backup too
+                self._absent.add(named.key)
+        path = object_path(sha256)
+        if there and self.folder.size(path) == size:
+            return True
+        for named in there:
             try:
                 await self._fetch(named, path)
             except (_NotThere, ObjectMissing):
                 continue
             return True
         return False
-
-    async def _still_there(self, same: list[Named]) -> bool:
-        """What was deleted from the store is to be deleted from the backup too."""
-        return any([await self.store.head(named.key) is not None for named in same])
 
     async def _fetch(self, named: Named, path: str) -> None:
         with self.folder.write(path) as file:

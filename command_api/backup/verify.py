@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -69,7 +69,7 @@ def check_rows(folder: BackupFolder, report: Report = silent) -> Checked:
             raise BackupDamaged(
                 f"the object {entry.key} is missing or cut short in {folder.root}; use another backup"
             )
-    _check_log(folder, manifest, {entry.key for entry in objects}, report)
+    _check_log(folder, manifest, {entry.key: entry for entry in objects}, report)
     return Checked(manifest, objects)
 
 
@@ -122,7 +122,9 @@ def _index(folder: BackupFolder, manifest: Manifest) -> Iterator[IndexEntry]:
                 raise BackupDamaged(f"{part.path} is damaged: {error}; use another backup") from None
 
 
-def _check_log(folder: BackupFolder, manifest: Manifest, listed: set[str], report: Report) -> None:
+def _check_log(
+    folder: BackupFolder, manifest: Manifest, listed: Mapping[str, IndexEntry], report: Report
+) -> None:
     references = References()
     report("checking events", 0, manifest.events)
     for done, event in enumerate(events_of(folder, manifest), start=1):
@@ -131,6 +133,8 @@ def _check_log(folder: BackupFolder, manifest: Manifest, listed: set[str], repor
             report("checking events", done, manifest.events)
     report("checking events", manifest.events, manifest.events)
     for key in sorted(references.listings):
+        if key in listed and listed[key].missing is not None:
+            continue  # somebody else's may have the same bytes: these were not there when it was made
         path = object_path(references.named[key].sha256)
         if folder.size(path) is not None:
             with folder.read(path) as file:
@@ -138,7 +142,7 @@ def _check_log(folder: BackupFolder, manifest: Manifest, listed: set[str], repor
             if hashlib.sha256(content).hexdigest() != references.named[key].sha256:
                 raise BackupDamaged(f"{path} is damaged: its SHA-256 differs; use another backup")
             references.apply_listing(key, Listing.model_validate_json(content))
-    forgotten = sorted(references.named.keys() - listed)
+    forgotten = sorted(references.named.keys() - listed.keys())
     if forgotten:
         raise BackupDamaged(
             f"the log names {len(forgotten)} objects that the backup knows nothing of, such as"

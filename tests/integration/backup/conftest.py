@@ -26,6 +26,13 @@ def empty(servers: EmbeddedServers) -> Iterator[Source]:
         yield Source(database, bucket)
 
 
+@pytest.fixture
+def target(servers: EmbeddedServers) -> Iterator[Source]:
+    """A second empty one."""
+    with made_database(servers) as database, made_bucket(servers) as bucket:
+        yield Source(database, bucket)
+
+
 @pytest.fixture(scope="module")
 def backup(filled: Filled, tmp_path_factory: pytest.TempPathFactory) -> BackupFolder:
     """Made once; a test that damages it takes a `copy`."""

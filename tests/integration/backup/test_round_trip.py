@@ -13,11 +13,14 @@ from command_api.backup.errors import InstallationAway, KeysLocked, NotEmpty, Ta
 from command_api.backup.folder import BackupFolder, object_path
 from command_api.backup.restore import restore
 from command_api.backup.verify import check_rows, open_keys, verify
-from command_api.eventlog.log import EventLog
+from command_api.eventlog.log import Append, EventLog
 from command_api.keeping import LOCK, deleting
 from command_api.messaging.epochs import Epochs
 from command_api.objects import ObjectStore
+from schemas.events import Event
+from schemas.events.dataset import DatasetDeleted, DatasetRegistered, DatasetUploaded
 from schemas.ids import Prefix, new_id
+from schemas.objects import Listing, content_key
 from tests.integration.backup.filled import KEYS, PASSPHRASE, Filled, fill, objects_of, rows_of
 from tests.integration.eventlog.log_samples import logged, one
 
@@ -133,6 +136,50 @@ async def test_objects_that_are_lost_or_changed_are_counted_and_not_passed_on(
     assert manifest.objects.lost == 1, "the checkpoint's bytes are there under another key"
     checked = await verify(folder)
     assert [entry.key for entry in checked.objects if entry.missing == "lost"] == [filled.clip]
+
+
+async def same_elsewhere(source: Source, *later: Event) -> DatasetRegistered:
+    """Another organization registers what the first one did; what its objects are is up to the test."""
+    other = new_id(Prefix.ORGANIZATION)
+    with EventLog.open(source.postgres) as log:
+        events = [raw.recorded().event for raw in log.read_all(0, 100)]
+        first = next(event for event in events if isinstance(event, DatasetRegistered))
+        listing = first.listing.model_copy(update={"key": content_key(other, first.listing.sha256)})
+        again = first.model_copy(update={"listing": listing})
+        story = (again, DatasetUploaded(upload_id="upl_2"), *later)
+        dataset_id = new_id(Prefix.DATASET)
+        told = [logged(dataset_id, version, event, other) for version, event in enumerate(story, start=1)]
+        log.append([Append(tuple(told))])
+    return again
+
+
+async def test_what_was_deleted_stays_away_though_somebody_else_has_the_same(
+    empty: Source, target: Source, tmp_path: Path
+) -> None:
+    filled, folder = await fill(empty), BackupFolder(tmp_path / "target")
+    deleted = await same_elsewhere(empty, DatasetDeleted())  # and its objects were collected
+    manifest = await back_up(filled.source, folder, None)
+    assert manifest.objects.lost == 0
+    checked = await verify(folder)
+    assert deleted.listing.key in {entry.key for entry in checked.objects if entry.missing == "absent"}
+    await restore(folder, checked, target.postgres, target.s3)
+    restored = await objects_of(target)
+    assert deleted.listing.key not in restored
+    assert filled.clip in restored
+
+
+async def test_a_list_that_was_lost_is_restored_from_somebody_elses(
+    empty: Source, target: Source, tmp_path: Path
+) -> None:
+    filled, folder = await fill(empty), BackupFolder(tmp_path / "target")
+    needed = await same_elsewhere(empty)  # whose objects the store has lost
+    manifest = await back_up(filled.source, folder, None)
+    assert manifest.objects.lost == 0
+    await restore(folder, await verify(folder), target.postgres, target.s3)
+    restored = await objects_of(target)
+    organization = needed.listing.key.partition("/")[0]
+    files = Listing.model_validate_json(restored[needed.listing.key]).files
+    assert {content_key(organization, file.sha256) for file in files} < restored.keys()
 
 
 async def test_a_backup_of_another_installation_is_not_replaced(backup: BackupFolder, empty: Source) -> None:
