@@ -368,11 +368,14 @@ def _packed(part: PartShape, chosen: Hyperparameters) -> bool:
 
 
 def _fused(part: PartShape) -> bool:
-    """Whether one layer makes queries, keys and values."""
-    return any(
-        linear.inputs == part.width and linear.outputs == 3 * part.width and linear.count >= part.layers
+    """Whether one layer makes queries, keys and values; an MLP may be three times as wide, too."""
+    as_wide = sum(
+        linear.count
         for linear in part.linears
+        if (linear.inputs, linear.outputs) == (part.width, 3 * part.width)
     )
+    of_mlp = (2 if part.gated else 1) * part.layers if part.mlp_width == 3 * part.width else 0
+    return part.layers > 0 and as_wide - of_mlp >= part.layers
 
 
 def _evaluating(shape: ModelShape, seen: Evaluated, chosen: Hyperparameters, device: Device) -> int:

@@ -138,3 +138,29 @@ def test_a_measured_speed_has_setting_off_in_it() -> None:
     given = foreseen(request, FACTS, plan_training(FACTS, request.hyperparameters), [node(4)])
     assert given is not None
     assert timed(given, "cpu", 1e12, dispatches=1e6).seconds == pytest.approx(given.teraflops)
+
+
+def test_an_mlp_three_times_as_wide_is_not_taken_for_a_fused_attention() -> None:
+    def activations(mlp_width: int) -> int:
+        linears = (
+            LinearShape(inputs=512, outputs=512, count=4),
+            LinearShape(inputs=512, outputs=mlp_width, count=2),
+            LinearShape(inputs=mlp_width, outputs=512, count=1),
+        )
+        part = PartShape(
+            modality="text",
+            linears=linears,
+            layers=1,
+            width=512,
+            query_width=512,
+            key_width=512,
+            mlp_width=mlp_width,
+            gated=True,
+        )
+        shape = ModelShape(parts=(part,), dense_parameters=8, vocabulary=8)
+        request = asked().model_copy(update={"model_shape": shape})
+        given = foreseen(request, FACTS, plan_training(FACTS, request.hyperparameters), [node(4)])
+        assert given is not None
+        return {part.name: part.size_bytes for part in given.parts}["activations"]
+
+    assert activations(1535) < activations(1536) < activations(1537)
