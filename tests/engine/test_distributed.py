@@ -321,5 +321,7 @@ def test_ranks_are_given_out_as_one_process_does(
     (mine,), (theirs,) = alone.of("rank_changed"), recorded.of("rank_changed")
     assert theirs.layers == mine.layers
     assert theirs.trial.examples == mine.trial.examples
-    assert theirs.trial.allocated_loss == pytest.approx(mine.trial.allocated_loss, rel=1e-4)
-    assert series(two)[-1]["loss"] == pytest.approx(series(one)[-1]["loss"], rel=1e-4)
+    assert theirs.trial.uniform_loss == pytest.approx(mine.trial.uniform_loss, rel=1e-5)
+    # What has just grown has gradients near 0: of how they are rounded, Adam's first steps make whole ones.
+    assert theirs.trial.allocated_loss == pytest.approx(mine.trial.allocated_loss, rel=2e-3)
+    assert series(two)[-1]["loss"] == pytest.approx(series(one)[-1]["loss"], rel=2e-3)

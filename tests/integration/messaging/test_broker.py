@@ -23,6 +23,7 @@ from schemas.work import RenewReply, RenewRequest
 
 ORGANIZATION, AGENT = new_id(Prefix.ORGANIZATION), new_id(Prefix.AGENT)
 MEBIBYTE = 2**20
+NAME = "test-broker"
 
 
 async def never(*_: object) -> NoReturn:
@@ -41,7 +42,7 @@ DESK = Desk(claim=never, heartbeat=never, presign=never, hello=never, renew=rene
 
 
 def broker_of(nats: NatsSettings) -> Broker:
-    broker = make_broker(nats.url, ControlUser.of(nats, "test-broker"))
+    broker = make_broker(nats.url, ControlUser.of(nats, NAME))
     subscribe(broker, DESK)
     return broker
 
@@ -54,9 +55,10 @@ async def streams(nats: NatsSettings) -> AsyncIterator[Client]:
 
 
 def connections() -> list[Client]:
-    """Clients that are still alive. What was left open and forgotten fails the test as it is collected."""
+    """The broker's that are not closed. What was left open and forgotten fails the test when collected."""
     gc.collect()
-    return [each for each in gc.get_objects() if isinstance(each, Client) and not each.is_closed]
+    clients = [each for each in gc.get_objects() if isinstance(each, Client) and not each.is_closed]
+    return [each for each in clients if each.options.get("name") == NAME]
 
 
 async def test_it_hears_after_a_start_that_failed(nats: NatsSettings) -> None:
