@@ -104,10 +104,10 @@ async def test_who_comes_too_late_is_told_and_nobody_else(
     async with running(projecting.run, read_side), connected(database.conninfo(), autocommit=True) as reading:
 
         async def is_shown() -> bool:
-            return len(await insides._subscribers(reading)) == 2
+            return len(insides._subscribers(await insides._open_findings(reading))) == 2
 
         await eventually(is_shown, "the doctor to name both")
-        said = await insides._subscribers(reading)
+        said = insides._subscribers(await insides._open_findings(reading))
         assert {each.verdict for each in said} == {"failed"}
         assert {each.detail.split()[0] for each in said} == {late, begun_late}
 
