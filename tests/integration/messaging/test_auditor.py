@@ -315,8 +315,8 @@ async def test_a_view_that_cannot_be_compared_is_told_until_it_can(
         await eventually(lambda: told(1), "the metric")
         assert "agents cannot be compared now: its tables are of version" in caplog.text
         async with await psycopg.AsyncConnection.connect(audited.conninfo, autocommit=True) as connection:
-            told = await insides._audit(connection, await insides._open_findings(connection))
-            (said,) = [each for each in told if "agents" in each.detail]
+            everything = await insides._audit(connection, await insides._open_findings(connection))
+            (said,) = [each for each in everything if "agents" in each.detail]
         assert said.verdict == "warning"
         assert said.remedy.endswith("kinora projections rebuild agents")
         audited.execute("UPDATE projections.views SET version = version - 1 WHERE view = 'agents'")
