@@ -54,6 +54,15 @@ async def streams(nats: NatsSettings) -> AsyncIterator[Client]:
         yield client
 
 
+@asynccontextmanager
+async def no_server(servers: EmbeddedServers) -> AsyncIterator[None]:
+    await servers.child("nats").stop()
+    try:
+        yield
+    finally:
+        await servers.revive("nats")
+
+
 def connections() -> list[Client]:
     """The broker's that are not closed. What was left open and forgotten fails the test when collected."""
     gc.collect()
@@ -80,12 +89,11 @@ async def test_it_ends_while_there_is_no_server(nats: NatsSettings, servers: Emb
         broker = broker_of(nats)
         await broker.start()
         client = broker.connection
-        await servers.child("nats").stop()
-        while client.is_connected:  # noqa: ASYNC110 - the library tells nobody
-            await asyncio.sleep(0.01)
-        await broker.stop()
-        assert client.is_closed
-        await servers.revive("nats")
+        async with no_server(servers):
+            while client.is_connected:  # noqa: ASYNC110 - the library tells nobody
+                await asyncio.sleep(0.01)
+            await broker.stop()
+            assert client.is_closed
     assert connections() == []
 
 
@@ -104,12 +112,11 @@ async def test_it_ends_after_its_connection_was_given_up(nats: NatsSettings) -> 
 async def test_a_start_that_is_cancelled_leaves_nothing_open(
     nats: NatsSettings, servers: EmbeddedServers
 ) -> None:
-    await servers.child("nats").stop()
-    starting = asyncio.create_task(broker_of(nats).start())
-    while not connections():  # noqa: ASYNC110 - it is made somewhere inside
-        await asyncio.sleep(0)
-    starting.cancel()
-    await asyncio.wait({starting})
-    assert starting.cancelled()
-    assert connections() == []
-    await servers.revive("nats")
+    async with no_server(servers):
+        starting = asyncio.create_task(broker_of(nats).start())
+        while not connections():  # noqa: ASYNC110 - it is made somewhere inside
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait({starting})
+        assert starting.cancelled()
+        assert connections() == []
