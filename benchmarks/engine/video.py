@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -212,7 +213,6 @@ def _training(folder: Path, steps: int) -> list[Result]:
     from benchmarks.engine.small_model import BATCH, make_model
     from qlora_engine.stopping import StopWish
     from qlora_engine.training.attempt import train
-    from qlora_engine.training.loop import Loop
     from schemas.datasets import Example, Manifest, Turn
     from schemas.training import Hyperparameters, TrainingSpec
 
@@ -243,7 +243,7 @@ def _training(folder: Path, steps: int) -> list[Result]:
         manifest_file=str(folder / "manifest.json"),
         output_folder=str(folder / "output"),
     )
-    waits, whole = _timed(Loop, lambda: train(spec, lambda _: None, StopWish()))
+    waits, whole = _timed(lambda: train(spec, lambda _: None, StopWish()))
     # The first batch has nothing to hide behind.
     return [
         Result(
@@ -257,20 +257,26 @@ def _training(folder: Path, steps: int) -> list[Result]:
     ]
 
 
-def _timed(loop: type, run: Callable[[], None]) -> tuple[list[float], list[float]]:
+def _timed(run: Callable[[], None]) -> tuple[list[float], list[float]]:
     """Seconds that each step waited for its batch, and that it took as a whole."""
-    take, waits, whole = loop._take, [], []  # type: ignore[attr-defined]
+    from qlora_engine.training.loop import Loop
+    from qlora_engine.training.step import Prepared, Taken
 
-    def timed(self: object, ahead: object) -> None:
+    take = Loop.take
+    waits: list[float] = []
+    whole: list[float] = []
+
+    def timed(self: Loop, ahead: Future[Prepared]) -> Taken:
         began = time.perf_counter()
-        ahead.result()  # type: ignore[attr-defined]
+        ahead.result()
         waits.append(time.perf_counter() - began)
-        take(self, ahead)
+        taken = take(self, ahead)
         whole.append(time.perf_counter() - began)
+        return taken
 
-    loop._take = timed  # type: ignore[attr-defined]
+    Loop.take = timed  # type: ignore[method-assign]
     try:
         run()
     finally:
-        loop._take = take  # type: ignore[attr-defined]
+        Loop.take = take  # type: ignore[method-assign]
     return waits, whole
