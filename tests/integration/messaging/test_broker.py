@@ -20,6 +20,7 @@ from schemas.ids import Prefix, new_id
 from schemas.settings import NatsSettings
 from schemas.subjects import renew_subject
 from schemas.work import RenewReply, RenewRequest
+from tests.integration.messaging.world import without
 
 ORGANIZATION, AGENT = new_id(Prefix.ORGANIZATION), new_id(Prefix.AGENT)
 MEBIBYTE = 2**20
@@ -54,15 +55,6 @@ async def streams(nats: NatsSettings) -> AsyncIterator[Client]:
         yield client
 
 
-@asynccontextmanager
-async def no_server(servers: EmbeddedServers) -> AsyncIterator[None]:
-    await servers.child("nats").stop()
-    try:
-        yield
-    finally:
-        await servers.revive("nats")
-
-
 def connections() -> list[Client]:
     """The broker's that are not closed. What was left open and forgotten fails the test when collected."""
     gc.collect()
@@ -89,7 +81,7 @@ async def test_it_ends_while_there_is_no_server(nats: NatsSettings, servers: Emb
         broker = broker_of(nats)
         await broker.start()
         client = broker.connection
-        async with no_server(servers):
+        async with without(servers, "nats"):
             while client.is_connected:  # noqa: ASYNC110 - the library tells nobody
                 await asyncio.sleep(0.01)
             await broker.stop()
@@ -112,7 +104,7 @@ async def test_it_ends_after_its_connection_was_given_up(nats: NatsSettings) -> 
 async def test_a_start_that_is_cancelled_leaves_nothing_open(
     nats: NatsSettings, servers: EmbeddedServers
 ) -> None:
-    async with no_server(servers):
+    async with without(servers, "nats"):
         starting = asyncio.create_task(broker_of(nats).start())
         while not connections():  # noqa: ASYNC110 - it is made somewhere inside
             await asyncio.sleep(0)

@@ -1,7 +1,6 @@
 """While the object store is away, reports wait: nothing that was reported is lost, and no attempt with it."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -29,6 +28,7 @@ from tests.integration.messaging.world import (
     finished,
     settings_of,
     started,
+    without,
 )
 
 LEASE = 2.0
@@ -40,15 +40,6 @@ async def orchestrator(
 ) -> AsyncIterator[None]:
     async with active_orchestrator(settings_of(database, nats, s3, lease_seconds=LEASE)):
         yield
-
-
-@asynccontextmanager
-async def store_away(servers: EmbeddedServers) -> AsyncIterator[None]:
-    await servers.child("s3").stop()
-    try:
-        yield
-    finally:
-        await servers.revive("s3")
 
 
 async def test_a_lease_does_not_expire_over_a_report_that_waits(
@@ -65,7 +56,7 @@ async def test_a_lease_does_not_expire_over_a_report_that_waits(
     await agent.report(offer, finished())
     adapter = await agent.upload(offer, "adapter", "adapter_model.safetensors", b"adapter")
     await world.event(job_id, TrainingFinished)
-    async with store_away(servers):
+    async with without(servers, "s3"):
         # The agent has done all that it can do; whether it is heard afterwards must not matter.
         await agent.report(offer, AdapterUploaded(objects=(adapter,), facts=ADAPTER_FACTS))
         await world.event(agent.agent_id, AgentLost)
@@ -88,7 +79,7 @@ async def test_a_report_that_waits_is_not_taken_for_lost(
     await agent.report(offer, started())
     checkpoint = await agent.upload(offer, "checkpoint", "state.bin", b"state", step=10)
     await world.event(job_id, TrainingStarted)
-    async with store_away(servers):
+    async with without(servers, "s3"):
         await agent.report(offer, CheckpointStored(step=10, objects=(checkpoint,)))
         await agent.report(offer, Warned(code="slow", message="behind the checkpoint"))
 

@@ -24,6 +24,7 @@ from command_api.handlers.registry import HANDLERS
 from command_api.messaging.connection import connect
 from command_api.objects import ObjectStore
 from command_api.settings import ControlSecrets, OrchestratorSettings
+from kinora.local.servers import EmbeddedServers, ServerName
 from schemas import work
 from schemas.commands import Command
 from schemas.commands.agent import EnrollAgent
@@ -251,6 +252,16 @@ async def active_orchestrator(settings: OrchestratorSettings) -> AsyncIterator[N
         async with asyncio.timeout(20):
             await active.wait()
         yield
+
+
+@asynccontextmanager
+async def without(servers: EmbeddedServers, name: ServerName) -> AsyncIterator[None]:
+    """One of the servers is away for as long as the context lasts, whatever happens in it."""
+    await servers.child(name).stop()
+    try:
+        yield
+    finally:
+        await servers.revive(name)
 
 
 @dataclass
