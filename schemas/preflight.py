@@ -129,9 +129,7 @@ def predict(
     saved, largest_block = _activations(shape, work, chosen, device)
     recomputed = largest_block if chosen.gradient_checkpointing else 0
     transient = max(_block_transient(shape, work, device), _optimizer_transient(trainable, device))
-    logits = _logits(
-        shape, work.supervised, chosen, device
-    )  # gone before the first block's gradients are made
+    logits = _logits(shape, work.supervised, chosen, device)
     parts = {
         "base weights": _base(shape, chosen, device),
         "adapter and optimizer": trainable * (2 * FLOAT + _moments(chosen)),

@@ -35,6 +35,9 @@ from tests.engine.conftest import MakeSpec, Recorded
 
 CPU = torch.device("cpu")
 FRAMES = 8
+NOTHING = Workload(
+    tokens=0, supervised=0, patches=0, pixels=0, frame_bytes=0, total_tokens=0, total_patches=0, steps=1
+)
 
 
 class Bounds(NamedTuple):
@@ -94,16 +97,8 @@ def kept_and_predicted(base: Loaded, chosen: Hyperparameters) -> tuple[int, int]
     held = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in frozen)
     del loss
     layout = noise.layout
-    work = Workload(
-        tokens=batch.ids.numel(),
-        supervised=0,
-        patches=chosen.batch_size * layout.steps * layout.rows * layout.columns if layout else 0,
-        pixels=0,
-        frame_bytes=0,
-        total_tokens=0,
-        total_patches=0,
-        steps=1,
-    )
+    patches = chosen.batch_size * layout.steps * layout.rows * layout.columns if layout else 0
+    work = replace(NOTHING, tokens=batch.ids.numel(), patches=patches)
     given = predict(model_shape(base), work, chosen, Device.of(gpu=False, chosen=chosen))
     return held, next(part.size_bytes for part in given.parts if part.name == "activations")
 
@@ -182,16 +177,7 @@ def test_of_all_logits_those_of_one_chunk_are_held_once(
     hidden = torch.randn(4 * chunk, width, dtype=dtype, requires_grad=True)
     targets = torch.randint(0, vocabulary, (4 * chunk,))
     held = most_allocated(lambda: chunked_loss(hidden, head, targets, chunk), tmp_path / "loss.json")
-    of_a_chunk = Workload(
-        tokens=0,
-        supervised=4 * chunk,
-        patches=0,
-        pixels=0,
-        frame_bytes=0,
-        total_tokens=0,
-        total_patches=0,
-        steps=1,
-    )
+    of_a_chunk = replace(NOTHING, supervised=4 * chunk)
     shape = ModelShape(
         parts=(PartShape(modality="text", linears=(), width=width),),
         dense_parameters=0,
@@ -231,18 +217,8 @@ def test_what_evaluating_takes_is_foreseen(
         rows=4,
         prompt=questions.ids.shape[1],
     )
-    nothing = Workload(
-        tokens=0,
-        supervised=0,
-        patches=0,
-        pixels=0,
-        frame_bytes=0,
-        total_tokens=0,
-        total_patches=0,
-        steps=1,
-        evaluated=seen,
-    )
-    given = predict(model_shape(base), nothing, chosen, Device(gpu=False, half=False))
+    alone = replace(NOTHING, evaluated=seen)
+    given = predict(model_shape(base), alone, chosen, Device(gpu=False, half=False))
     sizes = {part.name: part.size_bytes for part in given.parts}
     predicted = sizes["evaluation beyond that"] + sizes["gradients of a block"]
     assert predicted == pytest.approx(held, rel=0.15)
